@@ -1,0 +1,4 @@
+//! The published message formats, one module each. A dialect maps [`crate::message`] to bytes and back and decides
+//! nothing else.
+
+pub mod v2;

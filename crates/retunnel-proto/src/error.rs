@@ -1,0 +1,45 @@
+//! Why bytes from a peer were not understood.
+
+use thiserror::Error;
+
+/// A message or frame that cannot be decoded. The text never quotes the peer's bytes.
+#[derive(Debug, Clone, PartialEq, Eq, Error)]
+#[non_exhaustive]
+pub enum DecodeError {
+    /// Larger than the limit in force at this point of the session.
+    #[error("{what} of {size} bytes is larger than the limit of {limit}")]
+    TooLarge {
+        /// What was too large, for example `frame` or `message`.
+        what: &'static str,
+        /// Size in bytes as declared or received.
+        size: u64,
+        /// Limit in bytes.
+        limit: u64,
+    },
+    /// Ended before the value it announced.
+    #[error("{0} ended early")]
+    Truncated(&'static str),
+    /// Not valid MessagePack, nested too deeply, or not a map.
+    #[error("not a MessagePack map: {0}")]
+    MessagePack(String),
+    /// A map without a `Type`, or whose `Type` is not text.
+    #[error("message has no type")]
+    MissingType,
+    /// A type this side does not know; the session may answer with an error and go on.
+    #[error("unknown message type {0:?}")]
+    UnknownType(String),
+    /// A known message whose field is absent or of the wrong type.
+    #[error("{message} has no valid field {field}")]
+    Field {
+        /// Message type.
+        message: &'static str,
+        /// Field name on the wire.
+        field: &'static str,
+    },
+    /// A frame kind that does not exist.
+    #[error("unknown frame kind {0:#04x}")]
+    UnknownFrame(u8),
+    /// A frame that is not allowed there, for example data on stream 0.
+    #[error("invalid frame: {0}")]
+    InvalidFrame(&'static str),
+}

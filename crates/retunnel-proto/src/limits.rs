@@ -1,0 +1,32 @@
+//! Every bound of the wire formats, by name. Bounds of a process (sessions, tunnels, rates) live in its configuration.
+
+/// Deepest nesting of MessagePack maps and arrays that is decoded. Real messages nest three levels.
+pub const MAX_DEPTH: usize = 16;
+
+/// Largest control message before the peer is authenticated, in bytes. An `Auth` with a long token is under 1 KiB.
+pub const MAX_UNAUTHENTICATED_MESSAGE: usize = 16 * 1024;
+
+/// Largest control message of an authenticated peer, in bytes.
+pub const MAX_CONTROL_MESSAGE: usize = 64 * 1024;
+
+/// Largest text field of a control message that is stored, in bytes (a host name has at most 253).
+pub const MAX_TEXT: usize = 1024;
+
+/// Largest payload of a native data frame, in bytes. Small enough that a turn of one stream delays the others by
+/// well under a millisecond, large enough that the header is noise.
+pub const MAX_DATA_PAYLOAD: usize = 64 * 1024;
+
+/// Longest reason text of a native reset or go-away, in bytes.
+pub const MAX_REASON: usize = 256;
+
+/// Largest WebSocket message the published 2.x clients accept, in bytes (their library's default).
+pub const V2_MAX_MESSAGE_TO_CLIENT: usize = 4 * 1024 * 1024;
+
+/// Largest request body a 2.x tunnel carries, in bytes: the message limit less 64 KiB for the head.
+pub const V2_MAX_REQUEST_BODY: usize = V2_MAX_MESSAGE_TO_CLIENT - 64 * 1024;
+
+/// Largest response (head and body in one message) taken from a 2.x client, in bytes. The clients have no limit.
+pub const V2_MAX_RESPONSE: usize = 64 * 1024 * 1024;
+
+/// Most headers in one request or response.
+pub const MAX_HEADERS: usize = 100;
