@@ -1,0 +1,87 @@
+//! The bounds and times of a link.
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
+
+/// Bounds and times of one link. The defaults suit both ends.
+#[derive(Debug, Clone)]
+pub struct LinkConfig {
+    /// Bytes the peer may send on a new stream before it gets credit. Default 256 KiB: a 20 ms path runs at
+    /// 100 Mbit/s from the first byte, and 1,000 stalled readers hold at most 250 MiB before [`Budget`] says no.
+    pub initial_window: u32,
+    /// Largest window a stream grows to while it is limited by the round-trip time. Default 4 MiB.
+    pub max_window: u32,
+    /// Most streams at a time. Default 10,000.
+    pub max_streams: usize,
+    /// Largest control message in bytes; starts small and is raised after authentication
+    /// ([`crate::Link::set_max_control`]).
+    pub max_control: usize,
+    /// Control messages that wait to be sent; beyond it senders wait. Default 256.
+    pub max_control_queue: usize,
+    /// Control messages and streams of the peer that wait to be taken; beyond it the link is not read. Default 256.
+    pub max_event_queue: usize,
+    /// Bytes received and not yet read, over all streams. Beyond it the fullest stream is reset. Default 64 MiB.
+    pub max_buffered: usize,
+    /// The same for all links of the process.
+    pub budget: Arc<Budget>,
+    /// Time between pings. Default 2.5 s.
+    pub ping_interval: Duration,
+    /// The link is given up when nothing was heard, or a ping was not answered, for so long. Default 7 s, so that
+    /// both ends serve again within 10 s of a silent loss.
+    pub dead_after: Duration,
+    /// How long [`crate::Link::close`] tries to tell the peer. Default 300 ms.
+    pub flush_on_close: Duration,
+}
+
+impl Default for LinkConfig {
+    fn default() -> Self {
+        Self {
+            initial_window: 256 * 1024,
+            max_window: 4 * 1024 * 1024,
+            max_streams: 10_000,
+            max_control: retunnel_proto::limits::MAX_CONTROL_MESSAGE,
+            max_control_queue: 256,
+            max_event_queue: 256,
+            max_buffered: 64 * 1024 * 1024,
+            budget: Arc::new(Budget::new(256 * 1024 * 1024)),
+            ping_interval: Duration::from_millis(2_500),
+            dead_after: Duration::from_secs(7),
+            flush_on_close: Duration::from_millis(300),
+        }
+    }
+}
+
+/// Received bytes that wait for their readers, counted over every link that shares this budget.
+#[derive(Debug)]
+pub struct Budget {
+    used: AtomicUsize,
+    max: usize,
+}
+
+impl Budget {
+    /// A budget of `max` bytes.
+    #[must_use]
+    pub const fn new(max: usize) -> Self {
+        Self { used: AtomicUsize::new(0), max }
+    }
+
+    /// Bytes waiting now.
+    #[must_use]
+    pub fn used(&self) -> usize {
+        self.used.load(Ordering::Relaxed)
+    }
+
+    /// Adds `bytes`; says whether the budget still holds.
+    pub(crate) fn add(&self, bytes: usize) -> bool {
+        self.used.fetch_add(bytes, Ordering::Relaxed) + bytes <= self.max
+    }
+
+    pub(crate) fn sub(&self, bytes: usize) {
+        self.used.fetch_sub(bytes, Ordering::Relaxed);
+    }
+}

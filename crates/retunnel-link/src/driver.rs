@@ -1,0 +1,300 @@
+//! The one task of a link: reads frames, writes batches, keeps the heartbeat.
+
+use std::{
+    cell::RefCell,
+    collections::VecDeque,
+    fmt,
+    future::Future,
+    io::{self, IoSlice},
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll, Waker, ready},
+};
+
+use bytes::{Buf, Bytes};
+use retunnel_proto::native::{FLAG_FIN, FrameHeader, FrameKind, HEADER_LEN};
+use tokio::{
+    io::{AsyncRead, AsyncWrite, ReadBuf},
+    time::{Instant, Sleep, sleep_until},
+};
+
+use crate::{LinkError, Shared};
+
+/// Bytes of one read. Large enough that a busy link needs few calls, shared by all links of a thread.
+const READ_BUFFER: usize = 128 * 1024;
+/// Reads in a row before other tasks get a turn.
+const READS_PER_POLL: usize = 4;
+/// Slices of one vectored write; Linux takes 1024, 64 carry [`crate::state`]'s batch.
+const SLICES: usize = 64;
+
+thread_local! {
+    /// Links read one after the other on a thread, so they share the buffer and an idle link owns none.
+    static SCRATCH: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
+}
+
+/// Moves a link's bytes. Ends with the cause of the link's end; dropping it ends the link.
+pub struct Driver<IO> {
+    io: IO,
+    shared: Arc<Shared>,
+    frame: PartialFrame,
+    /// Bytes that arrived behind the frame that filled the event queue.
+    leftover: Vec<u8>,
+    out: VecDeque<Bytes>,
+    tick: Pin<Box<Sleep>>,
+    close_deadline: Option<Instant>,
+}
+
+/// A frame whose bytes have not all arrived.
+enum PartialFrame {
+    Header { bytes: [u8; HEADER_LEN], have: usize },
+    Data { header: FrameHeader, left: usize, wanted: bool },
+    Other { header: FrameHeader, payload: Vec<u8> },
+}
+
+const NO_FRAME: PartialFrame = PartialFrame::Header { bytes: [0; HEADER_LEN], have: 0 };
+
+impl<IO> fmt::Debug for Driver<IO> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Driver").finish_non_exhaustive()
+    }
+}
+
+impl<IO: AsyncRead + AsyncWrite + Unpin> Driver<IO> {
+    pub(crate) fn new(io: IO, shared: Arc<Shared>) -> Self {
+        let first = Instant::now() + shared.lock().config.ping_interval;
+        Self {
+            io,
+            shared,
+            frame: NO_FRAME,
+            leftover: Vec::new(),
+            out: VecDeque::new(),
+            tick: Box::pin(sleep_until(first)),
+            close_deadline: None,
+        }
+    }
+
+    fn poll_link(&mut self, cx: &mut Context<'_>, wakers: &mut Vec<Waker>) -> Poll<LinkError> {
+        self.shared.lock().driver_waker = Some(cx.waker().clone());
+        if let Err(error) = self.poll_read(cx, wakers) {
+            return Poll::Ready(error);
+        }
+        // Readers woken now may answer within this poll's batch.
+        wakers.drain(..).for_each(Waker::wake);
+        if let Err(error) = self.poll_heartbeat(cx, wakers) {
+            return Poll::Ready(error);
+        }
+        self.poll_write(cx, wakers)
+    }
+
+    fn poll_read(&mut self, cx: &mut Context<'_>, wakers: &mut Vec<Waker>) -> Result<(), LinkError> {
+        if !self.leftover.is_empty() {
+            let bytes = std::mem::take(&mut self.leftover);
+            self.received(&bytes, wakers)?;
+        }
+        SCRATCH.with_borrow_mut(|scratch| {
+            scratch.resize(READ_BUFFER, 0);
+            for _ in 0..READS_PER_POLL {
+                {
+                    let mut state = self.shared.lock();
+                    if state.closing.is_some() {
+                        return Ok(());
+                    }
+                    if state.events_are_full() {
+                        // Not reading is our choice, not the peer's silence.
+                        state.heard_at = Instant::now();
+                        return Ok(());
+                    }
+                }
+                let mut buf = ReadBuf::new(scratch);
+                match Pin::new(&mut self.io).poll_read(cx, &mut buf) {
+                    Poll::Pending => return Ok(()),
+                    Poll::Ready(Err(error)) => return Err(LinkError::Io(Arc::new(error))),
+                    Poll::Ready(Ok(())) if buf.filled().is_empty() => return Err(self.shared.lock().peer_farewell()),
+                    Poll::Ready(Ok(())) => self.received(buf.filled(), wakers)?,
+                }
+            }
+            cx.waker().wake_by_ref();
+            Ok(())
+        })
+    }
+
+    fn received(&mut self, mut bytes: &[u8], wakers: &mut Vec<Waker>) -> Result<(), LinkError> {
+        let now = Instant::now();
+        let mut state = self.shared.lock();
+        state.heard_at = now;
+        loop {
+            match &mut self.frame {
+                PartialFrame::Header { bytes: header, have } => {
+                    if bytes.is_empty() {
+                        return Ok(());
+                    }
+                    if state.events_are_full() {
+                        self.leftover = bytes.to_vec();
+                        return Ok(());
+                    }
+                    let take = (HEADER_LEN - *have).min(bytes.len());
+                    header[*have..*have + take].copy_from_slice(&bytes[..take]);
+                    *have += take;
+                    bytes.advance(take);
+                    if *have < HEADER_LEN {
+                        return Ok(());
+                    }
+                    let header = FrameHeader::decode(*header, state.max_control)?;
+                    self.frame = if header.kind == FrameKind::Data {
+                        let wanted = state.begin_data(header)?;
+                        PartialFrame::Data { header, left: header.len as usize, wanted }
+                    } else {
+                        PartialFrame::Other { header, payload: Vec::new() }
+                    };
+                }
+                PartialFrame::Data { header, left, wanted } => {
+                    let take = (*left).min(bytes.len());
+                    if take > 0 && *wanted {
+                        state.receive(header.stream, &bytes[..take], wakers);
+                    }
+                    bytes.advance(take);
+                    *left -= take;
+                    if *left > 0 {
+                        return Ok(());
+                    }
+                    if *wanted && header.flags & FLAG_FIN != 0 {
+                        state.receive_end(header.stream, wakers);
+                    }
+                    self.frame = NO_FRAME;
+                }
+                PartialFrame::Other { header, payload } => {
+                    let take = (header.len as usize - payload.len()).min(bytes.len());
+                    if payload.is_empty() && take == header.len as usize {
+                        state.frame(*header, &bytes[..take], now, wakers)?;
+                    } else {
+                        payload.extend_from_slice(&bytes[..take]);
+                        if payload.len() < header.len as usize {
+                            return Ok(());
+                        }
+                        state.frame(*header, payload, now, wakers)?;
+                    }
+                    bytes.advance(take);
+                    self.frame = NO_FRAME;
+                }
+            }
+        }
+    }
+
+    fn poll_heartbeat(&mut self, cx: &mut Context<'_>, wakers: &mut Vec<Waker>) -> Result<(), LinkError> {
+        while self.tick.as_mut().poll(cx).is_ready() {
+            let now = Instant::now();
+            let mut state = self.shared.lock();
+            let silence = state.silence(now);
+            if silence >= state.config.dead_after {
+                return Err(LinkError::Silent(silence));
+            }
+            state.queue_ping(now);
+            state.reap_detached(now, wakers);
+            // The next look is early enough to notice `dead_after` on time.
+            let next = state.config.ping_interval.min(state.config.dead_after - silence);
+            drop(state);
+            self.tick.as_mut().reset(now + next);
+        }
+        Ok(())
+    }
+
+    fn poll_write(&mut self, cx: &mut Context<'_>, wakers: &mut Vec<Waker>) -> Poll<LinkError> {
+        loop {
+            if self.out.is_empty() {
+                let mut state = self.shared.lock();
+                state.gather(&mut self.out, wakers);
+                if self.out.is_empty() {
+                    return match state.closing.clone() {
+                        Some(cause) => {
+                            drop(state);
+                            let _ = ready!(Pin::new(&mut self.io).poll_shutdown(cx));
+                            Poll::Ready(cause)
+                        }
+                        None => {
+                            drop(state);
+                            match Pin::new(&mut self.io).poll_flush(cx) {
+                                Poll::Ready(Err(error)) => Poll::Ready(LinkError::Io(Arc::new(error))),
+                                _ => Poll::Pending,
+                            }
+                        }
+                    };
+                }
+            }
+            match self.poll_write_out(cx) {
+                Poll::Ready(Ok(())) => {}
+                Poll::Ready(Err(error)) => return Poll::Ready(LinkError::Io(Arc::new(error))),
+                Poll::Pending => return self.poll_close_deadline(cx),
+            }
+        }
+    }
+
+    /// While the socket takes nothing, a closing link waits only so long.
+    fn poll_close_deadline(&mut self, cx: &mut Context<'_>) -> Poll<LinkError> {
+        let (closing, patience) = {
+            let state = self.shared.lock();
+            (state.closing.clone(), state.config.flush_on_close)
+        };
+        let Some(cause) = closing else { return Poll::Pending };
+        let deadline = *self.close_deadline.get_or_insert_with(|| Instant::now() + patience);
+        self.tick.as_mut().reset(deadline);
+        ready!(self.tick.as_mut().poll(cx));
+        Poll::Ready(cause)
+    }
+
+    fn poll_write_out(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        while !self.out.is_empty() {
+            let written = if self.io.is_write_vectored() && self.out.len() > 1 {
+                let mut slices = [IoSlice::new(&[]); SLICES];
+                let mut count = 0;
+                for (slice, bytes) in slices.iter_mut().zip(&self.out) {
+                    *slice = IoSlice::new(bytes);
+                    count += 1;
+                }
+                ready!(Pin::new(&mut self.io).poll_write_vectored(cx, &slices[..count]))?
+            } else {
+                let front = self.out.front().map_or(&[][..], |bytes| bytes);
+                ready!(Pin::new(&mut self.io).poll_write(cx, front))?
+            };
+            if written == 0 {
+                return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
+            }
+            self.wrote(written);
+        }
+        Poll::Ready(Ok(()))
+    }
+
+    fn wrote(&mut self, mut written: usize) {
+        while written > 0 {
+            let Some(front) = self.out.front_mut() else { return };
+            let step = front.len().min(written);
+            front.advance(step);
+            written -= step;
+            if front.is_empty() {
+                self.out.pop_front();
+            }
+        }
+    }
+}
+
+impl<IO: AsyncRead + AsyncWrite + Unpin> Future for Driver<IO> {
+    type Output = LinkError;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<LinkError> {
+        let this = &mut *self;
+        let mut wakers = Vec::new();
+        let result = this.poll_link(cx, &mut wakers);
+        if let Poll::Ready(error) = &result {
+            this.shared.lock().end(error.clone(), &mut wakers);
+        }
+        wakers.into_iter().for_each(Waker::wake);
+        result
+    }
+}
+
+impl<IO> Drop for Driver<IO> {
+    fn drop(&mut self) {
+        let mut wakers = Vec::new();
+        self.shared.lock().end(LinkError::Dropped, &mut wakers);
+        wakers.into_iter().for_each(Waker::wake);
+    }
+}

@@ -1,0 +1,662 @@
+//! What a link knows: its streams, what waits to be sent, what waits to be read. No I/O happens here; every method
+//! is called with the lock held and is short.
+
+use std::{
+    collections::{HashMap, VecDeque},
+    task::Waker,
+    time::Duration,
+};
+
+use bytes::{Bytes, BytesMut};
+use retunnel_proto::{
+    limits::MAX_DATA_PAYLOAD,
+    native::{self, FLAG_ACK, FLAG_FIN, FrameHeader, FrameKind, HEADER_LEN, ReasonCode, control::Open},
+};
+use tokio::time::Instant;
+
+use crate::{LinkConfig, LinkError, OpenError, Role};
+
+/// Bytes of one stream that wait to be sent while the link is not crowded.
+const SEND_BUFFER: usize = 64 * 1024;
+/// The same while more than [`CROWDED`] bytes wait over all streams.
+const SEND_BUFFER_CROWDED: usize = 4 * 1024;
+const CROWDED: usize = 8 * 1024 * 1024;
+/// Most bytes a stream sends in its turn. A 16 KiB chunk occupies a 100 Mbit/s link for 1.3 ms.
+const TURN: usize = 16 * 1024;
+/// Payloads from this size on are handed to the socket where they are; smaller ones are copied behind each other, so
+/// that one slice carries many frames.
+const COPY_BELOW: usize = 2 * 1024;
+/// Bytes gathered for one write.
+const BATCH: usize = 128 * 1024;
+/// Pings of the peer that wait for their answer. An honest peer has one.
+const MAX_PONGS: usize = 16;
+/// Unasked small frames (credit, resets, pongs) that wait to be sent, in bytes. A peer that makes us answer but does
+/// not read runs into it.
+const MAX_URGENT: usize = 1024 * 1024;
+/// How long a stream that nobody holds any more may take to finish.
+const DETACHED_GRACE: Duration = Duration::from_secs(10);
+
+#[derive(Debug)]
+pub(crate) enum QueuedEvent {
+    Control(Bytes),
+    Opened(Open, u32),
+    GoAway(ReasonCode, String),
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum SendEnd {
+    Open,
+    /// A half-close waits behind the stream's bytes.
+    Queued,
+    Sent,
+}
+
+#[derive(Debug)]
+pub(crate) struct Stream {
+    received: BytesMut,
+    receive_ended: bool,
+    /// What the peer may still send.
+    receive_credit: u32,
+    /// Read by our side and not yet given back as credit.
+    consumed: u32,
+    window: u32,
+    credited_at: Instant,
+    pub(crate) read_waker: Option<Waker>,
+
+    sending: BytesMut,
+    send_credit: u32,
+    send_end: SendEnd,
+    /// In the list of streams that want a turn.
+    queued: bool,
+    pub(crate) write_waker: Option<Waker>,
+
+    reset: Option<(ReasonCode, String)>,
+    /// No handle is left; the stream finishes by itself until then.
+    detached_until: Option<Instant>,
+}
+
+impl Stream {
+    fn new(config: &LinkConfig, send_credit: u32) -> Self {
+        Self {
+            received: BytesMut::new(),
+            receive_ended: false,
+            receive_credit: config.initial_window,
+            consumed: 0,
+            window: config.initial_window,
+            credited_at: Instant::now(),
+            read_waker: None,
+            sending: BytesMut::new(),
+            send_credit,
+            send_end: SendEnd::Open,
+            queued: false,
+            write_waker: None,
+            reset: None,
+            detached_until: None,
+        }
+    }
+
+    fn wants_turn(&self) -> bool {
+        (!self.sending.is_empty() && self.send_credit > 0)
+            || (self.sending.is_empty() && self.send_end == SendEnd::Queued)
+    }
+
+    fn is_finished(&self) -> bool {
+        self.reset.is_some() || (self.receive_ended && self.send_end == SendEnd::Sent)
+    }
+}
+
+/// Result of a read from a stream's buffer.
+pub(crate) enum ReadOutcome {
+    Bytes(usize),
+    End,
+    Reset(ReasonCode, String),
+    Wait,
+}
+
+#[derive(Debug)]
+pub(crate) struct State {
+    role: Role,
+    pub(crate) config: LinkConfig,
+    pub(crate) max_control: usize,
+    /// `None` until the peer's hello was read; streams opened before start without credit.
+    peer_window: Option<u32>,
+    pub(crate) streams: HashMap<u32, Stream>,
+    /// Id of the newest stream, 0 before the first.
+    last_id: u32,
+    turns: VecDeque<u32>,
+    waiting_to_send: usize,
+    buffered: usize,
+    /// Encoded small frames that go before everything else.
+    urgent: BytesMut,
+    pongs: usize,
+    control: VecDeque<Vec<u8>>,
+    pub(crate) control_waiters: Vec<Waker>,
+    pub(crate) events: VecDeque<QueuedEvent>,
+    pub(crate) events_waker: Option<Waker>,
+    pub(crate) driver_waker: Option<Waker>,
+    pub(crate) end_waiters: Vec<Waker>,
+    going_away: bool,
+    peer_going_away: Option<LinkError>,
+    pub(crate) closing: Option<LinkError>,
+    pub(crate) ended: Option<LinkError>,
+    pub(crate) rtt: Option<Duration>,
+    /// Sent pings that have no answer yet: number and time.
+    pings: VecDeque<(u64, Instant)>,
+    next_ping: u64,
+    pub(crate) heard_at: Instant,
+}
+
+impl State {
+    pub(crate) fn new(role: Role, config: LinkConfig) -> Self {
+        Self {
+            role,
+            max_control: config.max_control,
+            peer_window: None,
+            streams: HashMap::new(),
+            last_id: 0,
+            turns: VecDeque::new(),
+            waiting_to_send: 0,
+            buffered: 0,
+            urgent: BytesMut::new(),
+            pongs: 0,
+            control: VecDeque::new(),
+            control_waiters: Vec::new(),
+            events: VecDeque::new(),
+            events_waker: None,
+            driver_waker: None,
+            end_waiters: Vec::new(),
+            going_away: false,
+            peer_going_away: None,
+            closing: None,
+            ended: None,
+            rtt: None,
+            pings: VecDeque::new(),
+            next_ping: 0,
+            heard_at: Instant::now(),
+            config,
+        }
+    }
+
+    /// The peer's hello was read. Later calls are ignored: a window holds for the whole link.
+    pub(crate) fn set_peer_window(&mut self, bytes: u32) {
+        if self.peer_window.is_none() {
+            self.peer_window = Some(bytes);
+            for id in self.streams.keys().copied().collect::<Vec<_>>() {
+                if let Some(stream) = self.streams.get_mut(&id) {
+                    stream.send_credit += bytes;
+                }
+                self.want_turn(id);
+            }
+        }
+    }
+
+    // --- sending ---------------------------------------------------------------------------------------------
+
+    fn urgent_frame(&mut self, kind: FrameKind, flags: u8, stream: u32, payload: &[u8]) {
+        let header = FrameHeader { kind, flags, len: payload.len() as u32, stream };
+        self.urgent.extend_from_slice(&header.encode());
+        self.urgent.extend_from_slice(payload);
+    }
+
+    pub(crate) fn control_is_full(&self) -> bool {
+        self.control.len() >= self.config.max_control_queue
+    }
+
+    pub(crate) fn queue_control(&mut self, payload: Vec<u8>) {
+        self.control.push_back(payload);
+    }
+
+    pub(crate) fn queue_go_away(&mut self, code: ReasonCode, reason: &str) {
+        if !self.going_away {
+            self.going_away = true;
+            self.urgent_frame(FrameKind::GoAway, 0, 0, &native::encode_reason(code, reason));
+        }
+    }
+
+    pub(crate) fn queue_ping(&mut self, now: Instant) {
+        if self.pings.len() < MAX_PONGS {
+            self.next_ping += 1;
+            self.pings.push_back((self.next_ping, now));
+            self.urgent_frame(FrameKind::Ping, 0, 0, &self.next_ping.to_be_bytes());
+        }
+    }
+
+    pub(crate) fn silence(&self, now: Instant) -> Duration {
+        let unanswered = self.pings.front().map_or(Duration::ZERO, |(_, sent)| now.duration_since(*sent));
+        unanswered.max(now.duration_since(self.heard_at))
+    }
+
+    pub(crate) fn open_stream(&mut self, open: &[u8]) -> Result<u32, OpenError> {
+        if let Some(error) = &self.ended {
+            return Err(OpenError::Ended(error.clone()));
+        }
+        if self.closing.is_some() || self.peer_going_away.is_some() || self.role == Role::Client {
+            return Err(OpenError::Closing);
+        }
+        if self.streams.len() >= self.config.max_streams {
+            return Err(OpenError::TooMany(self.config.max_streams));
+        }
+        loop {
+            self.last_id = self.last_id.wrapping_add(1);
+            if self.last_id != 0 && !self.streams.contains_key(&self.last_id) {
+                break;
+            }
+        }
+        let id = self.last_id;
+        self.streams.insert(id, Stream::new(&self.config, self.peer_window.unwrap_or(0)));
+        // An open must reach the peer before the stream's first bytes; the urgent queue goes before data.
+        self.urgent_frame(FrameKind::Open, 0, id, open);
+        Ok(id)
+    }
+
+    /// Room for bytes of this stream, 0 when the writer must wait.
+    pub(crate) fn write(&mut self, id: u32, bytes: &[u8]) -> Result<usize, (ReasonCode, String)> {
+        if let Some(error) = &self.ended {
+            return Err((ReasonCode::CANCELLED, error.to_string()));
+        }
+        let crowded = self.waiting_to_send >= CROWDED;
+        let Some(stream) = self.streams.get_mut(&id) else {
+            return Err((ReasonCode::CANCELLED, "stream has ended".into()));
+        };
+        if let Some(reset) = &stream.reset {
+            return Err(reset.clone());
+        }
+        if stream.send_end != SendEnd::Open {
+            return Err((ReasonCode::NONE, "written after the end".into()));
+        }
+        let limit = if crowded { SEND_BUFFER_CROWDED } else { SEND_BUFFER };
+        let room = limit.saturating_sub(stream.sending.len()).min(bytes.len());
+        stream.sending.extend_from_slice(&bytes[..room]);
+        self.waiting_to_send += room;
+        self.want_turn(id);
+        Ok(room)
+    }
+
+    pub(crate) fn end_sending(&mut self, id: u32) {
+        if let Some(stream) = self.streams.get_mut(&id)
+            && stream.send_end == SendEnd::Open
+            && stream.reset.is_none()
+        {
+            stream.send_end = SendEnd::Queued;
+            self.want_turn(id);
+        }
+    }
+
+    fn want_turn(&mut self, id: u32) {
+        if let Some(stream) = self.streams.get_mut(&id)
+            && !stream.queued
+            && stream.wants_turn()
+        {
+            stream.queued = true;
+            self.turns.push_back(id);
+        }
+    }
+
+    /// Gathers what may be sent now: urgent frames, control messages, then one turn for each stream that wants one,
+    /// until [`BATCH`] bytes are gathered. `wakers` receives writers that have room again.
+    pub(crate) fn gather(&mut self, out: &mut VecDeque<Bytes>, wakers: &mut Vec<Waker>) {
+        let mut head = std::mem::take(&mut self.urgent);
+        let mut gathered = head.len();
+        self.pongs = 0;
+        while gathered < BATCH
+            && let Some(payload) = self.control.pop_front()
+        {
+            let header = FrameHeader { kind: FrameKind::Control, flags: 0, len: payload.len() as u32, stream: 0 };
+            head.extend_from_slice(&header.encode());
+            head.extend_from_slice(&payload);
+            gathered += HEADER_LEN + payload.len();
+        }
+        if !self.control_is_full() {
+            wakers.append(&mut self.control_waiters);
+        }
+        if self.closing.is_none() {
+            while gathered < BATCH
+                && let Some(id) = self.turns.pop_front()
+            {
+                gathered += self.take_turn(id, &mut head, out, wakers);
+            }
+        }
+        if !head.is_empty() {
+            out.push_back(head.freeze());
+        }
+    }
+
+    fn take_turn(&mut self, id: u32, head: &mut BytesMut, out: &mut VecDeque<Bytes>, wakers: &mut Vec<Waker>) -> usize {
+        let Some(stream) = self.streams.get_mut(&id) else { return 0 };
+        stream.queued = false;
+        if !stream.wants_turn() {
+            return 0;
+        }
+        let len = stream.sending.len().min(TURN).min(stream.send_credit as usize);
+        stream.send_credit -= len as u32;
+        let fin = stream.send_end == SendEnd::Queued && len == stream.sending.len();
+        if fin {
+            stream.send_end = SendEnd::Sent;
+        }
+        let flags = if fin { FLAG_FIN } else { 0 };
+        let header = FrameHeader { kind: FrameKind::Data, flags, len: len as u32, stream: id };
+        head.extend_from_slice(&header.encode());
+        if len < COPY_BELOW {
+            head.extend_from_slice(&stream.sending[..len]);
+            bytes::Buf::advance(&mut stream.sending, len);
+        } else {
+            let payload = stream.sending.split_to(len).freeze();
+            out.push_back(head.split().freeze());
+            out.push_back(payload);
+        }
+        if stream.sending.is_empty() {
+            // An idle stream owns no memory.
+            stream.sending = BytesMut::new();
+        }
+        wakers.extend(stream.write_waker.take());
+        self.waiting_to_send -= len;
+        if stream.wants_turn() {
+            stream.queued = true;
+            self.turns.push_back(id);
+        } else if stream.is_finished() {
+            self.forget_if_finished(id);
+        }
+        HEADER_LEN + len
+    }
+
+    // --- receiving -------------------------------------------------------------------------------------------
+
+    pub(crate) fn events_are_full(&self) -> bool {
+        self.events.len() >= self.config.max_event_queue
+    }
+
+    fn push_event(&mut self, event: QueuedEvent, wakers: &mut Vec<Waker>) {
+        self.events.push_back(event);
+        wakers.extend(self.events_waker.take());
+    }
+
+    /// Checks the header of a data frame and takes its credit. `false`: skip the payload.
+    pub(crate) fn begin_data(&mut self, header: FrameHeader) -> Result<bool, LinkError> {
+        let Some(stream) = self.streams.get_mut(&header.stream) else {
+            // Bytes that were under way when the stream ended here.
+            return if self.was_opened(header.stream) {
+                Ok(false)
+            } else {
+                Err(LinkError::Protocol("data for a stream never opened"))
+            };
+        };
+        if stream.receive_ended {
+            return Err(LinkError::Protocol("data after the end of a stream"));
+        }
+        if header.len > stream.receive_credit {
+            return Err(LinkError::Protocol("data beyond the credit of a stream"));
+        }
+        stream.receive_credit -= header.len;
+        Ok(true)
+    }
+
+    fn was_opened(&self, id: u32) -> bool {
+        // Half of the number space lies behind the newest id.
+        self.last_id.wrapping_sub(id) < u32::MAX / 2 && self.last_id != 0
+    }
+
+    /// Bytes of a data frame whose header passed [`Self::begin_data`].
+    pub(crate) fn receive(&mut self, id: u32, bytes: &[u8], wakers: &mut Vec<Waker>) {
+        let Some(stream) = self.streams.get_mut(&id) else { return };
+        if stream.detached_until.is_some() {
+            stream.consumed += bytes.len() as u32;
+            self.give_credit(id);
+            return;
+        }
+        stream.received.extend_from_slice(bytes);
+        wakers.extend(stream.read_waker.take());
+        self.buffered += bytes.len();
+        let in_budget = self.config.budget.add(bytes.len());
+        if !in_budget || self.buffered > self.config.max_buffered {
+            self.reset_fullest(wakers);
+        }
+    }
+
+    pub(crate) fn receive_end(&mut self, id: u32, wakers: &mut Vec<Waker>) {
+        if let Some(stream) = self.streams.get_mut(&id) {
+            stream.receive_ended = true;
+            wakers.extend(stream.read_waker.take());
+            self.forget_if_finished(id);
+        }
+    }
+
+    fn reset_fullest(&mut self, wakers: &mut Vec<Waker>) {
+        let fullest = self.streams.iter().max_by_key(|(_, stream)| stream.received.len()).map(|(id, _)| *id);
+        if let Some(id) = fullest {
+            self.reset_here(id, ReasonCode::LIMIT, "too many bytes wait for a reader", wakers);
+        }
+    }
+
+    /// A frame other than data, complete.
+    pub(crate) fn frame(
+        &mut self,
+        header: FrameHeader,
+        payload: &[u8],
+        now: Instant,
+        wakers: &mut Vec<Waker>,
+    ) -> Result<(), LinkError> {
+        let id = header.stream;
+        match header.kind {
+            FrameKind::Data => unreachable!("data frames are received in pieces"),
+            FrameKind::Control => self.push_event(QueuedEvent::Control(Bytes::copy_from_slice(payload)), wakers),
+            FrameKind::Open => {
+                if self.role == Role::Server {
+                    return Err(LinkError::Protocol("only the server opens streams"));
+                }
+                let newer = id.wrapping_sub(self.last_id) < u32::MAX / 2;
+                if !newer || self.streams.contains_key(&id) || id == self.last_id {
+                    return Err(LinkError::Protocol("stream ids must grow"));
+                }
+                self.last_id = id;
+                let open = Open::decode(payload)?;
+                if self.streams.len() >= self.config.max_streams {
+                    let reason = native::encode_reason(ReasonCode::LIMIT, "too many streams");
+                    self.urgent_frame(FrameKind::Reset, 0, id, &reason);
+                } else {
+                    self.streams.insert(id, Stream::new(&self.config, self.peer_window.unwrap_or(0)));
+                    self.push_event(QueuedEvent::Opened(open, id), wakers);
+                }
+            }
+            FrameKind::Credit => {
+                let added = u32::from_be_bytes(payload.try_into().expect("the header's check made it 4 bytes"));
+                if let Some(stream) = self.streams.get_mut(&id) {
+                    let credit = stream.send_credit.checked_add(added).filter(|sum| *sum <= i32::MAX as u32);
+                    stream.send_credit = credit.ok_or(LinkError::Protocol("credit overflows"))?;
+                    self.want_turn(id);
+                } else if !self.was_opened(id) {
+                    return Err(LinkError::Protocol("credit for a stream never opened"));
+                }
+            }
+            FrameKind::Reset => {
+                let (code, reason) = native::decode_reason(payload)?;
+                if self.streams.contains_key(&id) {
+                    self.end_stream(id, code, reason, true, wakers);
+                } else if !self.was_opened(id) {
+                    return Err(LinkError::Protocol("reset of a stream never opened"));
+                }
+            }
+            FrameKind::Ping if header.flags & FLAG_ACK != 0 => {
+                let number = u64::from_be_bytes(payload.try_into().expect("the header's check made it 8 bytes"));
+                while let Some((sent, at)) = self.pings.front().copied().filter(|(sent, _)| *sent <= number) {
+                    self.pings.pop_front();
+                    if sent == number {
+                        self.rtt = Some(now.duration_since(at));
+                    }
+                }
+            }
+            FrameKind::Ping => {
+                self.pongs += 1;
+                if self.pongs > MAX_PONGS {
+                    return Err(LinkError::Protocol("too many pings"));
+                }
+                self.urgent_frame(FrameKind::Ping, FLAG_ACK, 0, payload);
+            }
+            FrameKind::GoAway => {
+                let (code, reason) = native::decode_reason(payload)?;
+                if self.peer_going_away.is_none() {
+                    self.peer_going_away = Some(LinkError::GoAway { code, reason: reason.clone() });
+                    self.push_event(QueuedEvent::GoAway(code, reason), wakers);
+                }
+            }
+        }
+        if self.urgent.len() > MAX_URGENT {
+            return Err(LinkError::Protocol("peer makes us answer but does not read"));
+        }
+        Ok(())
+    }
+
+    /// What the peer announced before it closed, or nothing.
+    pub(crate) fn peer_farewell(&self) -> LinkError {
+        self.peer_going_away.clone().unwrap_or(LinkError::ClosedByPeer)
+    }
+
+    pub(crate) fn read(&mut self, id: u32, into: &mut [u8]) -> ReadOutcome {
+        let Some(stream) = self.streams.get_mut(&id) else { return ReadOutcome::End };
+        // What arrived completely stays readable after a reset or the end of the link.
+        if let Some((code, reason)) = &stream.reset
+            && !stream.receive_ended
+        {
+            return ReadOutcome::Reset(*code, reason.clone());
+        }
+        if stream.received.is_empty() {
+            return if stream.receive_ended { ReadOutcome::End } else { ReadOutcome::Wait };
+        }
+        let len = stream.received.len().min(into.len());
+        into[..len].copy_from_slice(&stream.received[..len]);
+        if len == stream.received.len() {
+            // An idle stream owns no memory.
+            stream.received = BytesMut::new();
+        } else {
+            bytes::Buf::advance(&mut stream.received, len);
+        }
+        stream.consumed += len as u32;
+        self.buffered -= len;
+        self.config.budget.sub(len);
+        self.give_credit(id);
+        ReadOutcome::Bytes(len)
+    }
+
+    /// Gives credit back once half of the window was read. A window that is used up faster than credit can travel
+    /// doubles: then the round trip, not the reader, is what limits the stream.
+    fn give_credit(&mut self, id: u32) {
+        let rtt = self.rtt.unwrap_or(Duration::from_millis(1));
+        let (max_window, room) = (self.config.max_window, self.buffered < self.config.max_buffered / 2);
+        let Some(stream) = self.streams.get_mut(&id) else { return };
+        if stream.receive_ended || stream.consumed < stream.window / 2 {
+            return;
+        }
+        let now = Instant::now();
+        let mut credit = stream.consumed;
+        if room && stream.window < max_window && now.duration_since(stream.credited_at) < 2 * rtt {
+            let grown = (stream.window * 2).min(max_window);
+            credit += grown - stream.window;
+            stream.window = grown;
+        }
+        stream.credited_at = now;
+        stream.consumed = 0;
+        stream.receive_credit += credit;
+        self.urgent_frame(FrameKind::Credit, 0, id, &credit.to_be_bytes());
+    }
+
+    // --- ends ------------------------------------------------------------------------------------------------
+
+    pub(crate) fn reset_here(&mut self, id: u32, code: ReasonCode, reason: &str, wakers: &mut Vec<Waker>) {
+        if self.streams.get(&id).is_some_and(|stream| stream.reset.is_none()) {
+            self.urgent_frame(FrameKind::Reset, 0, id, &native::encode_reason(code, reason));
+            self.end_stream(id, code, reason.to_owned(), false, wakers);
+        }
+    }
+
+    /// Ends both directions. With `keep_complete` a direction that arrived up to its end can still be read.
+    fn end_stream(&mut self, id: u32, code: ReasonCode, reason: String, keep_complete: bool, wakers: &mut Vec<Waker>) {
+        let Some(stream) = self.streams.get_mut(&id) else { return };
+        stream.reset = Some((code, reason));
+        self.waiting_to_send -= stream.sending.len();
+        stream.sending = BytesMut::new();
+        if !(keep_complete && stream.receive_ended) {
+            stream.receive_ended = false;
+            self.buffered -= stream.received.len();
+            self.config.budget.sub(stream.received.len());
+            stream.received = BytesMut::new();
+        }
+        wakers.extend(stream.read_waker.take());
+        wakers.extend(stream.write_waker.take());
+        self.forget_if_finished(id);
+    }
+
+    /// The handle is gone: the stream is forgotten once both directions ended, or reset now.
+    pub(crate) fn drop_handle(&mut self, id: u32, wakers: &mut Vec<Waker>) {
+        let Some(stream) = self.streams.get_mut(&id) else { return };
+        if stream.detached_until.is_some() {
+            return;
+        }
+        if stream.reset.is_none() && !(stream.receive_ended && stream.send_end != SendEnd::Open) {
+            self.reset_here(id, ReasonCode::CANCELLED, "dropped", wakers);
+        }
+        self.detach(id);
+    }
+
+    /// Lets the stream finish without a handle: our half-close is sent, what still arrives is thrown away.
+    pub(crate) fn detach(&mut self, id: u32) {
+        self.end_sending(id);
+        if let Some(stream) = self.streams.get_mut(&id) {
+            let unread = stream.received.len();
+            stream.received = BytesMut::new();
+            stream.consumed += unread as u32;
+            stream.detached_until = Some(Instant::now() + DETACHED_GRACE);
+            self.buffered -= unread;
+            self.config.budget.sub(unread);
+            self.give_credit(id);
+            self.forget_if_finished(id);
+        }
+    }
+
+    /// Resets streams that nobody holds and that did not finish in time.
+    pub(crate) fn reap_detached(&mut self, now: Instant, wakers: &mut Vec<Waker>) {
+        let late: Vec<u32> = self
+            .streams
+            .iter()
+            .filter(|(_, stream)| stream.detached_until.is_some_and(|until| until <= now))
+            .map(|(id, _)| *id)
+            .collect();
+        for id in late {
+            self.reset_here(id, ReasonCode::CANCELLED, "not finished in time", wakers);
+        }
+    }
+
+    fn forget_if_finished(&mut self, id: u32) {
+        // While a handle exists the stream stays, so that its reader sees the end or the reset.
+        if self.streams.get(&id).is_some_and(|stream| stream.detached_until.is_some() && stream.is_finished())
+            && let Some(stream) = self.streams.remove(&id)
+        {
+            self.waiting_to_send -= stream.sending.len();
+        }
+    }
+
+    /// Ends everything. Every reader, writer and waiter is woken.
+    pub(crate) fn end(&mut self, error: LinkError, wakers: &mut Vec<Waker>) {
+        if self.ended.is_some() {
+            return;
+        }
+        let reason = error.to_string();
+        for id in self.streams.keys().copied().collect::<Vec<_>>() {
+            if self.streams.get(&id).is_some_and(|stream| stream.reset.is_none()) {
+                self.end_stream(id, ReasonCode::CANCELLED, reason.clone(), true, wakers);
+            }
+        }
+        self.ended = Some(error);
+        self.turns.clear();
+        self.control.clear();
+        wakers.append(&mut self.control_waiters);
+        wakers.append(&mut self.end_waiters);
+        wakers.extend(self.events_waker.take());
+    }
+}
+
+impl Drop for State {
+    fn drop(&mut self) {
+        self.config.budget.sub(self.buffered);
+    }
+}
+
+const _: () = assert!(TURN <= MAX_DATA_PAYLOAD, "a turn must fit a frame");
