@@ -510,6 +510,12 @@ impl State {
         self.peer_going_away.clone().unwrap_or(LinkError::ClosedByPeer)
     }
 
+    pub(crate) fn is_readable(&self, id: u32) -> bool {
+        self.streams
+            .get(&id)
+            .is_none_or(|stream| stream.reset.is_some() || stream.receive_ended || !stream.received.is_empty())
+    }
+
     pub(crate) fn read(&mut self, id: u32, into: &mut [u8]) -> ReadOutcome {
         let Some(stream) = self.streams.get_mut(&id) else { return ReadOutcome::End };
         // What arrived completely stays readable after a reset or the end of the link.

@@ -53,6 +53,21 @@ impl LinkStream {
         self.id
     }
 
+    /// Waits until a read would not wait. Cancel-safe; lets a waiting reader own no buffer.
+    pub async fn readable(&self) {
+        std::future::poll_fn(|cx| {
+            let mut state = self.shared.lock();
+            if state.is_readable(self.id) {
+                return Poll::Ready(());
+            }
+            if let Some(stream) = state.streams.get_mut(&self.id) {
+                stream.read_waker = Some(cx.waker().clone());
+            }
+            Poll::Pending
+        })
+        .await;
+    }
+
     /// Ends both directions at once and tells the peer why.
     pub fn reset(self, code: ReasonCode, reason: &str) {
         let mut wakers = Vec::new();

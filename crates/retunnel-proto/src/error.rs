@@ -29,13 +29,8 @@ pub enum DecodeError {
     #[error("unknown message type {0:?}")]
     UnknownType(String),
     /// A known message whose field is absent or of the wrong type.
-    #[error("{message} has no valid field {field}")]
-    Field {
-        /// Message type.
-        message: &'static str,
-        /// Field name on the wire.
-        field: &'static str,
-    },
+    #[error("message has no valid field {0}")]
+    Field(&'static str),
     /// A frame kind that does not exist.
     #[error("unknown frame kind {0:#04x}")]
     UnknownFrame(u8),

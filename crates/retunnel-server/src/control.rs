@@ -1,0 +1,129 @@
+//! Where clients arrive: requests for the base domain. A request that opens a session becomes a task of its own, all
+//! others are answered by the REST API.
+
+pub(crate) mod native;
+pub(crate) mod open;
+pub(crate) mod v2;
+
+use std::{convert::Infallible, net::SocketAddr, sync::Arc, time::Duration};
+
+use bytes::Bytes;
+use http::Request;
+use hyper::{body::Incoming, service::service_fn};
+use hyper_util::{
+    rt::{TokioIo, TokioTimer},
+    service::TowerToHyperService,
+};
+use retunnel_proto::message::Token;
+use socket2::SockRef;
+use tokio::{io::AsyncWriteExt, net::TcpStream};
+use tracing::debug;
+
+use crate::{
+    core::Core,
+    edge::{http1::request::RequestHead, rewind::Rewind},
+    rest::PeerAddr,
+};
+
+/// Bytes of a link that may wait in its socket. More would delay small streams behind big ones; they wait in the
+/// link's own queues, where streams take turns.
+const NOTSENT_LOWAT: u32 = 32 * 1024;
+/// How long a REST request may take to arrive.
+const REST_WITHIN: Duration = Duration::from_secs(10);
+
+const SWITCHING: &[u8] = b"HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: retunnel\r\n\r\n";
+
+/// Serves a request for the base domain. `received` holds the request's head and whatever came behind it.
+pub(crate) async fn serve(
+    core: &Arc<Core>,
+    mut socket: TcpStream,
+    head: &RequestHead,
+    received: Bytes,
+    peer: SocketAddr,
+) {
+    let upgrade = head.upgrade.as_deref().unwrap_or_default();
+    let path = head.path();
+    let wants_link = path == b"/api/v1/link" && upgrade.eq_ignore_ascii_case(b"retunnel");
+    let wants_socket =
+        matches!(path, b"/api/v1/ws/tunnel" | b"/api/v1/ws/proxy") && upgrade.eq_ignore_ascii_case(b"websocket");
+    if !wants_link && !wants_socket {
+        return rest(core, Rewind::new(received, socket), peer).await;
+    }
+    let Some(permit) = core.gate.enter(peer.ip()) else {
+        debug!(%peer, "too many unauthenticated connections");
+        let _ = socket.write_all(BUSY).await;
+        return;
+    };
+    tune(&socket);
+    let this = Arc::clone(core);
+    if wants_link {
+        let rest_of_it = received.slice(head.len..);
+        if socket.write_all(SWITCHING).await.is_ok() {
+            core.tasks.spawn(native::serve(this, Rewind::new(rest_of_it, socket), peer, permit));
+        }
+        return;
+    }
+    let token = bearer(head);
+    let is_proxy = path == b"/api/v1/ws/proxy";
+    let io = Rewind::new(received, socket);
+    if is_proxy {
+        core.tasks.spawn(v2::serve_proxy(this, io, token, peer, permit));
+    } else {
+        core.tasks.spawn(v2::serve_control(this, io, token, peer, permit));
+    }
+}
+
+const BUSY: &[u8] = b"HTTP/1.1 503 Service Unavailable\r\nRetry-After: 2\r\nConnection: close\r\n\
+    Content-Type: application/json\r\nContent-Length: 89\r\n\r\n\
+    {\"detail\":\"too many connections are not authenticated yet\",\"code\":\"too_many_connections\"}";
+
+fn bearer(head: &RequestHead) -> Option<Token> {
+    let value = head.header("authorization")?;
+    let text = std::str::from_utf8(value).ok()?;
+    let (scheme, token) = text.split_once(' ')?;
+    scheme.eq_ignore_ascii_case("bearer").then(|| Token::new(token.trim()))
+}
+
+/// Socket options of a connection that carries many visitors. Each is a wish: a system that lacks one works without.
+fn tune(socket: &TcpStream) {
+    let socket = SockRef::from(socket);
+    let _ = socket.set_tcp_notsent_lowat(NOTSENT_LOWAT);
+    let _ = socket.set_tcp_congestion(b"bbr");
+}
+
+/// One REST request. The connection is closed behind it, so that a later request cannot name another host.
+async fn rest(core: &Arc<Core>, io: Rewind, peer: SocketAddr) {
+    let router = TowerToHyperService::new(core.rest.clone());
+    let service = service_fn(move |mut request: Request<Incoming>| {
+        request.extensions_mut().insert(PeerAddr(peer));
+        let router = router.clone();
+        async move {
+            Ok::<_, Infallible>(
+                hyper::service::Service::call(&router, request).await.unwrap_or_else(|never| match never {}),
+            )
+        }
+    });
+    let serving = hyper::server::conn::http1::Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(REST_WITHIN)
+        .keep_alive(false)
+        .serve_connection(TokioIo::new(io), service);
+    tokio::select! {
+        result = serving => if let Err(error) = result {
+            debug!(%peer, %error, "REST connection failed");
+        },
+        () = core.stopping.cancelled() => {}
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::BUSY;
+
+    #[test]
+    fn the_busy_answer_has_the_length_it_says() {
+        let text = std::str::from_utf8(BUSY).expect("text");
+        let (head, body) = text.split_once("\r\n\r\n").expect("a head and a body");
+        assert!(head.contains(&format!("Content-Length: {}", body.len())), "{}", body.len());
+    }
+}

@@ -1,0 +1,345 @@
+//! Native sessions: one link, one task. The task answers the client's messages, reports what visitors did, and sees to
+//! it that the session ends when its token is revoked, its client goes, or the server stops.
+
+use std::{
+    collections::HashMap,
+    net::SocketAddr,
+    sync::{Arc, Mutex},
+    time::Duration,
+};
+
+use futures_util::FutureExt;
+use retunnel_link::{Driver, Events, Link, LinkConfig, LinkError, LinkEvent, LinkStream, OpenError, Role, link};
+use retunnel_proto::{
+    ClientId, TunnelId,
+    limits::{MAX_CONTROL_MESSAGE, MAX_UNAUTHENTICATED_MESSAGE},
+    message::{
+        AuthResp, ClientMessage, ErrorResp, NewTunnel, Refusal, RefusalCode, ReqTunnel, ServerMessage, TunnelClosed,
+        TunnelProtocol, Welcome,
+    },
+    native::{
+        self, ReasonCode,
+        control::{FromClient, FromServer, Hello, HelloResp, Open},
+    },
+};
+use tokio::{
+    io::{AsyncRead, AsyncReadExt, AsyncWrite},
+    sync::Notify,
+    time::{Instant, MissedTickBehavior, interval, sleep_until},
+};
+use tracing::{Instrument, debug, info, info_span};
+
+use crate::{
+    auth::Account,
+    control::open::{Opening, open_tunnel},
+    core::Core,
+    limits::UnauthenticatedPermit,
+    registry::SessionGuard,
+    tunnel::{Tunnel, Upstream},
+};
+
+/// How long reports of visitors' requests are gathered. Short enough to look live, long enough that a busy tunnel costs
+/// ten messages a second.
+const REPORT_EVERY: Duration = Duration::from_millis(100);
+/// Idle upstream connections that a tunnel keeps. More are only of use to more visitors at the same instant.
+const MAX_IDLE: usize = 128;
+/// How long an upstream connection is kept idle. Shorter than the shortest keep-alive among common servers (Node: 5 s),
+/// so that it is us who close.
+const KEEP_IDLE: Duration = Duration::from_secs(4);
+
+/// The streams of one tunnel over its session's link.
+#[derive(Debug)]
+pub(crate) struct NativeUpstream {
+    link: Link,
+    id: TunnelId,
+    /// Connections to the local service that wait for their next request, newest last.
+    idle: Mutex<Vec<(LinkStream, Instant)>>,
+}
+
+impl NativeUpstream {
+    pub(crate) const fn new(link: Link, id: TunnelId) -> Self {
+        Self { link, id, idle: Mutex::new(Vec::new()) }
+    }
+
+    /// A new connection to the local service.
+    ///
+    /// # Errors
+    /// When the link has ended, is closing, or has as many streams as it may have.
+    pub(crate) fn open(&self, protocol: TunnelProtocol, visitor: String) -> Result<LinkStream, OpenError> {
+        self.link.open(&Open { tunnel: self.id.clone(), protocol, visitor })
+    }
+
+    /// An idle connection, if one is alive.
+    pub(crate) fn reuse(&self) -> Option<LinkStream> {
+        loop {
+            let (mut stream, since) = self.lock().pop()?;
+            if since.elapsed() > KEEP_IDLE {
+                // The older ones are older still.
+                self.lock().clear();
+                return None;
+            }
+            // Nothing may arrive on an idle connection: bytes, an end or a reset mean that it cannot be used.
+            if stream.read_u8().now_or_never().is_none() {
+                return Some(stream);
+            }
+        }
+    }
+
+    /// Keeps a connection for the next request.
+    pub(crate) fn keep(&self, stream: LinkStream) {
+        let mut idle = self.lock();
+        if idle.len() < MAX_IDLE {
+            idle.push((stream, Instant::now()));
+        }
+    }
+
+    fn sweep(&self) {
+        self.lock().retain(|(_, since)| since.elapsed() <= KEEP_IDLE);
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, Vec<(LinkStream, Instant)>> {
+        self.idle.lock().expect("no code panics while it holds the list")
+    }
+}
+
+/// Serves one native client until its link ends. `permit` is given back once the client is authenticated.
+pub(crate) async fn serve<IO>(core: Arc<Core>, io: IO, peer: SocketAddr, permit: UnauthenticatedPermit)
+where
+    IO: AsyncRead + AsyncWrite + Unpin,
+{
+    let config = LinkConfig {
+        max_control: MAX_UNAUTHENTICATED_MESSAGE,
+        budget: Arc::clone(&core.budget),
+        max_streams: core.config.limits.max_streams_per_session,
+        ..LinkConfig::default()
+    };
+    let window = config.initial_window;
+    let (link, events, driver) = link(io, Role::Server, config);
+    drive(driver, session(core, link, events, window, peer, permit)).await;
+}
+
+/// Polls the link and what is done on it in one task, until the link has ended and both are done.
+async fn drive<IO>(driver: Driver<IO>, session: impl Future<Output = ()>)
+where
+    IO: AsyncRead + AsyncWrite + Unpin,
+{
+    tokio::join!(driver, session);
+}
+
+async fn session(
+    core: Arc<Core>,
+    link: Link,
+    mut events: Events,
+    window: u32,
+    peer: SocketAddr,
+    permit: UnauthenticatedPermit,
+) {
+    let deadline = core.config.limits.unauthenticated_deadline;
+    let hello = match tokio::time::timeout(deadline, events.next()).await {
+        Ok(Some(LinkEvent::Control(payload))) => match FromClient::decode(&payload) {
+            Ok(FromClient::Hello(hello)) => hello,
+            Ok(_) => {
+                return refuse(&link, Refusal::new(RefusalCode::InvalidRequest, "the first message must be Auth")).await;
+            }
+            Err(error) => return refuse(&link, Refusal::new(RefusalCode::InvalidRequest, error.to_string())).await,
+        },
+        Ok(_) => return link.close(ReasonCode::PROTOCOL, "expected Auth"),
+        Err(_) => return link.close(ReasonCode::PROTOCOL, "no Auth in time"),
+    };
+    let (account, guard) = match enter(&core, &hello, peer).await {
+        Ok(entered) => entered,
+        Err(refusal) => {
+            info!(%peer, code = %refusal.code, "native session refused");
+            return refuse(&link, refusal).await;
+        }
+    };
+    drop(permit);
+    link.set_max_control(MAX_CONTROL_MESSAGE);
+    link.set_peer_window(hello.window);
+    let client_id = ClientId::random();
+    let welcome =
+        Welcome { client_id: client_id.clone(), account: account.email.clone(), server_version: crate::VERSION.into() };
+    let answer = FromServer::Hello(HelloResp { link_version: native::VERSION, window, welcome });
+    if send(&link, answer).await.is_err() {
+        return;
+    }
+    let span = info_span!("session", client = %client_id, account = %account.email, %peer);
+    let session =
+        Session { core, link, account, tunnels: HashMap::new(), changed: Arc::default(), clean: false, _guard: guard };
+    session.run(events).instrument(span).await;
+}
+
+async fn enter(core: &Arc<Core>, hello: &Hello, peer: SocketAddr) -> Result<(Account, SessionGuard), Refusal> {
+    if hello.link_version != native::VERSION {
+        let message = format!("this server speaks link version {}, not {}", native::VERSION, hello.link_version);
+        return Err(Refusal::new(RefusalCode::UnsupportedVersion, message));
+    }
+    let account = core.authenticate(hello.auth.token.as_ref(), peer).await?;
+    let guard = core.registry.enter_session(account.id)?;
+    Ok((account, guard))
+}
+
+async fn send(link: &Link, message: FromServer) -> Result<(), LinkError> {
+    match message.encode() {
+        Some(payload) => link.send_control(payload).await,
+        None => Ok(()),
+    }
+}
+
+async fn refuse(link: &Link, refusal: Refusal) {
+    let reason = refusal.to_string();
+    let _ = send(link, FromServer::Message(ServerMessage::AuthResp(AuthResp { result: Err(refusal) }))).await;
+    link.close(ReasonCode::NONE, &reason);
+}
+
+/// One authenticated native client.
+struct Session {
+    core: Arc<Core>,
+    link: Link,
+    account: Account,
+    tunnels: HashMap<TunnelId, Arc<Tunnel>>,
+    /// Visitors did something, or a tunnel was closed by the server.
+    changed: Arc<Notify>,
+    /// The client said goodbye: its addresses are free at once.
+    clean: bool,
+    _guard: SessionGuard,
+}
+
+impl Session {
+    async fn run(mut self, mut events: Events) {
+        info!("native session started");
+        let mut revoked = self.core.auth.revocations();
+        let mut sweep = interval(Duration::from_secs(1));
+        sweep.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let changed = Arc::clone(&self.changed);
+        let draining = self.core.draining.clone();
+        let stopping = self.core.stopping.clone();
+        let mut announced = false;
+        let mut report_at = None;
+        loop {
+            // Every arm is cancel-safe.
+            tokio::select! {
+                event = events.next() => match event {
+                    Some(event) => self.event(event).await,
+                    None => break,
+                },
+                () = changed.notified(), if report_at.is_none() => report_at = Some(Instant::now() + REPORT_EVERY),
+                () = sleep_until(report_at.unwrap_or_else(Instant::now)), if report_at.is_some() => {
+                    report_at = None;
+                    self.report().await;
+                }
+                _ = sweep.tick() => self.sweep_idle(),
+                revocation = revoked.recv() => {
+                    if revocation.map_or(true, |revoked| revoked.concerns(&self.account)) && !self.still_valid().await {
+                        self.link.close(ReasonCode::REVOKED, "the token was revoked");
+                    }
+                }
+                () = draining.cancelled(), if !announced => {
+                    announced = true;
+                    self.link.go_away(ReasonCode::SHUTTING_DOWN, "the server is stopping");
+                }
+                () = stopping.cancelled() => {
+                    self.link.close(ReasonCode::SHUTTING_DOWN, "the server has stopped");
+                    break;
+                }
+            }
+        }
+        let cause = self.link.closed().await;
+        self.end(&cause);
+    }
+
+    async fn event(&mut self, event: LinkEvent) {
+        match event {
+            LinkEvent::Control(payload) => match FromClient::decode(&payload) {
+                Ok(FromClient::Message(ClientMessage::ReqTunnel(request))) => self.open(request).await,
+                Ok(FromClient::Message(ClientMessage::CloseTunnel(close))) => {
+                    if let Some(tunnel) = self.tunnels.remove(&close.tunnel_id) {
+                        info!(tunnel = %tunnel.key, "tunnel closed");
+                        self.core.registry.release(&tunnel);
+                    }
+                }
+                Ok(_) => {
+                    let refusal = Refusal::new(RefusalCode::InvalidRequest, "message not expected in this state");
+                    self.answer(ServerMessage::ErrorResp(ErrorResp { request_id: None, refusal })).await;
+                }
+                Err(error) => {
+                    let refusal = Refusal::new(RefusalCode::InvalidRequest, error.to_string());
+                    self.answer(ServerMessage::ErrorResp(ErrorResp { request_id: None, refusal })).await;
+                }
+            },
+            LinkEvent::GoAway { code, .. } => self.clean = code == ReasonCode::NONE,
+            _ => debug!("event of a newer link ignored"),
+        }
+    }
+
+    async fn open(&mut self, request: ReqTunnel) {
+        let link = self.link.clone();
+        let open_here = |id: &TunnelId| self.tunnels.contains_key(id);
+        let upstream = |id: &TunnelId| Upstream::Native(NativeUpstream::new(link.clone(), id.clone()));
+        let opening =
+            Opening { account: &self.account, changed: &self.changed, open_here: &open_here, upstream: &upstream };
+        let opened = open_tunnel(&self.core, &request, opening).await;
+        let answer = match opened {
+            Ok(tunnel) => {
+                let answer = NewTunnel {
+                    request_id: request.request_id,
+                    tunnel_id: tunnel.id.clone(),
+                    protocol: tunnel.protocol,
+                    url: tunnel.url.clone(),
+                    subdomain: tunnel.key.name().unwrap_or_default().to_owned(),
+                    remote_port: tunnel.key.port(),
+                };
+                self.tunnels.insert(tunnel.id.clone(), tunnel);
+                ServerMessage::NewTunnel(answer)
+            }
+            Err(refusal) => {
+                info!(code = %refusal.code, "tunnel refused");
+                ServerMessage::ErrorResp(ErrorResp { request_id: Some(request.request_id), refusal })
+            }
+        };
+        self.answer(answer).await;
+    }
+
+    async fn answer(&self, message: ServerMessage) {
+        // A failed send shows as the end of the events.
+        let _ = send(&self.link, FromServer::Message(message)).await;
+    }
+
+    async fn report(&mut self) {
+        let mut messages = Vec::new();
+        self.tunnels.retain(|id, tunnel| {
+            messages.extend(tunnel.activity.take(id).map(ServerMessage::Requests));
+            let Some(refusal) = tunnel.refusal.get() else { return true };
+            info!(tunnel = %tunnel.key, code = %refusal.code, "tunnel closed by the server");
+            messages
+                .push(ServerMessage::TunnelClosed(TunnelClosed { tunnel_id: id.clone(), refusal: refusal.clone() }));
+            false
+        });
+        for message in messages {
+            self.answer(message).await;
+        }
+    }
+
+    fn sweep_idle(&self) {
+        for tunnel in self.tunnels.values() {
+            if let Upstream::Native(upstream) = &tunnel.upstream {
+                upstream.sweep();
+            }
+        }
+    }
+
+    async fn still_valid(&self) -> bool {
+        self.core.auth.is_valid(&self.account).await
+    }
+
+    fn end(self, cause: &LinkError) {
+        info!(%cause, clean = self.clean, "native session ended");
+        for tunnel in self.tunnels.values() {
+            if self.clean {
+                self.core.registry.release(tunnel);
+            } else {
+                self.core.registry.lose(tunnel);
+            }
+        }
+    }
+}

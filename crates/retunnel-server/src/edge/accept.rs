@@ -1,0 +1,46 @@
+//! Accepts connections: never spins and never ends because of a single failure.
+
+use std::{
+    io,
+    net::SocketAddr,
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
+
+use tokio::{
+    net::{TcpListener, TcpStream},
+    time::sleep,
+};
+use tracing::warn;
+
+/// Pause after a failed accept. Out of file descriptors the pending connection stays in the queue, so a loop without a
+/// pause would spin; a tenth of a second after some are free it goes on.
+const PAUSE: Duration = Duration::from_millis(100);
+
+/// The next connection, however often accepting fails.
+pub(crate) async fn next(listener: &TcpListener) -> (TcpStream, SocketAddr) {
+    loop {
+        match listener.accept().await {
+            Ok((socket, peer)) => {
+                // Small answers must not wait for the peer's delayed acknowledgement.
+                let _ = socket.set_nodelay(true);
+                return (socket, peer);
+            }
+            // The peer gave up between connecting and being accepted.
+            Err(error) if is_of_connection(&error) => {}
+            Err(error) => {
+                warn!(%error, "cannot accept connections now");
+                sleep(PAUSE).await;
+            }
+        }
+    }
+}
+
+fn is_of_connection(error: &io::Error) -> bool {
+    use io::ErrorKind::{ConnectionAborted, ConnectionRefused, ConnectionReset};
+    matches!(error.kind(), ConnectionAborted | ConnectionRefused | ConnectionReset)
+}
+
+/// Milliseconds since the Unix epoch.
+pub(crate) fn unix_millis() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| u64::try_from(since.as_millis()).unwrap_or(u64::MAX))
+}

@@ -1,0 +1,284 @@
+//! One visitor's connection: reads heads, routes them, answers or passes them on, until it ends.
+
+use std::{
+    io,
+    net::{IpAddr, SocketAddr},
+    sync::Arc,
+    time::Duration,
+};
+
+use bytes::{Buf, Bytes, BytesMut};
+use retunnel_proto::message::RequestSummary;
+use tokio::{
+    io::AsyncWriteExt,
+    net::TcpStream,
+    time::{Instant, sleep_until, timeout},
+};
+use tracing::{debug, info};
+
+use crate::{
+    control,
+    core::Core,
+    edge::{
+        accept::unix_millis,
+        exchange::{self, Outcome},
+        host::Route,
+        http1::request::{self, RequestHead},
+        page::EdgeError,
+        relay,
+    },
+    registry::{Found, Key},
+};
+
+/// Room for reading a head; most fit.
+const HEAD_READ: usize = 4 * 1024;
+/// How long an answer may take to be read by a peer that is to be closed.
+const LINGER: Duration = Duration::from_secs(2);
+/// Bytes thrown away while lingering.
+const LINGER_BYTES: usize = 1024 * 1024;
+/// Longest part of a request target in a report.
+const REPORTED_TARGET: usize = 256;
+/// How often a request whose client was lost before it answered is passed to the client's next session.
+const TRIES: usize = 3;
+
+/// A visitor's socket and what was read of the next request.
+#[derive(Debug)]
+pub(crate) struct Connection {
+    pub(crate) socket: TcpStream,
+    pub(crate) peer: SocketAddr,
+    pub(crate) received: BytesMut,
+}
+
+/// What a head is about.
+enum Arrival {
+    Request(RequestHead, Bytes),
+    /// Nothing more comes.
+    End,
+}
+
+/// Answers a connection that is one too many.
+pub(crate) async fn turn_away(socket: TcpStream) {
+    let mut connection = Connection { socket, peer: SocketAddr::from(([0, 0, 0, 0], 0)), received: BytesMut::new() };
+    connection.answer(&EdgeError::TooManyConnections, b"", false).await;
+    connection.linger().await;
+}
+
+/// Serves a connection until it ends.
+pub(crate) async fn serve(core: &Arc<Core>, socket: TcpStream, peer: SocketAddr) {
+    let mut connection = Connection { socket, peer, received: BytesMut::new() };
+    let mut patience = core.config.limits.header_timeout;
+    loop {
+        let (head, bytes) = match connection.next_head(core, patience).await {
+            Ok(Arrival::Request(head, bytes)) => (head, bytes),
+            Ok(Arrival::End) => return,
+            Err(error) => {
+                debug!(%peer, code = error.code(), "request refused");
+                connection.answer(&error, b"", false).await;
+                return connection.linger().await;
+            }
+        };
+        let route = head.host.route(&core.config.domain);
+        if route == Route::Api {
+            let visitor = SocketAddr::new(visitor_address(core, &head, peer).0, peer.port());
+            return control::serve(core, connection.socket, &head, bytes, visitor).await;
+        }
+        connection.received = match bytes.slice(head.len..) {
+            rest if rest.is_empty() => BytesMut::new(),
+            rest => BytesMut::from(rest),
+        };
+        drop(bytes);
+        if !connection.request(core, &head, route).await {
+            return connection.linger().await;
+        }
+        patience = core.config.limits.keep_alive_timeout;
+    }
+}
+
+impl Connection {
+    /// Waits for the next head. The connection owns no buffer while nothing has arrived.
+    async fn next_head(&mut self, core: &Core, patience: Duration) -> Result<Arrival, EdgeError> {
+        let mut deadline = Instant::now() + patience;
+        let mut scanned = 0;
+        let mut begun = false;
+        loop {
+            while self.received.starts_with(b"\r\n") {
+                // RFC 9112, 2.2: an empty line before a request is ignored.
+                self.received.advance(2);
+                scanned = 0;
+            }
+            if !self.received.is_empty() {
+                if !begun {
+                    begun = true;
+                    deadline = Instant::now() + core.config.limits.header_timeout;
+                }
+                if let Some(end) = request::find_end(&self.received, &mut scanned)? {
+                    let bytes = self.received.split().freeze();
+                    return Ok(Arrival::Request(request::parse(bytes.slice(..end))?, bytes));
+                }
+            }
+            // Every arm is cancel-safe.
+            tokio::select! {
+                ready = self.socket.readable() => {
+                    if ready.is_err() {
+                        return Ok(Arrival::End);
+                    }
+                }
+                () = sleep_until(deadline) => {
+                    return if begun { Err(EdgeError::RequestTimeout) } else { Ok(Arrival::End) };
+                }
+                () = core.draining.cancelled(), if !begun => return Ok(Arrival::End),
+                () = core.stopping.cancelled() => return Ok(Arrival::End),
+            }
+            self.received.reserve(HEAD_READ);
+            match self.socket.try_read_buf(&mut self.received) {
+                Ok(0) => return Ok(Arrival::End),
+                Ok(_) => {}
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                Err(_) => return Ok(Arrival::End),
+            }
+            if self.received.is_empty() {
+                self.received = BytesMut::new();
+            }
+        }
+    }
+
+    /// Serves one request; says whether another may follow.
+    async fn request(&mut self, core: &Arc<Core>, head: &RequestHead, route: Route) -> bool {
+        let started = (Instant::now(), unix_millis());
+        let accept = head.header("accept").unwrap_or_default().to_vec();
+        let name = match route {
+            Route::Tunnel(name) => name,
+            _ => return self.refuse(&EdgeError::TunnelNotFound, &accept, head).await,
+        };
+        let key = Key::Name(name);
+        let (address, trusted) = visitor_address(core, head, self.peer);
+        let mut tries = 0;
+        loop {
+            tries += 1;
+            let tunnel = match core.registry.find(&key, core.config.limits.hold_visitors).await {
+                Found::Live(tunnel) => tunnel,
+                Found::Held(until) => {
+                    let seconds = until.saturating_duration_since(Instant::now()).as_secs().max(1);
+                    return self.refuse(&EdgeError::TunnelOffline(seconds), &accept, head).await;
+                }
+                Found::Free => return self.refuse(&EdgeError::TunnelNotFound, &accept, head).await,
+            };
+            if let Some(access) = &tunnel.access
+                && !access.admits(&head.headers)
+            {
+                return self.refuse(&EdgeError::Unauthorized, &accept, head).await;
+            }
+            let outcome = exchange::exchange(core, self, head, &tunnel, (address, trusted)).await;
+            if outcome.retry && tries < TRIES {
+                debug!(tunnel = %key, "client lost before it answered; request passed on again");
+                continue;
+            }
+            let keep_alive = self.finish(&outcome, head, &accept).await;
+            let status = outcome.status();
+            let error = outcome.error.as_ref().map_or("", |error| error.code());
+            tunnel.activity.record(|| RequestSummary {
+                method: String::from_utf8_lossy(&head.method).into_owned(),
+                path: shortened(&head.target),
+                status,
+                duration_ms: u32::try_from(started.0.elapsed().as_millis()).unwrap_or(u32::MAX),
+                bytes_out: outcome.bytes_out,
+                bytes_in: outcome.bytes_in,
+                started_ms: started.1,
+                visitor: address.to_string(),
+                error: error.to_owned(),
+            });
+            if core.config.access_log {
+                info!(
+                    target: "retunnel::access",
+                    tunnel = %key,
+                    visitor = %address,
+                    method = %String::from_utf8_lossy(&head.method),
+                    path = %shortened(head.path()),
+                    status,
+                    bytes_in = outcome.bytes_in,
+                    bytes_out = outcome.bytes_out,
+                    ms = u64::try_from(started.0.elapsed().as_millis()).unwrap_or(u64::MAX),
+                    error,
+                    truncated = outcome.cut,
+                );
+            }
+            return keep_alive && !core.draining.is_cancelled();
+        }
+    }
+
+    /// Ends what an exchange left: an error page, a reset, or nothing.
+    async fn finish(&mut self, outcome: &Outcome, head: &RequestHead, accept: &[u8]) -> bool {
+        if outcome.cut {
+            // A truncated answer must never look complete.
+            relay::abort(&self.socket);
+            return false;
+        }
+        match &outcome.error {
+            Some(error) => {
+                let keep_alive = head.keep_alive && outcome.keep_alive;
+                self.answer_with(error, accept, head.is_head(), !keep_alive).await && keep_alive
+            }
+            None => outcome.keep_alive,
+        }
+    }
+
+    /// Answers a request that goes nowhere. The connection stays open when the request had no body.
+    async fn refuse(&mut self, error: &EdgeError, accept: &[u8], head: &RequestHead) -> bool {
+        let keep_alive = head.keep_alive && head.body == crate::edge::http1::Framing::None;
+        self.answer_with(error, accept, head.is_head(), !keep_alive).await && keep_alive
+    }
+
+    async fn answer(&mut self, error: &EdgeError, accept: &[u8], to_head: bool) -> bool {
+        self.answer_with(error, accept, to_head, true).await
+    }
+
+    async fn answer_with(&mut self, error: &EdgeError, accept: &[u8], to_head: bool, close: bool) -> bool {
+        let page = error.render(accept, to_head, close);
+        matches!(timeout(LINGER, self.socket.write_all(&page)).await, Ok(Ok(())))
+    }
+
+    /// Closes so that the peer can read the answer: bytes it still sends would otherwise turn the end into a reset.
+    async fn linger(&mut self) {
+        if self.socket.linger().ok().flatten() == Some(Duration::ZERO) {
+            return;
+        }
+        let _ = timeout(LINGER, async {
+            if self.socket.shutdown().await.is_err() {
+                return;
+            }
+            let mut thrown_away = 0;
+            while thrown_away < LINGER_BYTES {
+                if self.socket.readable().await.is_err() {
+                    return;
+                }
+                let mut buffer = crate::edge::buffer::Buffer::take();
+                match self.socket.try_read(&mut buffer) {
+                    Ok(0) => return,
+                    Ok(count) => thrown_away += count,
+                    Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                    Err(_) => return,
+                }
+            }
+        })
+        .await;
+    }
+}
+
+/// Who the visitor is: the connection's peer, or what a trusted proxy says about its own peer.
+fn visitor_address(core: &Core, head: &RequestHead, peer: SocketAddr) -> (IpAddr, bool) {
+    let trusted = |address: IpAddr| core.config.trusted_proxies.iter().any(|net| net.contains(&address));
+    if !trusted(peer.ip()) {
+        return (peer.ip(), false);
+    }
+    let chain: Vec<&[u8]> = super::http1::tokens(head.headers.all("x-forwarded-for")).collect();
+    let told = chain
+        .iter()
+        .rev()
+        .map_while(|entry| std::str::from_utf8(entry).ok()?.parse::<IpAddr>().ok())
+        .find(|address| !trusted(*address));
+    (told.unwrap_or_else(|| peer.ip()), true)
+}
+
+fn shortened(target: &[u8]) -> String {
+    String::from_utf8_lossy(&target[..target.len().min(REPORTED_TARGET)]).into_owned()
+}

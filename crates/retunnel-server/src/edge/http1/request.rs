@@ -1,0 +1,195 @@
+//! The head of a visitor's request.
+
+use bytes::Bytes;
+
+use super::{Framing, Headers, MAX_HEAD, MAX_HEADERS, MAX_TARGET, declared_framing, tokens};
+use crate::edge::{host::Host, page::EdgeError};
+
+/// A request's head: checked, and in the spelling it came in.
+#[derive(Debug, Clone)]
+pub(crate) struct RequestHead {
+    /// Bytes of the head, its empty line included.
+    pub(crate) len: usize,
+    pub(crate) method: Bytes,
+    /// Path and query as received, without scheme and authority; `*` for `OPTIONS *`.
+    pub(crate) target: Bytes,
+    pub(crate) is_http_11: bool,
+    pub(crate) headers: Headers,
+    pub(crate) body: Framing,
+    /// Whether the visitor lets the connection stay open.
+    pub(crate) keep_alive: bool,
+    pub(crate) expects_continue: bool,
+    /// The protocols of `Upgrade`, when the request asks for one.
+    pub(crate) upgrade: Option<Bytes>,
+    /// What the request is routed by: the authority of an absolute target, else the Host header.
+    pub(crate) host: Host,
+    /// The value for the Host header.
+    pub(crate) authority: Bytes,
+}
+
+impl RequestHead {
+    /// The first value of a header.
+    pub(crate) fn header(&self, name: &str) -> Option<&[u8]> {
+        self.headers.get(name)
+    }
+
+    /// The target without its query.
+    pub(crate) fn path(&self) -> &[u8] {
+        self.target.split(|byte| *byte == b'?').next().unwrap_or_default()
+    }
+
+    /// The query without `?`; empty when there is none.
+    pub(crate) fn query(&self) -> &[u8] {
+        let path = self.path().len();
+        self.target.get(path + 1..).unwrap_or_default()
+    }
+
+    /// Whether the request asks for the head of an answer only.
+    pub(crate) fn is_head(&self) -> bool {
+        &self.method[..] == b"HEAD"
+    }
+}
+
+/// Looks for the end of a head. `scanned` remembers how far earlier calls looked, so that a slow head costs no more than
+/// a fast one.
+///
+/// # Errors
+/// A line that does not end in CR LF, or a head beyond [`MAX_HEAD`].
+pub(crate) fn find_end(received: &[u8], scanned: &mut usize) -> Result<Option<usize>, EdgeError> {
+    while let Some(offset) = received[*scanned..].iter().position(|byte| *byte == b'\n') {
+        let line_end = *scanned + offset;
+        if line_end == 0 || received[line_end - 1] != b'\r' {
+            return Err(EdgeError::BadRequest("a line does not end in CR LF"));
+        }
+        *scanned = line_end + 1;
+        if line_end >= 3 && &received[line_end - 3..=line_end] == b"\r\n\r\n" {
+            return if line_end < MAX_HEAD { Ok(Some(line_end + 1)) } else { Err(EdgeError::HeadersTooLarge) };
+        }
+    }
+    *scanned = received.len();
+    if received.len() < MAX_HEAD {
+        return Ok(None);
+    }
+    // Which part is too long decides the status.
+    let first_line = received.iter().position(|byte| *byte == b'\n').unwrap_or(received.len());
+    Err(if first_line > MAX_TARGET { EdgeError::UriTooLong } else { EdgeError::HeadersTooLarge })
+}
+
+/// Parses a complete head.
+///
+/// # Errors
+/// The [`EdgeError`] to answer with. The connection must be closed then: where the request ends is unknown.
+pub(crate) fn parse(head: Bytes) -> Result<RequestHead, EdgeError> {
+    let mut storage = [httparse::EMPTY_HEADER; MAX_HEADERS];
+    let mut request = httparse::Request::new(&mut storage);
+    let len = match request.parse(&head) {
+        Ok(httparse::Status::Complete(len)) => len,
+        Ok(httparse::Status::Partial) => return Err(EdgeError::BadRequest("the head is incomplete")),
+        Err(httparse::Error::TooManyHeaders) => return Err(EdgeError::HeadersTooLarge),
+        Err(httparse::Error::Version) => return Err(EdgeError::HttpVersion),
+        Err(_) => return Err(EdgeError::BadRequest("the request cannot be parsed")),
+    };
+    let method = head.slice_ref(request.method.unwrap_or_default().as_bytes());
+    let target = head.slice_ref(request.path.unwrap_or_default().as_bytes());
+    let is_http_11 = request.version == Some(1);
+    let headers = Headers::new(head.clone(), request.headers);
+
+    if &method[..] == b"CONNECT" {
+        return Err(EdgeError::MethodNotAllowed);
+    }
+    let (target, authority) = split_target(&method, target)?;
+    let (host, authority) = host(&head, &headers, is_http_11, authority)?;
+    let body = declared_framing(&headers, is_http_11)
+        .map_err(|_| EdgeError::BadRequest("Content-Length and Transfer-Encoding are ambiguous"))?
+        .unwrap_or(Framing::None);
+    let expects_continue = match headers.get("expect") {
+        None => false,
+        Some(value) if value.eq_ignore_ascii_case(b"100-continue") => is_http_11 && body != Framing::None,
+        Some(_) => return Err(EdgeError::ExpectationFailed),
+    };
+
+    let (mut close, mut keep, mut upgrades) = (false, false, false);
+    for token in tokens(headers.all("connection")) {
+        close |= token.eq_ignore_ascii_case(b"close");
+        keep |= token.eq_ignore_ascii_case(b"keep-alive");
+        upgrades |= token.eq_ignore_ascii_case(b"upgrade");
+    }
+    let keep_alive = !close && (is_http_11 || keep);
+    let upgrade = (upgrades && is_http_11 && body == Framing::None)
+        .then(|| headers.get("upgrade").map(|value| head.slice_ref(value)))
+        .flatten()
+        .filter(|value| !value.is_empty());
+    Ok(RequestHead {
+        len,
+        method,
+        target,
+        is_http_11,
+        headers,
+        body,
+        keep_alive,
+        expects_continue,
+        upgrade,
+        host,
+        authority,
+    })
+}
+
+/// Separates an absolute target into authority and the rest.
+fn split_target(method: &[u8], target: Bytes) -> Result<(Bytes, Option<Bytes>), EdgeError> {
+    if target.len() > MAX_TARGET {
+        return Err(EdgeError::UriTooLong);
+    }
+    if target.contains(&b'#') {
+        return Err(EdgeError::BadRequest("the target has a fragment"));
+    }
+    if target.starts_with(b"/") {
+        return Ok((target, None));
+    }
+    if &target[..] == b"*" && method == b"OPTIONS" {
+        return Ok((target, None));
+    }
+    let scheme = if target.len() > 7 && target[..7].eq_ignore_ascii_case(b"http://") {
+        7
+    } else if target.len() > 8 && target[..8].eq_ignore_ascii_case(b"https://") {
+        8
+    } else {
+        return Err(EdgeError::BadRequest("the target is neither a path nor a URL"));
+    };
+    let rest = target.slice(scheme..);
+    let end = rest.iter().position(|byte| matches!(byte, b'/' | b'?')).unwrap_or(rest.len());
+    let authority = rest.slice(..end);
+    let path = match rest.get(end) {
+        Some(b'/') => rest.slice(end..),
+        Some(_) => return Err(EdgeError::BadRequest("the target has a query but no path")),
+        None => Bytes::from_static(b"/"),
+    };
+    Ok((path, Some(authority)))
+}
+
+fn host(
+    head: &Bytes,
+    headers: &Headers,
+    is_http_11: bool,
+    authority: Option<Bytes>,
+) -> Result<(Host, Bytes), EdgeError> {
+    let mut hosts = headers.all("host");
+    let given = hosts.next();
+    if hosts.next().is_some() {
+        return Err(EdgeError::BadRequest("there are two Host headers"));
+    }
+    if given.is_none() && is_http_11 {
+        return Err(EdgeError::BadRequest("there is no Host header"));
+    }
+    let bad = || EdgeError::BadRequest("the Host header is not a host");
+    if let Some(given) = given
+        && authority.is_some()
+    {
+        Host::parse(given).ok_or_else(bad)?;
+    }
+    let value = match (authority, given) {
+        (Some(authority), _) => authority,
+        (None, Some(given)) => head.slice_ref(given),
+        (None, None) => return Err(EdgeError::BadRequest("HTTP/1.0 without a Host header cannot be routed")),
+    };
+    Ok((Host::parse(&value).ok_or_else(bad)?, value))
+}

@@ -1,0 +1,61 @@
+//! The head of a local service's answer.
+
+use bytes::Bytes;
+
+use super::{Framing, Headers, MAX_HEAD, MAX_HEADERS, declared_framing, tokens};
+
+/// An answer's head: checked, and in the spelling it came in.
+#[derive(Debug, Clone)]
+pub(crate) struct ResponseHead {
+    pub(crate) len: usize,
+    pub(crate) status: u16,
+    pub(crate) reason: Bytes,
+    pub(crate) headers: Headers,
+    pub(crate) body: Framing,
+    /// Whether the local service takes another request on this connection.
+    pub(crate) keep_alive: bool,
+}
+
+/// The local service's answer is not HTTP, or its framing cannot be trusted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct InvalidResponse;
+
+impl ResponseHead {
+    /// Whether this is not the final answer. A 101 is final.
+    pub(crate) const fn is_interim(&self) -> bool {
+        self.status < 200 && self.status != 101
+    }
+}
+
+/// Parses a head as soon as it is complete; `None` while it is not. `to_head`: the request's method was HEAD.
+///
+/// # Errors
+/// [`InvalidResponse`].
+pub(crate) fn parse(received: &Bytes, to_head: bool) -> Result<Option<ResponseHead>, InvalidResponse> {
+    let mut storage = [httparse::EMPTY_HEADER; MAX_HEADERS];
+    let mut response = httparse::Response::new(&mut storage);
+    let len = match response.parse(received) {
+        Ok(httparse::Status::Complete(len)) if len <= MAX_HEAD => len,
+        Ok(httparse::Status::Partial) if received.len() < MAX_HEAD => return Ok(None),
+        _ => return Err(InvalidResponse),
+    };
+    let is_http_11 = response.version == Some(1);
+    let status = response.code.filter(|code| (100..=999).contains(code)).ok_or(InvalidResponse)?;
+    // httparse gives a constant for reasons with unusual bytes, which does not lie in the buffer.
+    let reason = response.reason.unwrap_or_default().as_bytes();
+    let reason = Bytes::copy_from_slice(reason);
+    let headers = Headers::new(received.slice(..len), response.headers);
+    let declared = declared_framing(&headers, is_http_11).map_err(|_| InvalidResponse)?;
+    let body = if to_head || status < 200 || status == 204 || status == 304 {
+        Framing::None
+    } else {
+        declared.unwrap_or(Framing::UntilClose)
+    };
+    let (mut close, mut keep) = (false, false);
+    for token in tokens(headers.all("connection")) {
+        close |= token.eq_ignore_ascii_case(b"close");
+        keep |= token.eq_ignore_ascii_case(b"keep-alive");
+    }
+    let keep_alive = !close && (is_http_11 || keep) && body != Framing::UntilClose;
+    Ok(Some(ResponseHead { len, status, reason, headers, body, keep_alive }))
+}

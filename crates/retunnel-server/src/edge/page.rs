@@ -1,0 +1,259 @@
+//! The answers the edge gives itself: one place maps failures to status, stable code and text (`docs/errors.md`).
+
+use std::fmt::Write as _;
+
+use bytes::{BufMut, Bytes, BytesMut};
+
+/// Why the edge answers instead of the local service.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum EdgeError {
+    BadRequest(&'static str),
+    Unauthorized,
+    TunnelNotFound,
+    /// The owner's session was lost; seconds until a retry makes sense.
+    TunnelOffline(u64),
+    MethodNotAllowed,
+    RequestTimeout,
+    RequestTooLarge(usize),
+    UriTooLong,
+    HeadersTooLarge,
+    ExpectationFailed,
+    /// The client's reason, such as `connection refused: 127.0.0.1:3000`.
+    LocalUnreachable(String),
+    LocalClosedEarly,
+    LocalInvalidResponse,
+    LocalTimeout,
+    UpgradeUnsupported,
+    TooManyConnections,
+    ShuttingDown,
+    HttpVersion,
+}
+
+impl EdgeError {
+    pub(crate) const fn status(&self) -> u16 {
+        match self {
+            Self::BadRequest(_) => 400,
+            Self::Unauthorized => 401,
+            Self::TunnelNotFound => 404,
+            Self::MethodNotAllowed => 405,
+            Self::RequestTimeout => 408,
+            Self::RequestTooLarge(_) => 413,
+            Self::UriTooLong => 414,
+            Self::ExpectationFailed => 417,
+            Self::HeadersTooLarge => 431,
+            Self::UpgradeUnsupported => 501,
+            Self::LocalUnreachable(_) | Self::LocalClosedEarly | Self::LocalInvalidResponse => 502,
+            Self::TunnelOffline(_) | Self::TooManyConnections | Self::ShuttingDown => 503,
+            Self::LocalTimeout => 504,
+            Self::HttpVersion => 505,
+        }
+    }
+
+    /// The stable code: header `X-Retunnel-Error`, field `code`.
+    pub(crate) const fn code(&self) -> &'static str {
+        match self {
+            Self::BadRequest(_) => "bad_request",
+            Self::Unauthorized => "unauthorized",
+            Self::TunnelNotFound => "tunnel_not_found",
+            Self::TunnelOffline(_) => "tunnel_offline",
+            Self::MethodNotAllowed => "method_not_allowed",
+            Self::RequestTimeout => "request_timeout",
+            Self::RequestTooLarge(_) => "request_too_large",
+            Self::UriTooLong => "uri_too_long",
+            Self::HeadersTooLarge => "headers_too_large",
+            Self::ExpectationFailed => "expectation_failed",
+            Self::LocalUnreachable(_) => "local_unreachable",
+            Self::LocalClosedEarly => "local_closed_early",
+            Self::LocalInvalidResponse => "local_invalid_response",
+            Self::LocalTimeout => "local_timeout",
+            Self::UpgradeUnsupported => "upgrade_unsupported",
+            Self::TooManyConnections => "too_many_connections",
+            Self::ShuttingDown => "shutting_down",
+            Self::HttpVersion => "http_version",
+        }
+    }
+
+    const fn title(&self) -> &'static str {
+        match self.status() {
+            400 => "Bad Request",
+            401 => "Unauthorized",
+            404 => "Not Found",
+            405 => "Method Not Allowed",
+            408 => "Request Timeout",
+            413 => "Content Too Large",
+            414 => "URI Too Long",
+            417 => "Expectation Failed",
+            431 => "Request Header Fields Too Large",
+            501 => "Not Implemented",
+            502 => "Bad Gateway",
+            503 => "Service Unavailable",
+            504 => "Gateway Timeout",
+            _ => "HTTP Version Not Supported",
+        }
+    }
+
+    fn heading(&self) -> &'static str {
+        match self {
+            Self::TunnelNotFound => "There is no tunnel here",
+            Self::TunnelOffline(_) => "This tunnel is offline",
+            Self::LocalUnreachable(_) => "The local service is not running",
+            Self::LocalClosedEarly => "The local service closed the connection",
+            Self::LocalInvalidResponse => "The local service sent an invalid answer",
+            Self::LocalTimeout => "The local service did not answer in time",
+            Self::Unauthorized => "This tunnel asks for a password",
+            _ => self.title(),
+        }
+    }
+
+    /// What failed and what to do next.
+    fn detail(&self) -> String {
+        match self {
+            Self::BadRequest(why) => format!("The request is not valid HTTP/1.1: {why}."),
+            Self::Unauthorized => "Give the user name and password you were told by the owner.".into(),
+            Self::TunnelNotFound => {
+                "Nothing is served at this address. Check its spelling, or start the tunnel with `retunnel http PORT`."
+                    .into()
+            }
+            Self::TunnelOffline(_) => {
+                "Its client lost the connection to this server and is expected back. Try again in a moment.".into()
+            }
+            Self::MethodNotAllowed => "The method CONNECT is not served here.".into(),
+            Self::RequestTimeout => "The request did not arrive in time.".into(),
+            Self::RequestTooLarge(max) => {
+                format!("The client of this tunnel speaks a protocol that carries request bodies up to {max} bytes.")
+            }
+            Self::UriTooLong => "The request target is longer than 16 KiB.".into(),
+            Self::HeadersTooLarge => "The request has more than 100 headers or more than 64 KiB of them.".into(),
+            Self::ExpectationFailed => "Only the expectation 100-continue is known.".into(),
+            Self::LocalUnreachable(reason) => {
+                format!(
+                    "The tunnel works, but its client cannot reach the local service ({reason}). Start the service and reload."
+                )
+            }
+            Self::LocalClosedEarly => "It ended the connection before its answer was complete.".into(),
+            Self::LocalInvalidResponse => "Its answer is not valid HTTP/1.1, so it cannot be passed on safely.".into(),
+            Self::LocalTimeout => "The request was passed on, but no answer came back.".into(),
+            Self::UpgradeUnsupported => {
+                "The client of this tunnel speaks a protocol that cannot carry WebSocket and other upgrades.".into()
+            }
+            Self::TooManyConnections => {
+                "The server has as many connections as it may have. Try again in a moment.".into()
+            }
+            Self::ShuttingDown => "The server is restarting. Try again in a moment.".into(),
+            Self::HttpVersion => "Only HTTP/1.0 and HTTP/1.1 are served here.".into(),
+        }
+    }
+
+    fn retry_after(&self) -> Option<u64> {
+        match self {
+            Self::TunnelOffline(seconds) => Some((*seconds).clamp(1, 60)),
+            Self::TooManyConnections | Self::ShuttingDown => Some(2),
+            _ => None,
+        }
+    }
+
+    /// The whole answer: HTML for browsers, JSON for programs that ask for it, otherwise text.
+    pub(crate) fn render(&self, accept: &[u8], to_head: bool, close: bool) -> Bytes {
+        let accepts = |kind: &[u8]| accept.windows(kind.len()).any(|part| part.eq_ignore_ascii_case(kind));
+        let (kind, body) = if accepts(b"application/json") && !accepts(b"text/html") {
+            ("application/json", self.json())
+        } else if accepts(b"text/html") {
+            ("text/html; charset=utf-8", self.html())
+        } else {
+            ("text/plain; charset=utf-8", format!("{}\n{} [{}]\n", self.heading(), self.detail(), self.code()))
+        };
+        let mut head = format!(
+            "HTTP/1.1 {} {}\r\nContent-Type: {kind}\r\nContent-Length: {}\r\nX-Retunnel-Error: {}\r\n\
+             Cache-Control: no-store\r\nX-Content-Type-Options: nosniff\r\n",
+            self.status(),
+            self.title(),
+            body.len(),
+            self.code(),
+        );
+        if let Some(seconds) = self.retry_after() {
+            let _ = write!(head, "Retry-After: {seconds}\r\n");
+        }
+        if *self == Self::Unauthorized {
+            head.push_str("WWW-Authenticate: Basic realm=\"tunnel\", charset=\"UTF-8\"\r\n");
+        }
+        if close {
+            head.push_str("Connection: close\r\n");
+        }
+        head.push_str("\r\n");
+        let mut answer = BytesMut::with_capacity(head.len() + body.len());
+        answer.put_slice(head.as_bytes());
+        if !to_head {
+            answer.put_slice(body.as_bytes());
+        }
+        answer.freeze()
+    }
+
+    fn json(&self) -> String {
+        let fields = serde_json::json!({ "code": self.code(), "title": self.heading(), "detail": self.detail() });
+        format!("{fields}\n")
+    }
+
+    fn html(&self) -> String {
+        let (heading, detail) = (escape(self.heading()), escape(&self.detail()));
+        format!(
+            "<!doctype html>\n<html lang=\"en\"><head><meta charset=\"utf-8\">\
+             <meta name=\"viewport\" content=\"width=device-width, initial-scale=1\"><title>{heading}</title>\
+             <style>{STYLE}</style></head><body><main><p class=\"status\">{}</p><h1>{heading}</h1><p>{detail}</p>\
+             <footer>ReTunnel &middot; <code>{}</code></footer></main></body></html>\n",
+            self.status(),
+            self.code(),
+        )
+    }
+}
+
+const STYLE: &str = ":root{color-scheme:light dark}body{margin:0;min-height:100vh;display:grid;place-items:center;\
+font:16px/1.6 system-ui,sans-serif;background:light-dark(#f5f6f8,#14161a);color:light-dark(#1c1f24,#e8eaed)}\
+main{max-width:34rem;margin:1.5rem;padding:2rem 2.5rem;border-radius:14px;background:light-dark(#fff,#1e2127);\
+box-shadow:0 1px 3px #0003}h1{margin:.2rem 0 1rem;font-size:1.5rem;line-height:1.25}\
+.status{margin:0;font-weight:600;color:light-dark(#b3541e,#f0a06a)}p{margin:0 0 1rem;overflow-wrap:anywhere}\
+footer{font-size:.85rem;opacity:.7}code{font-family:ui-monospace,monospace}";
+
+/// Text for an HTML page.
+pub(crate) fn escape(text: &str) -> String {
+    let mut escaped = String::with_capacity(text.len());
+    for character in text.chars() {
+        match character {
+            '&' => escaped.push_str("&amp;"),
+            '<' => escaped.push_str("&lt;"),
+            '>' => escaped.push_str("&gt;"),
+            '"' => escaped.push_str("&quot;"),
+            '\'' => escaped.push_str("&#39;"),
+            other => escaped.push(other),
+        }
+    }
+    escaped
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn rendered(error: &EdgeError, accept: &str) -> String {
+        String::from_utf8(error.render(accept.as_bytes(), false, true).to_vec()).expect("text")
+    }
+
+    #[test]
+    fn every_form_names_the_code_and_has_its_length() {
+        let error = EdgeError::LocalUnreachable("connection refused: <script>".into());
+        for (accept, kind) in [
+            ("text/html,application/xhtml+xml,*/*;q=0.8", "text/html"),
+            ("application/json", "application/json"),
+            ("*/*", "text/plain"),
+        ] {
+            let text = rendered(&error, accept);
+            let (head, body) = text.split_once("\r\n\r\n").expect("a head and a body");
+            assert!(head.contains(&format!("Content-Type: {kind}")), "{head}");
+            assert!(head.contains("X-Retunnel-Error: local_unreachable"), "{head}");
+            assert!(head.contains(&format!("Content-Length: {}\r\n", body.len())), "{head}");
+            assert!(body.contains("local_unreachable"), "{body}");
+            assert!(kind != "text/html" || !body.contains("<script>"), "{body}");
+        }
+        assert!(rendered(&EdgeError::TunnelOffline(90), "*/*").contains("Retry-After: 60\r\n"));
+        assert!(rendered(&EdgeError::Unauthorized, "*/*").contains("WWW-Authenticate: Basic"));
+    }
+}

@@ -1,0 +1,118 @@
+//! Public ports of TCP tunnels. A port stays open while its lease is held, so that visitors wait for the owner instead
+//! of being refused.
+
+use std::{io, net::SocketAddr, sync::Arc};
+
+use retunnel_link::StreamReset;
+use retunnel_proto::message::{RequestSummary, TunnelProtocol};
+use tokio::{
+    net::{TcpListener, TcpSocket, TcpStream},
+    time::Instant,
+};
+use tokio_util::sync::CancellationToken;
+use tracing::{debug, info};
+
+use crate::{
+    core::Core,
+    edge::{
+        accept::{self, unix_millis},
+        relay::{self, Pump},
+    },
+    registry::{Found, Key},
+    tunnel::{Tunnel, Upstream},
+};
+
+/// Connections that wait to be accepted.
+const BACKLOG: u32 = 1024;
+
+/// Opens a public port and serves it until the returned token is cancelled.
+///
+/// # Errors
+/// When the port cannot be bound.
+pub(crate) async fn listen(core: &Arc<Core>, port: u16) -> io::Result<CancellationToken> {
+    let address = SocketAddr::new(core.config.tcp_bind(), port);
+    let socket = if address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
+    socket.set_reuseaddr(true)?;
+    socket.bind(address)?;
+    let listener = socket.listen(BACKLOG)?;
+    let stop = core.stopping.child_token();
+    core.tasks.spawn(serve(Arc::clone(core), listener, port, stop.clone()));
+    Ok(stop)
+}
+
+async fn serve(core: Arc<Core>, listener: TcpListener, port: u16, stop: CancellationToken) {
+    info!(port, "public port opened");
+    loop {
+        // Both arms are cancel-safe.
+        let accepted = tokio::select! {
+            accepted = accept::next(&listener) => accepted,
+            () = core.draining.cancelled() => break,
+            () = stop.cancelled() => break,
+        };
+        let (visitor, peer) = accepted;
+        let Ok(permit) = Arc::clone(&core.visitors).try_acquire_owned() else {
+            debug!(port, %peer, "too many connections");
+            relay::abort(&visitor);
+            continue;
+        };
+        let this = Arc::clone(&core);
+        core.relays.spawn(async move {
+            serve_visitor(&this, visitor, peer, port).await;
+            drop(permit);
+        });
+    }
+    info!(port, "public port closed");
+}
+
+async fn serve_visitor(core: &Arc<Core>, mut visitor: TcpStream, peer: SocketAddr, port: u16) {
+    let started = (Instant::now(), unix_millis());
+    let hold = core.config.limits.hold_visitors;
+    let Found::Live(tunnel) = core.registry.find(&Key::Port(port), hold).await else {
+        debug!(port, %peer, "no client serves this port");
+        return relay::abort(&visitor);
+    };
+    let (mut up, mut down) = (Pump::default(), Pump::default());
+    let outcome = connect(core, &tunnel, &mut visitor, peer, &mut up, &mut down).await;
+    let error = match &outcome {
+        Ok(()) => String::new(),
+        Err(error) => {
+            relay::abort(&visitor);
+            debug!(port, %peer, %error, "connection failed");
+            match StreamReset::of(error) {
+                Some(reset) => reset.reason.clone(),
+                None => error.to_string(),
+            }
+        }
+    };
+    tunnel.activity.record(|| RequestSummary {
+        method: String::new(),
+        path: String::new(),
+        status: 0,
+        duration_ms: u32::try_from(started.0.elapsed().as_millis()).unwrap_or(u32::MAX),
+        bytes_out: down.moved,
+        bytes_in: up.moved,
+        started_ms: started.1,
+        visitor: peer.to_string(),
+        error,
+    });
+}
+
+async fn connect(
+    core: &Arc<Core>,
+    tunnel: &Tunnel,
+    visitor: &mut TcpStream,
+    peer: SocketAddr,
+    up: &mut Pump,
+    down: &mut Pump,
+) -> io::Result<()> {
+    let Upstream::Native(upstream) = &tunnel.upstream else {
+        return Err(io::Error::other("this client cannot carry TCP"));
+    };
+    let stream = upstream.open(TunnelProtocol::Tcp, peer.to_string()).map_err(io::Error::other)?;
+    // Both arms are cancel-safe: dropping the stream resets it.
+    tokio::select! {
+        result = relay::relay(visitor, &stream, up, down) => result,
+        () = tunnel.closed.cancelled() => Err(io::Error::other("the tunnel was closed")),
+        () = core.stopping.cancelled() => Err(io::Error::other("the server has stopped")),
+    }
+}

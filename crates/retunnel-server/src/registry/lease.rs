@@ -1,0 +1,297 @@
+//! Who owns a public address, as a state machine without clock or I/O.
+//!
+//! An address ([`Key`]) is free, live (a session serves it) or held (its session was lost, and for a grace time only the
+//! same account may have it). Invariant, checked against a small model in the tests: an address never answers for two
+//! accounts, and never changes accounts before the grace time of the last owner is over.
+
+use std::{
+    collections::{BTreeSet, HashMap},
+    fmt,
+    time::Duration,
+};
+
+use tokio::time::Instant;
+
+/// A public address that can be leased.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub(crate) enum Key {
+    /// A name below the base domain, lower case.
+    Name(String),
+    /// A public TCP port.
+    Port(u16),
+}
+
+impl Key {
+    /// The name, unless it is a port.
+    pub(crate) fn name(&self) -> Option<&str> {
+        match self {
+            Self::Name(name) => Some(name),
+            Self::Port(_) => None,
+        }
+    }
+
+    /// The port, unless it is a name.
+    pub(crate) const fn port(&self) -> Option<u16> {
+        match self {
+            Self::Name(_) => None,
+            Self::Port(port) => Some(*port),
+        }
+    }
+}
+
+impl fmt::Display for Key {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Name(name) => f.write_str(name),
+            Self::Port(port) => write!(f, "port {port}"),
+        }
+    }
+}
+
+/// What an address stands for now. `H` is the holder: whatever serves the visitors.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Found<H> {
+    /// Served.
+    Live(H),
+    /// Its session was lost; the owner may come back until then.
+    Held(Instant),
+    /// Nobody's.
+    Free,
+}
+
+/// The outcome of a successful claim.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct Claimed<H> {
+    /// The holder of an older session of the same account, which lost the address just now.
+    pub(crate) evicted: Option<H>,
+    /// The address was nobody's before.
+    pub(crate) is_new: bool,
+}
+
+#[derive(Debug)]
+enum LeaseState<H> {
+    Live(H),
+    Held(Instant),
+}
+
+#[derive(Debug)]
+struct Lease<A, H> {
+    account: A,
+    state: LeaseState<H>,
+}
+
+/// All leases of a server: accounts `A`, holders `H`.
+#[derive(Debug)]
+pub(crate) struct Leases<A, H> {
+    grace: Duration,
+    leases: HashMap<Key, Lease<A, H>>,
+    /// The held ones by the end of their grace time.
+    held: BTreeSet<(Instant, Key)>,
+}
+
+impl<A: Clone + PartialEq, H: Clone + PartialEq> Leases<A, H> {
+    /// No leases; lost ones are held for `grace`.
+    pub(crate) fn new(grace: Duration) -> Self {
+        Self { grace, leases: HashMap::new(), held: BTreeSet::new() }
+    }
+
+    /// Takes an address for an account. The newest claim of the owner wins at once. Call [`Self::expire`] before, so
+    /// that whatever hangs on the freed addresses is freed too.
+    ///
+    /// # Errors
+    /// `()` when the address belongs to another account.
+    pub(crate) fn claim(&mut self, key: &Key, account: &A, holder: H, now: Instant) -> Result<Claimed<H>, ()> {
+        debug_assert!(self.held.first().is_none_or(|(until, _)| *until > now), "expire comes first");
+        let Some(lease) = self.leases.get_mut(key) else {
+            let lease = Lease { account: account.clone(), state: LeaseState::Live(holder) };
+            self.leases.insert(key.clone(), lease);
+            return Ok(Claimed { evicted: None, is_new: true });
+        };
+        if lease.account != *account {
+            return Err(());
+        }
+        let evicted = match std::mem::replace(&mut lease.state, LeaseState::Live(holder)) {
+            LeaseState::Live(old) => Some(old),
+            LeaseState::Held(until) => {
+                self.held.remove(&(until, key.clone()));
+                None
+            }
+        };
+        Ok(Claimed { evicted, is_new: false })
+    }
+
+    /// The holder was lost without a farewell: the address is held. Nothing happens when it is not the current holder.
+    pub(crate) fn lose(&mut self, key: &Key, holder: &H, now: Instant) {
+        if let Some(lease) = self.leases.get_mut(key)
+            && matches!(&lease.state, LeaseState::Live(current) if current == holder)
+        {
+            let until = now + self.grace;
+            lease.state = LeaseState::Held(until);
+            self.held.insert((until, key.clone()));
+        }
+    }
+
+    /// The holder gave the address up; says whether it was the current one and the address is free now.
+    pub(crate) fn release(&mut self, key: &Key, holder: &H) -> bool {
+        let is_current = self
+            .leases
+            .get(key)
+            .is_some_and(|lease| matches!(&lease.state, LeaseState::Live(current) if current == holder));
+        if is_current {
+            self.leases.remove(key);
+        }
+        is_current
+    }
+
+    /// Puts a lease of an earlier run back: held from now on.
+    pub(crate) fn restore(&mut self, key: Key, account: A, now: Instant) {
+        let until = now + self.grace;
+        self.held.insert((until, key.clone()));
+        self.leases.insert(key, Lease { account, state: LeaseState::Held(until) });
+    }
+
+    /// What an address stands for.
+    pub(crate) fn find(&self, key: &Key, now: Instant) -> Found<H> {
+        match self.leases.get(key).map(|lease| &lease.state) {
+            Some(LeaseState::Live(holder)) => Found::Live(holder.clone()),
+            Some(LeaseState::Held(until)) if *until > now => Found::Held(*until),
+            _ => Found::Free,
+        }
+    }
+
+    /// The owner of an address, the grace time included.
+    pub(crate) fn owner(&self, key: &Key) -> Option<&A> {
+        self.leases.get(key).map(|lease| &lease.account)
+    }
+
+    /// Frees every address whose grace time is over and gives their keys.
+    pub(crate) fn expire(&mut self, now: Instant) -> Vec<Key> {
+        let mut freed = Vec::new();
+        while self.held.first().is_some_and(|(until, _)| *until <= now) {
+            if let Some((_, key)) = self.held.pop_first() {
+                self.leases.remove(&key);
+                freed.push(key);
+            }
+        }
+        freed
+    }
+
+    /// Addresses that are live or held.
+    #[cfg(test)]
+    fn len(&self) -> usize {
+        self.leases.len()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const GRACE: Duration = Duration::from_secs(60);
+
+    /// The reference: per address the owner, the live session, and when a held address becomes free.
+    #[derive(Default)]
+    struct Model(HashMap<Key, (u8, Option<u32>, Option<Instant>)>);
+
+    impl Model {
+        fn expire(&mut self, now: Instant) {
+            self.0.retain(|_, (_, live, until)| live.is_some() || until.is_some_and(|until| until > now));
+        }
+    }
+
+    #[derive(Debug, Clone)]
+    enum Step {
+        Claim { key: u16, account: u8 },
+        Lose { session: usize },
+        Release { session: usize },
+        Wait { seconds: u64 },
+    }
+
+    fn steps() -> impl Strategy<Value = Vec<Step>> {
+        let step = prop_oneof![
+            4 => (0..3_u16, 0..3_u8).prop_map(|(key, account)| Step::Claim { key, account }),
+            2 => (0..64_usize).prop_map(|session| Step::Lose { session }),
+            1 => (0..64_usize).prop_map(|session| Step::Release { session }),
+            2 => (0..45_u64).prop_map(|seconds| Step::Wait { seconds }),
+        ];
+        prop::collection::vec(step, 1..120)
+    }
+
+    proptest! {
+        #[test]
+        fn one_address_never_answers_for_two_accounts(steps in steps()) {
+            let mut now = Instant::now();
+            let mut leases = Leases::new(GRACE);
+            let mut model = Model::default();
+            // Sessions in the order of their claims: number, address, account.
+            let mut sessions: Vec<(u32, Key, u8)> = Vec::new();
+            for step in steps {
+                model.expire(now);
+                match step {
+                    Step::Claim { key, account } => {
+                        let key = Key::Port(key);
+                        let session = u32::try_from(sessions.len()).expect("few");
+                        let allowed = model.0.get(&key).is_none_or(|(owner, ..)| *owner == account);
+                        let evicted = model.0.get(&key).and_then(|(_, live, _)| *live);
+                        let is_new = !model.0.contains_key(&key);
+                        match leases.claim(&key, &account, session, now) {
+                            Ok(claimed) => {
+                                prop_assert!(allowed);
+                                prop_assert_eq!(claimed, Claimed { evicted, is_new });
+                                model.0.insert(key.clone(), (account, Some(session), None));
+                                sessions.push((session, key, account));
+                            }
+                            Err(()) => prop_assert!(!allowed),
+                        }
+                    }
+                    Step::Lose { session } => {
+                        if let Some((session, key, _)) = sessions.get(session) {
+                            leases.lose(key, session, now);
+                            if let Some((_, live, until)) = model.0.get_mut(key)
+                                && *live == Some(*session)
+                            {
+                                (*live, *until) = (None, Some(now + GRACE));
+                            }
+                        }
+                    }
+                    Step::Release { session } => {
+                        if let Some((session, key, _)) = sessions.get(session) {
+                            let was_live = model.0.get(key).is_some_and(|(_, live, _)| *live == Some(*session));
+                            prop_assert_eq!(leases.release(key, session), was_live);
+                            if was_live {
+                                model.0.remove(key);
+                            }
+                        }
+                    }
+                    Step::Wait { seconds } => now += Duration::from_secs(seconds),
+                }
+                model.expire(now);
+                leases.expire(now);
+                prop_assert_eq!(leases.len(), model.0.len());
+                for key in (0..3).map(Key::Port) {
+                    let expected = match model.0.get(&key) {
+                        Some((_, Some(session), _)) => Found::Live(*session),
+                        Some((_, None, Some(until))) => Found::Held(*until),
+                        _ => Found::Free,
+                    };
+                    prop_assert_eq!(leases.find(&key, now), expected);
+                    prop_assert_eq!(leases.owner(&key).copied(), model.0.get(&key).map(|(owner, ..)| *owner));
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_restored_lease_waits_for_its_owner_only() {
+        let now = Instant::now();
+        let key = Key::Name("shop".into());
+        let mut leases = Leases::new(GRACE);
+        leases.restore(key.clone(), 1, now);
+        assert_eq!(leases.claim(&key, &2, 20, now), Err(()));
+        assert_eq!(leases.claim(&key, &1, 10, now), Ok(Claimed { evicted: None, is_new: false }));
+        assert!(leases.release(&key, &10));
+        assert_eq!(leases.claim(&key, &2, 20, now), Ok(Claimed { evicted: None, is_new: true }));
+    }
+}

@@ -1,0 +1,298 @@
+//! The REST API: accounts, tokens, health. Paths and fields are those the published clients use
+//! (`docs/protocol.md`); every answer below `/api` is a JSON object.
+
+use std::{
+    net::SocketAddr,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+};
+
+use axum::{
+    Router,
+    body::Bytes,
+    extract::{DefaultBodyLimit, Extension, State},
+    http::{HeaderMap, StatusCode, header},
+    response::{Html, IntoResponse, Response},
+    routing::{get, post},
+};
+use retunnel_proto::message::Token;
+use serde::Deserialize;
+use serde_json::{Value, json};
+use tracing::{error, info};
+
+use crate::{
+    auth::{Account, Auth, AuthError},
+    config::{Registration, ServerConfig},
+    edge::page::escape,
+    limits::RateLimits,
+    store::StoreError,
+};
+
+/// Largest request body. The largest real one is a token.
+const MAX_BODY: usize = 16 * 1024;
+/// Longest e-mail address (RFC 5321).
+const MAX_EMAIL: usize = 254;
+
+/// Who sent a request; set by the edge.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct PeerAddr(pub(crate) SocketAddr);
+
+/// What the API works on.
+#[derive(Debug, Clone)]
+pub(crate) struct RestState {
+    pub(crate) auth: Auth,
+    pub(crate) rates: Arc<RateLimits>,
+    pub(crate) config: Arc<ServerConfig>,
+    pub(crate) address: SocketAddr,
+    pub(crate) ready: Arc<AtomicBool>,
+}
+
+/// A failed call.
+#[derive(Debug)]
+struct ApiError {
+    status: StatusCode,
+    code: &'static str,
+    detail: String,
+    retry_after: Option<u32>,
+}
+
+impl ApiError {
+    fn new(status: StatusCode, code: &'static str, detail: impl Into<String>) -> Self {
+        Self { status, code, detail: detail.into(), retry_after: None }
+    }
+
+    fn invalid_token() -> Self {
+        Self::new(StatusCode::UNAUTHORIZED, "unauthorized", "Invalid auth token")
+    }
+
+    fn bad_request(detail: impl Into<String>) -> Self {
+        Self::new(StatusCode::BAD_REQUEST, "invalid_request", detail)
+    }
+}
+
+impl From<StoreError> for ApiError {
+    fn from(cause: StoreError) -> Self {
+        if matches!(cause, StoreError::EmailTaken) {
+            return Self::new(StatusCode::CONFLICT, "email_taken", cause.to_string());
+        }
+        error!(%cause, "accounts cannot be read or written");
+        let detail = "the server cannot reach its accounts now; try again in a moment";
+        Self { retry_after: Some(2), ..Self::new(StatusCode::SERVICE_UNAVAILABLE, "store_unavailable", detail) }
+    }
+}
+
+impl IntoResponse for ApiError {
+    fn into_response(self) -> Response {
+        let body = json!({ "detail": self.detail, "code": self.code });
+        let mut response = (self.status, axum::Json(body)).into_response();
+        if let Some(seconds) = self.retry_after {
+            response.headers_mut().insert(header::RETRY_AFTER, seconds.into());
+        }
+        if self.status == StatusCode::UNAUTHORIZED {
+            response.headers_mut().insert(header::WWW_AUTHENTICATE, header::HeaderValue::from_static("Bearer"));
+        }
+        response
+    }
+}
+
+type Answer = Result<axum::Json<Value>, ApiError>;
+
+/// All routes.
+pub(crate) fn router(state: RestState) -> Router {
+    let auth = Router::new()
+        .route("/register", post(register))
+        .route("/verify", get(verify))
+        .route("/verify-token", post(verify_token))
+        .route("/refresh", post(refresh))
+        .route("/login", post(login))
+        .route("/reactivate-token", post(reactivate));
+    Router::new()
+        .route("/", get(landing))
+        .route("/healthz", get(|| async { "ok\n" }))
+        .route("/readyz", get(readyz))
+        .nest("/api/v1/auth", auth)
+        .route("/api/v1/users/me", get(me))
+        .route("/api/v1/link", get(upgrade_required))
+        .route("/api/v1/ws/tunnel", get(upgrade_required))
+        .route("/api/v1/ws/proxy", get(upgrade_required))
+        .fallback(|| async { ApiError::new(StatusCode::NOT_FOUND, "not_found", "there is nothing at this path") })
+        .method_not_allowed_fallback(|| async {
+            ApiError::new(StatusCode::METHOD_NOT_ALLOWED, "method_not_allowed", "this path has another method")
+        })
+        .layer(DefaultBodyLimit::max(MAX_BODY))
+        .with_state(state)
+}
+
+async fn upgrade_required() -> Response {
+    let detail = "this path opens a session: it wants `Upgrade: retunnel` or `Upgrade: websocket`";
+    let mut response = ApiError::new(StatusCode::UPGRADE_REQUIRED, "upgrade_required", detail).into_response();
+    response.headers_mut().insert(header::UPGRADE, header::HeaderValue::from_static("retunnel, websocket"));
+    response
+}
+
+fn parse<'a, T: Deserialize<'a>>(body: &'a Bytes) -> Result<T, ApiError> {
+    serde_json::from_slice(body)
+        .map_err(|error| ApiError::bad_request(format!("the body is not the JSON expected here: {error}")))
+}
+
+fn bearer(headers: &HeaderMap) -> Result<Token, ApiError> {
+    headers
+        .get(header::AUTHORIZATION)
+        .and_then(|value| value.to_str().ok())
+        .and_then(|value| value.split_once(' '))
+        .filter(|(scheme, _)| scheme.eq_ignore_ascii_case("bearer"))
+        .map(|(_, token)| Token::new(token.trim()))
+        .ok_or_else(|| {
+            ApiError::new(StatusCode::UNAUTHORIZED, "auth_required", "the request has no `Authorization: Bearer`")
+        })
+}
+
+impl RestState {
+    /// Turns a failed check into an answer, counting it against the peer.
+    fn failed(&self, peer: PeerAddr, cause: AuthError) -> ApiError {
+        match cause {
+            AuthError::Invalid => match self.rates.failed_authentication(peer.0.ip()) {
+                Ok(()) => ApiError::invalid_token(),
+                Err(seconds) => ApiError {
+                    retry_after: Some(seconds),
+                    ..ApiError::new(StatusCode::TOO_MANY_REQUESTS, "rate_limited", "too many failed authentications")
+                },
+            },
+            AuthError::Store(cause) => cause.into(),
+        }
+    }
+
+    async fn account(&self, headers: &HeaderMap, peer: PeerAddr) -> Result<Account, ApiError> {
+        let token = bearer(headers)?;
+        self.auth.authenticate(&token).await.map_err(|cause| self.failed(peer, cause))
+    }
+}
+
+#[derive(Deserialize)]
+struct Register {
+    email: String,
+    #[serde(default)]
+    invite: Option<String>,
+}
+
+async fn register(State(state): State<RestState>, Extension(peer): Extension<PeerAddr>, body: Bytes) -> Answer {
+    let request: Register = parse(&body)?;
+    let email = request.email.trim();
+    let is_address = email.split_once('@').is_some_and(|(user, domain)| !user.is_empty() && !domain.is_empty());
+    if !is_address || email.len() > MAX_EMAIL || email.chars().any(|c| c.is_control() || c.is_whitespace()) {
+        return Err(ApiError::bad_request("`email` is not an e-mail address"));
+    }
+    state.rates.registration(peer.0.ip()).map_err(|seconds| ApiError {
+        retry_after: Some(seconds),
+        ..ApiError::new(StatusCode::TOO_MANY_REQUESTS, "rate_limited", "too many registrations from this address")
+    })?;
+    match state.config.registration {
+        Registration::Open => {}
+        Registration::Invite => {
+            let used = match &request.invite {
+                Some(code) => state.auth.use_invite(code).await?,
+                None => false,
+            };
+            if !used {
+                let detail =
+                    "this server registers accounts by invitation only; ask its operator for a token or a code";
+                return Err(ApiError::new(StatusCode::FORBIDDEN, "invite_required", detail));
+            }
+        }
+        Registration::Closed => {
+            let detail = "this server registers no accounts; ask its operator for a token";
+            return Err(ApiError::new(StatusCode::FORBIDDEN, "registration_closed", detail));
+        }
+    }
+    let (id, token) = state.auth.register(email).await?;
+    info!(account = %email, peer = %peer.0, "account registered");
+    Ok(axum::Json(
+        json!({ "id": id.to_string(), "email": email, "auth_token": token.expose(), "token": token.expose() }),
+    ))
+}
+
+async fn verify(State(state): State<RestState>, Extension(peer): Extension<PeerAddr>, headers: HeaderMap) -> Answer {
+    let account = state.account(&headers, peer).await?;
+    Ok(axum::Json(json!({ "valid": true, "user_id": account.id.to_string(), "email": account.email })))
+}
+
+async fn me(State(state): State<RestState>, Extension(peer): Extension<PeerAddr>, headers: HeaderMap) -> Answer {
+    let account = state.account(&headers, peer).await?;
+    Ok(axum::Json(json!({ "id": account.id.to_string(), "email": account.email })))
+}
+
+#[derive(Deserialize)]
+struct OldToken {
+    old_token: Token,
+}
+
+async fn verify_token(State(state): State<RestState>, Extension(peer): Extension<PeerAddr>, body: Bytes) -> Answer {
+    let request: OldToken = parse(&body)?;
+    let account = state.auth.authenticate(&request.old_token).await.map_err(|cause| state.failed(peer, cause))?;
+    Ok(axum::Json(json!({ "valid": true, "user_id": account.id.to_string(), "email": account.email })))
+}
+
+async fn reactivate(State(state): State<RestState>, Extension(peer): Extension<PeerAddr>, body: Bytes) -> Answer {
+    let request: OldToken = parse(&body)?;
+    let (account, token) = match state.auth.reactivate(&request.old_token).await {
+        Ok(done) => done,
+        // The published clients register anew on 404.
+        Err(AuthError::Invalid) => {
+            let refused = state.failed(peer, AuthError::Invalid);
+            return Err(match refused.status {
+                StatusCode::UNAUTHORIZED => {
+                    ApiError::new(StatusCode::NOT_FOUND, "token_unknown", "this token is not known")
+                }
+                _ => refused,
+            });
+        }
+        Err(cause) => return Err(state.failed(peer, cause)),
+    };
+    Ok(axum::Json(json!({ "auth_token": token.expose(), "token": token.expose(), "email": account.email })))
+}
+
+async fn rotate(state: &RestState, peer: PeerAddr, headers: &HeaderMap) -> Answer {
+    let (account, token) = state.auth.rotate(&bearer(headers)?).await.map_err(|cause| state.failed(peer, cause))?;
+    info!(account = %account.email, "token replaced");
+    Ok(axum::Json(json!({
+        "auth_token": token.expose(), "token": token.expose(), "user_id": account.id.to_string(), "email": account.email,
+    })))
+}
+
+async fn refresh(State(state): State<RestState>, Extension(peer): Extension<PeerAddr>, headers: HeaderMap) -> Answer {
+    rotate(&state, peer, &headers).await
+}
+
+async fn login(State(state): State<RestState>, Extension(peer): Extension<PeerAddr>, headers: HeaderMap) -> Answer {
+    rotate(&state, peer, &headers).await
+}
+
+async fn readyz(State(state): State<RestState>) -> Response {
+    if !state.ready.load(Ordering::Relaxed) {
+        return (StatusCode::SERVICE_UNAVAILABLE, "stopping\n").into_response();
+    }
+    if state.auth.is_ready().await {
+        "ready\n".into_response()
+    } else {
+        (StatusCode::SERVICE_UNAVAILABLE, "database not reachable\n").into_response()
+    }
+}
+
+/// What somebody sees who opens the server's own address.
+async fn landing(State(state): State<RestState>) -> Html<String> {
+    let base = state.config.base_url(state.address.port());
+    let server = escape(base.strip_prefix("http://").unwrap_or(&base));
+    Html(format!(
+        "<!doctype html>\n<html lang=\"en\"><head><meta charset=\"utf-8\">\
+         <meta name=\"viewport\" content=\"width=device-width, initial-scale=1\"><title>ReTunnel</title>\
+         <style>:root{{color-scheme:light dark}}body{{margin:0;min-height:100vh;display:grid;place-items:center;\
+         font:16px/1.6 system-ui,sans-serif;background:light-dark(#f5f6f8,#14161a);color:light-dark(#1c1f24,#e8eaed)}}\
+         main{{max-width:38rem;margin:1.5rem}}pre{{padding:1rem 1.2rem;border-radius:10px;overflow:auto;\
+         background:light-dark(#e9ebef,#23262d)}}</style></head><body><main><h1>ReTunnel</h1>\
+         <p>This server gives local services a public address. To publish port 8080 of your machine:</p>\
+         <pre>retunnel http 8080 --server {server}</pre>\
+         <p>The tunnel's URL is printed when it is open.</p></main></body></html>\n"
+    ))
+}

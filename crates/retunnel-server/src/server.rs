@@ -1,0 +1,253 @@
+//! Starts a server, keeps it up, stops it.
+
+use std::{
+    io,
+    net::SocketAddr,
+    path::{Path, PathBuf},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
+
+use retunnel_link::Budget;
+use thiserror::Error;
+use tokio::{
+    net::{TcpListener, TcpSocket},
+    sync::Semaphore,
+    time::{MissedTickBehavior, interval, timeout},
+};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use tracing::{error, info, warn};
+
+use crate::{
+    auth::Auth,
+    config::ServerConfig,
+    core::Core,
+    edge::{accept, connection},
+    limits::{ConnectionGate, RateLimits},
+    registry::{Key, Quota, Registry},
+    rest::{self, RestState},
+    store::{LeaseKey, Store, StoreError},
+};
+
+/// Connections that wait to be accepted.
+const BACKLOG: u32 = 4096;
+/// How long tasks may take to end once they were told to.
+const STOP_WITHIN: Duration = Duration::from_secs(2);
+/// Pause after the database refused a write.
+const STORE_PAUSE: Duration = Duration::from_secs(1);
+
+/// Why a server could not start.
+#[derive(Debug, Error)]
+#[non_exhaustive]
+pub enum StartError {
+    /// The data directory or the database in it.
+    #[error("cannot use the data directory {}: {source}", path.display())]
+    Data {
+        /// The directory.
+        path: PathBuf,
+        /// Why.
+        source: StoreError,
+    },
+    /// The listening address.
+    #[error("cannot listen on {address}: {source}")]
+    Listen {
+        /// The address asked for.
+        address: SocketAddr,
+        /// Why.
+        source: io::Error,
+    },
+}
+
+/// Starts servers.
+#[derive(Debug)]
+pub struct Server;
+
+impl Server {
+    /// Opens the data directory, binds the listener and serves until [`ServerHandle::shutdown`].
+    ///
+    /// # Errors
+    /// [`StartError`]. Nothing runs then.
+    pub async fn start(config: ServerConfig) -> Result<ServerHandle, StartError> {
+        let data_dir = config.data_dir.clone();
+        let failed = |source| StartError::Data { path: data_dir.clone(), source };
+        let store = Store::open(&data_dir).await.map_err(failed)?;
+        let leases = store.leases().await.map_err(failed)?;
+        let listener = bind(config.listen).map_err(|source| StartError::Listen { address: config.listen, source })?;
+        let address = listener.local_addr().map_err(|source| StartError::Listen { address: config.listen, source })?;
+
+        let limits = &config.limits;
+        let quota = Quota { sessions: limits.max_sessions_per_account, tunnels: limits.max_tunnels_per_account };
+        let registry = Arc::new(Registry::new(limits.hold_lease, quota));
+        registry.restore(leases.into_iter().map(|lease| (key_of(lease.key), lease.account)));
+        let auth = Auth::new(store.clone());
+        let rates = Arc::new(RateLimits::new(limits));
+        let ready = Arc::new(AtomicBool::new(true));
+        let rest = rest::router(RestState {
+            auth: auth.clone(),
+            rates: Arc::clone(&rates),
+            config: Arc::new(config.clone()),
+            address,
+            ready: Arc::clone(&ready),
+        });
+        let core = Arc::new(Core {
+            address,
+            registry,
+            auth,
+            rates,
+            gate: ConnectionGate::new(limits),
+            visitors: Arc::new(Semaphore::new(limits.max_connections)),
+            budget: Arc::new(Budget::new(limits.max_buffered)),
+            rest,
+            ready,
+            relays: TaskTracker::new(),
+            tasks: TaskTracker::new(),
+            draining: CancellationToken::new(),
+            stopping: CancellationToken::new(),
+            config,
+        });
+        core.tasks.spawn(accept_all(Arc::clone(&core), listener));
+        core.tasks.spawn(keep_up(Arc::clone(&core)));
+        core.tasks.spawn(save_leases(Arc::clone(&core), store));
+        info!(%address, data = %core.config.data_dir.display(), "server started");
+        Ok(ServerHandle { core })
+    }
+}
+
+fn bind(address: SocketAddr) -> io::Result<TcpListener> {
+    let socket = if address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
+    // A restarted server must get its port back while old connections are still in TIME_WAIT.
+    socket.set_reuseaddr(true)?;
+    socket.bind(address)?;
+    socket.listen(BACKLOG)
+}
+
+/// A running server. Dropping it stops everything at once.
+#[derive(Debug)]
+pub struct ServerHandle {
+    core: Arc<Core>,
+}
+
+impl ServerHandle {
+    /// Where the server listens.
+    #[must_use]
+    pub fn address(&self) -> SocketAddr {
+        self.core.address
+    }
+
+    /// Where the server's data is.
+    #[must_use]
+    pub fn data_dir(&self) -> &Path {
+        &self.core.config.data_dir
+    }
+
+    /// Cancelled when the server begins to stop; cancelling it makes the server begin.
+    #[must_use]
+    pub fn shutdown_trigger(&self) -> CancellationToken {
+        self.core.draining.clone()
+    }
+
+    /// Waits until the server was told to stop and has stopped.
+    pub async fn wait(self) {
+        self.core.draining.cancelled().await;
+        self.shutdown().await;
+    }
+
+    /// Closes the doors, tells the clients, lets running transfers finish within
+    /// [`crate::config::Limits::grace_period`], then cuts what is left.
+    pub async fn shutdown(self) {
+        let core = &self.core;
+        core.ready.store(false, Ordering::Relaxed);
+        core.draining.cancel();
+        core.relays.close();
+        info!(running = core.relays.len(), "server stopping");
+        if timeout(core.config.limits.grace_period, core.relays.wait()).await.is_err() {
+            warn!(cut = core.relays.len(), "transfers did not finish within the grace period");
+        }
+        core.stopping.cancel();
+        core.tasks.close();
+        if timeout(STOP_WITHIN, async { tokio::join!(core.relays.wait(), core.tasks.wait()) }).await.is_err() {
+            warn!(tasks = core.tasks.len(), relays = core.relays.len(), "tasks did not end in time");
+        }
+        info!("server stopped");
+    }
+}
+
+impl Drop for ServerHandle {
+    fn drop(&mut self) {
+        self.core.draining.cancel();
+        self.core.stopping.cancel();
+    }
+}
+
+async fn accept_all(core: Arc<Core>, listener: TcpListener) {
+    loop {
+        // Both arms are cancel-safe.
+        let (socket, peer) = tokio::select! {
+            accepted = accept::next(&listener) => accepted,
+            () = core.draining.cancelled() => return,
+        };
+        let permit = Arc::clone(&core.visitors).try_acquire_owned().ok();
+        let this = Arc::clone(&core);
+        match permit {
+            Some(permit) => core.relays.spawn(async move {
+                connection::serve(&this, socket, peer).await;
+                drop(permit);
+            }),
+            None => core.relays.spawn(async move { connection::turn_away(socket).await }),
+        };
+    }
+}
+
+/// Frees leases and limits whose time is over.
+async fn keep_up(core: Arc<Core>) {
+    let mut tick = interval(Duration::from_secs(1));
+    tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        tokio::select! {
+            _ = tick.tick() => {
+                core.registry.sweep();
+                core.rates.sweep();
+            }
+            () = core.stopping.cancelled() => return,
+        }
+    }
+}
+
+/// Keeps the stored leases equal to the live ones, so that a restarted server knows whose address is whose.
+async fn save_leases(core: Arc<Core>, store: Store) {
+    loop {
+        let changes = tokio::select! {
+            changes = core.registry.unsaved() => changes,
+            () = core.stopping.cancelled() => return,
+        };
+        for (key, owner) in changes {
+            let stored = stored_key(&key);
+            let result = match owner {
+                Some(account) => store.save_lease(&stored, account).await,
+                None => store.remove_lease(&stored).await,
+            };
+            if let Err(cause) = result {
+                error!(%key, %cause, "lease not saved");
+                core.registry.not_saved(key);
+                tokio::time::sleep(STORE_PAUSE).await;
+            }
+        }
+    }
+}
+
+fn key_of(stored: LeaseKey) -> Key {
+    match stored {
+        LeaseKey::Name(name) => Key::Name(name),
+        LeaseKey::Port(port) => Key::Port(port),
+    }
+}
+
+fn stored_key(key: &Key) -> LeaseKey {
+    match key {
+        Key::Name(name) => LeaseKey::Name(name.clone()),
+        Key::Port(port) => LeaseKey::Port(*port),
+    }
+}

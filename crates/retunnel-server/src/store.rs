@@ -1,0 +1,313 @@
+//! What outlives the server: accounts, tokens, invitations, leases. One SQLite file in the data directory, one writer and
+//! a few readers. Who is connected is not here but in `registry`.
+
+use std::{io, path::Path, time::Duration};
+
+use sqlx::{
+    Row, SqlitePool,
+    migrate::{MigrateError, Migration, MigrationType, Migrator},
+    sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous},
+};
+use thiserror::Error;
+use uuid::Uuid;
+
+use crate::edge::accept::unix_millis;
+
+/// Name of the database in the data directory.
+const FILE: &str = "retunnel.db";
+/// Connections that read. Lookups are short; more would only wait for the same cores.
+const READERS: u32 = 4;
+const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Why the store failed.
+#[derive(Debug, Error)]
+#[non_exhaustive]
+pub enum StoreError {
+    /// The data directory.
+    #[error("data directory: {0}")]
+    Directory(#[from] io::Error),
+    /// The database.
+    #[error("database: {0}")]
+    Database(#[from] sqlx::Error),
+    /// The database comes from a newer version, or a migration failed.
+    #[error("database migration: {0}")]
+    Migration(#[from] MigrateError),
+    /// The e-mail address has an account already.
+    #[error("this e-mail address has an account already")]
+    EmailTaken,
+}
+
+/// SHA-256 of a token or invitation.
+pub type SecretHash = [u8; 32];
+
+/// A stored token with its account.
+#[derive(Debug, Clone)]
+pub struct StoredToken {
+    /// The account.
+    pub account: Uuid,
+    /// The account's e-mail address.
+    pub email: String,
+    /// Revoked by a rotation or its owner.
+    pub is_revoked: bool,
+    /// Past its expiry.
+    pub is_expired: bool,
+}
+
+/// A leased public address.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum LeaseKey {
+    /// A name below the base domain.
+    Name(String),
+    /// A TCP port.
+    Port(u16),
+}
+
+impl LeaseKey {
+    fn columns(&self) -> (&'static str, String) {
+        match self {
+            Self::Name(name) => ("http", name.clone()),
+            Self::Port(port) => ("tcp", port.to_string()),
+        }
+    }
+}
+
+/// A lease of an earlier run.
+#[derive(Debug, Clone)]
+pub struct StoredLease {
+    /// The address.
+    pub key: LeaseKey,
+    /// Its owner.
+    pub account: Uuid,
+}
+
+/// The database.
+#[derive(Debug, Clone)]
+pub struct Store {
+    readers: SqlitePool,
+    writer: SqlitePool,
+}
+
+impl Store {
+    /// Opens the database in a data directory, making both when they do not exist. Only their owner may read them.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub async fn open(data_dir: &Path) -> Result<Self, StoreError> {
+        private_directory(data_dir)?;
+        let file = data_dir.join(FILE);
+        private_file(&file)?;
+        let options = SqliteConnectOptions::new()
+            .filename(&file)
+            .create_if_missing(true)
+            .journal_mode(SqliteJournalMode::Wal)
+            .synchronous(SqliteSynchronous::Normal)
+            .busy_timeout(BUSY_TIMEOUT)
+            .foreign_keys(true);
+        let writer = SqlitePoolOptions::new().max_connections(1).connect_with(options.clone()).await?;
+        let first = Migration::new(
+            1,
+            "accounts".into(),
+            MigrationType::Simple,
+            sqlx::SqlSafeStr::into_sql_str(include_str!("../migrations/0001_accounts.sql")),
+            false,
+        );
+        Migrator::with_migrations(vec![first]).run(&writer).await?;
+        let readers = SqlitePoolOptions::new().max_connections(READERS).connect_with(options.read_only(true)).await?;
+        Ok(Self { readers, writer })
+    }
+
+    /// Whether the database answers.
+    pub async fn is_ready(&self) -> bool {
+        sqlx::query("SELECT 1").execute(&self.readers).await.is_ok()
+    }
+
+    /// Waits for writes under way and closes the file.
+    pub async fn close(&self) {
+        self.readers.close().await;
+        self.writer.close().await;
+    }
+
+    /// The token with this hash. One indexed lookup, however many accounts there are.
+    ///
+    /// # Errors
+    /// [`StoreError::Database`].
+    pub async fn token(&self, hash: &SecretHash) -> Result<Option<StoredToken>, StoreError> {
+        let row = sqlx::query(
+            "SELECT a.id, a.email, t.revoked_at IS NOT NULL, coalesce(t.expires_at <= $2, 0) \
+             FROM tokens t JOIN accounts a ON a.id = t.account WHERE t.hash = $1",
+        )
+        .bind(&hash[..])
+        .bind(now())
+        .fetch_optional(&self.readers)
+        .await?;
+        row.map(|row| {
+            Ok(StoredToken {
+                account: account_id(&row, 0)?,
+                email: row.try_get(1)?,
+                is_revoked: row.try_get(2)?,
+                is_expired: row.try_get(3)?,
+            })
+        })
+        .transpose()
+    }
+
+    /// Makes an account with its first token.
+    ///
+    /// # Errors
+    /// [`StoreError::EmailTaken`], [`StoreError::Database`].
+    pub async fn create_account(&self, email: &str, token: &SecretHash) -> Result<Uuid, StoreError> {
+        let id = Uuid::now_v7();
+        let mut transaction = self.writer.begin().await?;
+        let made = sqlx::query("INSERT INTO accounts (id, email, created_at) VALUES ($1, $2, $3)")
+            .bind(&id.as_bytes()[..])
+            .bind(email)
+            .bind(now())
+            .execute(&mut *transaction)
+            .await;
+        match made {
+            Err(sqlx::Error::Database(error)) if error.is_unique_violation() => return Err(StoreError::EmailTaken),
+            other => other?,
+        };
+        insert_token(&mut transaction, id, token).await?;
+        transaction.commit().await?;
+        Ok(id)
+    }
+
+    /// Replaces a token that is not revoked by a new one; `false` when there is no such token.
+    ///
+    /// # Errors
+    /// [`StoreError::Database`].
+    pub async fn replace_token(&self, old: &SecretHash, new: &SecretHash) -> Result<bool, StoreError> {
+        let mut transaction = self.writer.begin().await?;
+        let row =
+            sqlx::query("UPDATE tokens SET revoked_at = $2 WHERE hash = $1 AND revoked_at IS NULL RETURNING account")
+                .bind(&old[..])
+                .bind(now())
+                .fetch_optional(&mut *transaction)
+                .await?;
+        let Some(row) = row else { return Ok(false) };
+        insert_token(&mut transaction, account_id(&row, 0)?, new).await?;
+        transaction.commit().await?;
+        Ok(true)
+    }
+
+    /// Makes an invitation.
+    ///
+    /// # Errors
+    /// [`StoreError::Database`].
+    pub async fn create_invite(&self, hash: &SecretHash) -> Result<(), StoreError> {
+        sqlx::query("INSERT INTO invites (hash, created_at) VALUES ($1, $2)")
+            .bind(&hash[..])
+            .bind(now())
+            .execute(&self.writer)
+            .await?;
+        Ok(())
+    }
+
+    /// Uses an invitation up; `false` when it does not exist or was used.
+    ///
+    /// # Errors
+    /// [`StoreError::Database`].
+    pub async fn use_invite(&self, hash: &SecretHash) -> Result<bool, StoreError> {
+        let done = sqlx::query("UPDATE invites SET used_at = $2 WHERE hash = $1 AND used_at IS NULL")
+            .bind(&hash[..])
+            .bind(now())
+            .execute(&self.writer)
+            .await?;
+        Ok(done.rows_affected() == 1)
+    }
+
+    /// The leases of earlier runs.
+    ///
+    /// # Errors
+    /// [`StoreError::Database`].
+    pub async fn leases(&self) -> Result<Vec<StoredLease>, StoreError> {
+        let rows = sqlx::query("SELECT account, kind, address FROM leases").fetch_all(&self.readers).await?;
+        let mut leases = Vec::with_capacity(rows.len());
+        for row in rows {
+            let (kind, address): (String, String) = (row.try_get(1)?, row.try_get(2)?);
+            let key = match (kind.as_str(), address.parse()) {
+                ("tcp", Ok(port)) => LeaseKey::Port(port),
+                ("http", _) => LeaseKey::Name(address),
+                _ => continue,
+            };
+            leases.push(StoredLease { key, account: account_id(&row, 0)? });
+        }
+        Ok(leases)
+    }
+
+    /// Stores the owner of an address.
+    ///
+    /// # Errors
+    /// [`StoreError::Database`].
+    pub async fn save_lease(&self, key: &LeaseKey, account: Uuid) -> Result<(), StoreError> {
+        let (kind, address) = key.columns();
+        sqlx::query(
+            "INSERT INTO leases (kind, address, account) VALUES ($1, $2, $3) \
+             ON CONFLICT (kind, address) DO UPDATE SET account = excluded.account",
+        )
+        .bind(kind)
+        .bind(address)
+        .bind(&account.as_bytes()[..])
+        .execute(&self.writer)
+        .await?;
+        Ok(())
+    }
+
+    /// Forgets the owner of an address.
+    ///
+    /// # Errors
+    /// [`StoreError::Database`].
+    pub async fn remove_lease(&self, key: &LeaseKey) -> Result<(), StoreError> {
+        let (kind, address) = key.columns();
+        sqlx::query("DELETE FROM leases WHERE kind = $1 AND address = $2")
+            .bind(kind)
+            .bind(address)
+            .execute(&self.writer)
+            .await?;
+        Ok(())
+    }
+}
+
+async fn insert_token(
+    transaction: &mut sqlx::SqliteConnection,
+    account: Uuid,
+    token: &SecretHash,
+) -> Result<(), StoreError> {
+    sqlx::query("INSERT INTO tokens (hash, account, label, created_at) VALUES ($1, $2, 'default', $3)")
+        .bind(&token[..])
+        .bind(&account.as_bytes()[..])
+        .bind(now())
+        .execute(transaction)
+        .await?;
+    Ok(())
+}
+
+fn account_id(row: &sqlx::sqlite::SqliteRow, column: usize) -> Result<Uuid, StoreError> {
+    let bytes: Vec<u8> = row.try_get(column)?;
+    Uuid::from_slice(&bytes).map_err(|error| StoreError::Database(sqlx::Error::Decode(error.into())))
+}
+
+fn now() -> i64 {
+    i64::try_from(unix_millis()).unwrap_or(i64::MAX)
+}
+
+#[cfg(unix)]
+fn private_directory(path: &Path) -> io::Result<()> {
+    use std::os::unix::fs::DirBuilderExt;
+    std::fs::DirBuilder::new().recursive(true).mode(0o700).create(path)
+}
+
+#[cfg(not(unix))]
+fn private_directory(path: &Path) -> io::Result<()> {
+    std::fs::create_dir_all(path)
+}
+
+/// The database and the files beside it get the mode of the first one.
+fn private_file(path: &Path) -> io::Result<()> {
+    let mut options = std::fs::OpenOptions::new();
+    options.create(true).append(true);
+    #[cfg(unix)]
+    std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o600);
+    options.open(path).map(drop)
+}
