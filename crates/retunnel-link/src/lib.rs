@@ -11,6 +11,7 @@
 mod config;
 mod driver;
 mod error;
+mod relay;
 mod state;
 mod stream;
 
@@ -28,6 +29,7 @@ use tokio::io::{AsyncRead, AsyncWrite};
 pub use config::{Budget, LinkConfig};
 pub use driver::Driver;
 pub use error::{LinkError, OpenError};
+pub use relay::{Pump, poll_relay};
 pub use stream::{LinkStream, StreamReset};
 
 use state::State;

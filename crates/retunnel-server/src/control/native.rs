@@ -139,7 +139,8 @@ async fn session(
         Ok(Some(LinkEvent::Control(payload))) => match FromClient::decode(&payload) {
             Ok(FromClient::Hello(hello)) => hello,
             Ok(_) => {
-                return refuse(&link, Refusal::new(RefusalCode::InvalidRequest, "the first message must be Auth")).await;
+                return refuse(&link, Refusal::new(RefusalCode::InvalidRequest, "the first message must be Auth"))
+                    .await;
             }
             Err(error) => return refuse(&link, Refusal::new(RefusalCode::InvalidRequest, error.to_string())).await,
         },

@@ -9,7 +9,7 @@ use std::{
 };
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
-use retunnel_link::{LinkStream, StreamReset};
+use retunnel_link::{LinkStream, Pump, StreamReset};
 use retunnel_proto::{limits::V2_MAX_REQUEST_BODY, message::TunnelProtocol, native::ReasonCode};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
@@ -35,7 +35,7 @@ use crate::{
             write::{self, Answer, Visitor},
         },
         page::EdgeError,
-        relay::{self, Pump},
+        relay,
     },
     tunnel::{Tunnel, Upstream},
 };
@@ -606,8 +606,8 @@ async fn upgraded(
         result = relay::relay(&mut connection.socket, stream, &mut up, &mut down) => result.map_err(|_| Failure::Cut),
         () = core.stopping.cancelled() => Err(Failure::Cut),
     };
-    progress.up.fetch_add(up.moved, Relaxed);
-    progress.down.fetch_add(down.moved, Relaxed);
+    progress.up.fetch_add(up.moved(), Relaxed);
+    progress.down.fetch_add(down.moved(), Relaxed);
     result
 }
 

@@ -3,7 +3,7 @@
 
 use std::{io, net::SocketAddr, sync::Arc};
 
-use retunnel_link::StreamReset;
+use retunnel_link::{Pump, StreamReset};
 use retunnel_proto::message::{RequestSummary, TunnelProtocol};
 use tokio::{
     net::{TcpListener, TcpSocket, TcpStream},
@@ -16,7 +16,7 @@ use crate::{
     core::Core,
     edge::{
         accept::{self, unix_millis},
-        relay::{self, Pump},
+        relay,
     },
     registry::{Found, Key},
     tunnel::{Tunnel, Upstream},
@@ -89,8 +89,8 @@ async fn serve_visitor(core: &Arc<Core>, mut visitor: TcpStream, peer: SocketAdd
         path: String::new(),
         status: 0,
         duration_ms: u32::try_from(started.0.elapsed().as_millis()).unwrap_or(u32::MAX),
-        bytes_out: down.moved,
-        bytes_in: up.moved,
+        bytes_out: down.moved(),
+        bytes_in: up.moved(),
         started_ms: started.1,
         visitor: peer.to_string(),
         error,
