@@ -12,5 +12,5 @@ pub mod message;
 pub mod native;
 
 pub use error::DecodeError;
-pub use id::{ClientId, RequestId, SessionId, TunnelId};
+pub use id::{ClientId, RequestId, SessionId, TunnelId, random_text};
 pub use message::{ClientMessage, RefusalCode, ServerMessage, Token, TunnelProtocol};

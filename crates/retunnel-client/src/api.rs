@@ -1,0 +1,197 @@
+//! The server's REST API, over the same connection rules as sessions.
+
+use bytes::Bytes;
+use http_body_util::{BodyExt, Full, Limited};
+use hyper::{Method, Request, client::conn::http1, header};
+use hyper_util::rt::TokioIo;
+use retunnel_proto::message::Token;
+use serde_json::{Value, json};
+use tokio::time::timeout;
+
+use crate::{
+    error::{ApiError, ConnectError},
+    transport::{ANSWER_WITHIN, Dialer, ServerEndpoint},
+};
+
+/// Largest answer that is read.
+const MAX_ANSWER: usize = 64 * 1024;
+
+/// An account as the server tells it.
+#[derive(Debug, Clone)]
+#[non_exhaustive]
+pub struct AccountInfo {
+    /// The account's id.
+    pub id: String,
+    /// Its e-mail address.
+    pub email: String,
+}
+
+/// Calls the REST API of one server.
+#[doc(alias = "ReTunnelAPIClient")]
+#[doc(alias = "APIClient")]
+#[derive(Debug, Clone)]
+pub struct ApiClient {
+    dialer: Dialer,
+}
+
+impl ApiClient {
+    /// A client for this server. `insecure` accepts any certificate.
+    #[must_use]
+    pub const fn new(endpoint: ServerEndpoint, insecure: bool) -> Self {
+        Self { dialer: Dialer { endpoint, insecure } }
+    }
+
+    /// Makes an account and gives its token. `email: None` makes an anonymous one.
+    ///
+    /// # Errors
+    /// [`ApiError`].
+    pub async fn register(&self, email: Option<&str>, invite: Option<&str>) -> Result<Token, ApiError> {
+        let anonymous;
+        let email = match email {
+            Some(email) => email,
+            None => {
+                anonymous = format!("anon-{}@retunnel.com", retunnel_proto::random_text(12));
+                &anonymous
+            }
+        };
+        let mut body = json!({ "email": email });
+        if let Some(invite) = invite {
+            body["invite"] = invite.into();
+        }
+        token_in(&self.call(Method::POST, "/api/v1/auth/register", None, Some(body)).await?)
+    }
+
+    /// Whose token this is.
+    ///
+    /// # Errors
+    /// [`ApiError`]; status 401 when it is not valid.
+    pub async fn verify_token(&self, token: &Token) -> Result<AccountInfo, ApiError> {
+        let body = json!({ "old_token": token.expose() });
+        account_in(&self.call(Method::POST, "/api/v1/auth/verify-token", None, Some(body)).await?)
+    }
+
+    /// The account of a token.
+    ///
+    /// # Errors
+    /// [`ApiError`]; status 401 when it is not valid.
+    pub async fn me(&self, token: &Token) -> Result<AccountInfo, ApiError> {
+        account_in(&self.call(Method::GET, "/api/v1/users/me", Some(token), None).await?)
+    }
+
+    /// Whether a token is valid.
+    ///
+    /// # Errors
+    /// [`ApiError`] for anything but a plain no.
+    pub async fn verify(&self, token: &Token) -> Result<bool, ApiError> {
+        match self.call(Method::GET, "/api/v1/auth/verify", Some(token), None).await {
+            Ok(_) => Ok(true),
+            Err(ApiError::Status { status: 401, .. }) => Ok(false),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// A new token in the place of this one, which stops working.
+    ///
+    /// # Errors
+    /// [`ApiError`].
+    pub async fn refresh(&self, token: &Token) -> Result<Token, ApiError> {
+        token_in(&self.call(Method::POST, "/api/v1/auth/refresh", Some(token), None).await?)
+    }
+
+    /// The same as [`Self::refresh`], under the name that `token rotate` of the published clients uses.
+    ///
+    /// # Errors
+    /// [`ApiError`].
+    pub async fn login(&self, token: &Token) -> Result<Token, ApiError> {
+        token_in(&self.call(Method::POST, "/api/v1/auth/login", Some(token), None).await?)
+    }
+
+    /// A token for an account whose token expired.
+    ///
+    /// # Errors
+    /// [`ApiError`]; status 404 when the token was never known or was replaced.
+    pub async fn reactivate_token(&self, old: &Token) -> Result<Token, ApiError> {
+        let body = json!({ "old_token": old.expose() });
+        token_in(&self.call(Method::POST, "/api/v1/auth/reactivate-token", None, Some(body)).await?)
+    }
+
+    async fn call(
+        &self,
+        method: Method,
+        path: &str,
+        token: Option<&Token>,
+        body: Option<Value>,
+    ) -> Result<Value, ApiError> {
+        let call = self.exchange(method, path, token, body);
+        timeout(ANSWER_WITHIN, call)
+            .await
+            .unwrap_or_else(|_| Err(ApiError::Connect(Box::new(self.dialer.too_slow(ANSWER_WITHIN)))))
+    }
+
+    async fn exchange(
+        &self,
+        method: Method,
+        path: &str,
+        token: Option<&Token>,
+        body: Option<Value>,
+    ) -> Result<Value, ApiError> {
+        let socket = self.dialer.connect().await.map_err(|error: ConnectError| ApiError::Connect(Box::new(error)))?;
+        let (mut sender, connection) = http1::handshake(TokioIo::new(socket)).await?;
+        let mut request = Request::builder()
+            .method(method)
+            .uri(path)
+            .header(header::HOST, self.dialer.endpoint.authority())
+            .header(header::ACCEPT, "application/json");
+        if let Some(token) = token {
+            request = request.header(header::AUTHORIZATION, format!("Bearer {}", token.expose()));
+        }
+        if body.is_some() {
+            request = request.header(header::CONTENT_TYPE, "application/json");
+        }
+        let body = body.map_or_else(Bytes::new, |body| body.to_string().into());
+        let request = request.body(Full::new(body)).map_err(|error| ApiError::Answer(error.to_string()))?;
+        let answer = async move {
+            let response = sender.send_request(request).await?;
+            let status = response.status().as_u16();
+            let retry_after =
+                response.headers().get(header::RETRY_AFTER).and_then(|value| value.to_str().ok()?.parse().ok());
+            let body = Limited::new(response.into_body(), MAX_ANSWER).collect().await;
+            let body = body.map_err(|error| ApiError::Answer(error.to_string()))?.to_bytes();
+            Ok::<_, ApiError>((status, retry_after, body))
+        };
+        // The connection moves while the answer is awaited, in this task.
+        let mut connection = std::pin::pin!(connection);
+        let mut answer = std::pin::pin!(answer);
+        let (status, retry_after, body) = tokio::select! {
+            answered = &mut answer => answered?,
+            ended = &mut connection => {
+                ended?;
+                answer.await?
+            }
+        };
+        let value: Value = serde_json::from_slice(&body).unwrap_or(Value::Null);
+        if status >= 400 {
+            let text = |key: &str| value.get(key).and_then(Value::as_str).map(str::to_owned);
+            let detail = text("detail").or_else(|| text("error")).unwrap_or_else(|| "Unknown error".into());
+            return Err(ApiError::Status { status, code: text("code").unwrap_or_default(), detail, retry_after });
+        }
+        if value.is_object() { Ok(value) } else { Err(ApiError::Answer("not a JSON object".into())) }
+    }
+}
+
+fn token_in(value: &Value) -> Result<Token, ApiError> {
+    value["auth_token"]
+        .as_str()
+        .or_else(|| value["token"].as_str())
+        .map(Token::new)
+        .ok_or_else(|| ApiError::Answer("no token in the answer".into()))
+}
+
+fn account_in(value: &Value) -> Result<AccountInfo, ApiError> {
+    let text = |key: &str| value[key].as_str().map(str::to_owned);
+    let id = text("user_id").or_else(|| text("id"));
+    match (id, text("email")) {
+        (Some(id), Some(email)) => Ok(AccountInfo { id, email }),
+        _ => Err(ApiError::Answer("no account in the answer".into())),
+    }
+}

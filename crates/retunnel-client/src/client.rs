@@ -1,0 +1,340 @@
+//! The client: one session with one server, kept up by a supervisor task.
+
+use std::{
+    collections::BTreeMap,
+    fmt,
+    sync::{Arc, Mutex, MutexGuard},
+};
+
+use retunnel_proto::message::{Refusal, Token, TunnelProtocol};
+use tokio::{
+    sync::{Notify, broadcast, mpsc, oneshot, watch},
+    task::JoinSet,
+};
+use tokio_util::sync::CancellationToken;
+
+use crate::{
+    error::{ConnectError, TunnelError},
+    event::{self, Event, Events, SessionInfo},
+    session,
+    stats::{Stats, StatsSnapshot},
+    target::LocalTarget,
+    transport::{Dialer, ServerEndpoint},
+    tunnel::{Tunnel, TunnelInfo, TunnelSpec},
+};
+
+/// What the handles ask of the supervisor.
+#[derive(Debug)]
+pub(crate) enum Command {
+    Open(u64),
+    Close(u64),
+}
+
+/// A tunnel as the supervisor keeps it.
+pub(crate) struct Entry {
+    pub(crate) spec: TunnelSpec,
+    /// Set once it was open; what it is asked for again after a reconnect.
+    pub(crate) info: Option<TunnelInfo>,
+    pub(crate) stats: Arc<Stats>,
+    pub(crate) waiter: Option<oneshot::Sender<Result<TunnelInfo, TunnelError>>>,
+    pub(crate) closed: watch::Sender<Option<Refusal>>,
+}
+
+#[derive(Default)]
+pub(crate) struct State {
+    pub(crate) tunnels: BTreeMap<u64, Entry>,
+    next_key: u64,
+    pub(crate) session: Option<SessionInfo>,
+    /// Why the supervisor gave up, and the same for [`Client::connected`] to take.
+    pub(crate) ended: Option<String>,
+    pub(crate) failure: Option<ConnectError>,
+}
+
+/// Shared by the client, its tunnels and the supervisor.
+pub(crate) struct Shared {
+    state: Mutex<State>,
+    /// Told when `session` or `ended` changes.
+    pub(crate) changed: Notify,
+    /// As many commands as the caller has tunnels.
+    pub(crate) commands: mpsc::UnboundedSender<Command>,
+    pub(crate) events: broadcast::Sender<Event>,
+    pub(crate) closing: CancellationToken,
+    pub(crate) done: CancellationToken,
+}
+
+impl fmt::Debug for Shared {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Shared").finish_non_exhaustive()
+    }
+}
+
+impl Shared {
+    pub(crate) fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().expect("no code panics while it holds the client's state")
+    }
+
+    pub(crate) fn emit(&self, event: Event) {
+        // Nobody listening is fine.
+        let _ = self.events.send(event);
+    }
+
+    pub(crate) fn remove(&self, key: u64) {
+        self.lock().tunnels.remove(&key);
+    }
+
+    pub(crate) async fn tunnel_closed(&self, key: u64) -> TunnelError {
+        let receiver = self.lock().tunnels.get(&key).map(|entry| entry.closed.subscribe());
+        let Some(mut closed) = receiver else { return TunnelError::Closed };
+        // Ended by the server, or gone with the supervisor.
+        match closed.wait_for(Option::is_some).await {
+            Ok(refusal) => refusal.clone().map_or(TunnelError::Closed, TunnelError::Refused),
+            Err(_) => TunnelError::SessionEnded(self.lock().ended.clone().unwrap_or_default()),
+        }
+    }
+}
+
+/// Values of a client before it starts.
+#[doc(alias = "ClientConfig")]
+#[derive(Debug, Clone)]
+pub struct ClientBuilder {
+    pub(crate) server: ServerEndpoint,
+    pub(crate) token: Option<Token>,
+    pub(crate) insecure: bool,
+    pub(crate) register: bool,
+    pub(crate) replace_refused_token: bool,
+    pub(crate) keep_trying: bool,
+}
+
+impl ClientBuilder {
+    /// The server. Default `localhost:6400`.
+    #[must_use]
+    pub fn server(mut self, server: ServerEndpoint) -> Self {
+        self.server = server;
+        self
+    }
+
+    /// The account's token. Default none.
+    #[must_use]
+    pub fn token(mut self, token: Option<Token>) -> Self {
+        self.token = token;
+        self
+    }
+
+    /// Accepts any certificate of the server. Default no.
+    #[must_use]
+    pub const fn insecure(mut self, insecure: bool) -> Self {
+        self.insecure = insecure;
+        self
+    }
+
+    /// Makes an account when there is no token ([`Event::Registered`] has the new one). Default yes.
+    #[must_use]
+    pub const fn register(mut self, register: bool) -> Self {
+        self.register = register;
+        self
+    }
+
+    /// Makes an account also when the server does not know the token: for tokens that may belong to another server.
+    /// Default no.
+    #[must_use]
+    pub const fn replace_refused_token(mut self, replace: bool) -> Self {
+        self.replace_refused_token = replace;
+        self
+    }
+
+    /// Tries on when the first connection fails for a reason that may pass. Default no: the first failure ends the
+    /// client. Later failures are always tried again.
+    #[must_use]
+    pub const fn keep_trying(mut self, keep_trying: bool) -> Self {
+        self.keep_trying = keep_trying;
+        self
+    }
+
+    /// Starts connecting in the background. Must be called in a tokio runtime.
+    #[must_use]
+    pub fn start(self) -> Client {
+        let (commands, receiver) = mpsc::unbounded_channel();
+        let shared = Arc::new(Shared {
+            state: Mutex::default(),
+            changed: Notify::new(),
+            commands,
+            events: broadcast::channel(event::QUEUE).0,
+            closing: CancellationToken::new(),
+            done: CancellationToken::new(),
+        });
+        let dialer = Dialer { endpoint: self.server.clone(), insecure: self.insecure };
+        let stats = Arc::new(Stats::default());
+        let mut tasks = JoinSet::new();
+        tasks.spawn(session::supervise(Arc::clone(&shared), dialer, self, receiver));
+        Client { shared, stats, tasks }
+    }
+
+    /// Starts and waits for the first session.
+    ///
+    /// # Errors
+    /// [`ConnectError`].
+    pub async fn connect(self) -> Result<Client, ConnectError> {
+        let client = self.start();
+        client.connected().await?;
+        Ok(client)
+    }
+}
+
+/// A client of one server. Dropping it ends everything at once; [`Client::close`] says goodbye first.
+#[doc(alias = "ReTunnelClient")]
+#[doc(alias = "HighPerformanceClient")]
+#[derive(Debug)]
+pub struct Client {
+    shared: Arc<Shared>,
+    stats: Arc<Stats>,
+    /// The supervisor; aborted with the client.
+    #[expect(dead_code, reason = "owned so that dropping the client ends its task")]
+    tasks: JoinSet<()>,
+}
+
+impl Client {
+    /// A client's values, with defaults.
+    #[must_use]
+    pub fn builder() -> ClientBuilder {
+        ClientBuilder {
+            server: ServerEndpoint::default(),
+            token: None,
+            insecure: false,
+            register: true,
+            replace_refused_token: false,
+            keep_trying: false,
+        }
+    }
+
+    /// Waits until a session stands.
+    ///
+    /// # Errors
+    /// Why the client gave up.
+    pub async fn connected(&self) -> Result<SessionInfo, ConnectError> {
+        loop {
+            let changed = self.shared.changed.notified();
+            {
+                let mut state = self.shared.lock();
+                if let Some(session) = &state.session {
+                    return Ok(session.clone());
+                }
+                if state.ended.is_some() {
+                    return Err(state.failure.take().unwrap_or(ConnectError::Closed));
+                }
+            }
+            changed.await;
+        }
+    }
+
+    /// Opens a tunnel for an HTTP service.
+    ///
+    /// # Errors
+    /// [`TunnelError`].
+    #[doc(alias = "request_tunnel")]
+    pub async fn http(&self, target: impl Into<LocalTarget>) -> Result<Tunnel, TunnelError> {
+        self.open(TunnelSpec::http(target)).await
+    }
+
+    /// Opens a tunnel for a TCP service.
+    ///
+    /// # Errors
+    /// [`TunnelError`].
+    pub async fn tcp(&self, target: impl Into<LocalTarget>) -> Result<Tunnel, TunnelError> {
+        self.open(TunnelSpec::tcp(target)).await
+    }
+
+    /// Opens a tunnel. While there is no session it waits for one.
+    ///
+    /// # Errors
+    /// [`TunnelError`].
+    pub async fn open(&self, spec: TunnelSpec) -> Result<Tunnel, TunnelError> {
+        let (waiter, opened) = oneshot::channel();
+        let stats = Arc::new(Stats::default());
+        let key = {
+            let mut state = self.shared.lock();
+            if let Some(cause) = &state.ended {
+                return Err(TunnelError::SessionEnded(cause.clone()));
+            }
+            state.next_key += 1;
+            let key = state.next_key;
+            let entry = Entry {
+                spec,
+                info: None,
+                stats: Arc::clone(&stats),
+                waiter: Some(waiter),
+                closed: watch::Sender::new(None),
+            };
+            state.tunnels.insert(key, entry);
+            key
+        };
+        let mut guard = Unopened { shared: &self.shared, key: Some(key) };
+        let _ = self.shared.commands.send(Command::Open(key));
+        let info = opened
+            .await
+            .unwrap_or_else(|_| Err(TunnelError::SessionEnded(self.shared.lock().ended.clone().unwrap_or_default())))?;
+        guard.key = None;
+        Ok(Tunnel { shared: Arc::clone(&self.shared), key, info, stats })
+    }
+
+    /// What has happened on all tunnels that are open.
+    #[must_use]
+    pub fn stats(&self) -> StatsSnapshot {
+        let mut total = StatsSnapshot { uptime: self.stats.snapshot().uptime, ..StatsSnapshot::default() };
+        let tunnels: Vec<Arc<Stats>> =
+            self.shared.lock().tunnels.values().map(|entry| Arc::clone(&entry.stats)).collect();
+        for stats in tunnels {
+            total.add(stats.snapshot());
+        }
+        total.recent.sort_by_key(|request| request.started_ms);
+        total
+    }
+
+    /// What happens from now on.
+    #[must_use]
+    pub fn events(&self) -> Events {
+        Events(self.shared.events.subscribe())
+    }
+
+    /// The session, while there is one.
+    #[must_use]
+    pub fn session(&self) -> Option<SessionInfo> {
+        self.shared.lock().session.clone()
+    }
+
+    /// Waits until the client gave up for good, and says why.
+    pub async fn ended(&self) -> String {
+        self.shared.done.cancelled().await;
+        self.shared.lock().ended.clone().unwrap_or_default()
+    }
+
+    /// Says goodbye, so that the server frees the addresses, and ends. Takes well under a second, also without a
+    /// connection.
+    pub async fn close(self) {
+        self.shared.closing.cancel();
+        self.shared.done.cancelled().await;
+    }
+}
+
+/// Takes a tunnel back whose opening was given up or refused.
+struct Unopened<'a> {
+    shared: &'a Arc<Shared>,
+    key: Option<u64>,
+}
+
+impl Drop for Unopened<'_> {
+    fn drop(&mut self) {
+        if let Some(key) = self.key {
+            self.shared.remove(key);
+            let _ = self.shared.commands.send(Command::Close(key));
+        }
+    }
+}
+
+/// The name a tunnel has in events when the caller gave none.
+pub(crate) fn name_of(spec: &TunnelSpec, subdomain: &str, remote_port: Option<u16>) -> String {
+    match (&spec.name, spec.protocol, remote_port) {
+        (Some(name), ..) => name.clone(),
+        (None, TunnelProtocol::Tcp, Some(port)) => format!("tcp-{port}"),
+        _ => subdomain.to_owned(),
+    }
+}

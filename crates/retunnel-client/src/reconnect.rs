@@ -1,0 +1,81 @@
+//! When to try again.
+
+use std::time::Duration;
+
+use rand::RngExt;
+
+const FIRST: Duration = Duration::from_secs(1);
+const CEILING: Duration = Duration::from_secs(16);
+/// While nothing listens at the server's address it is probably restarting: then it is asked more often, at first.
+const RESTART_CEILING: Duration = Duration::from_secs(1);
+const RESTART_WINDOW: Duration = Duration::from_secs(60);
+
+/// Delays between attempts: none before the first, then 1 s doubling up to 16 s, each times a random factor from one
+/// half to one so that a thousand clients do not come back in step.
+#[derive(Debug, Default)]
+pub(crate) struct Backoff {
+    attempts: u32,
+    waited: Duration,
+}
+
+impl Backoff {
+    /// Attempts that failed in a row.
+    pub(crate) const fn attempts(&self) -> u32 {
+        self.attempts
+    }
+
+    /// The delay before the next attempt. `refused`: nothing listened there. `at_least`: what the server asked for.
+    pub(crate) fn next(&mut self, refused: bool, at_least: Option<Duration>) -> Duration {
+        self.next_with(refused, at_least, rand::rng().random_range(0.5..=1.0))
+    }
+
+    fn next_with(&mut self, refused: bool, at_least: Option<Duration>, factor: f64) -> Duration {
+        let attempt = self.attempts;
+        self.attempts = self.attempts.saturating_add(1);
+        if attempt == 0 && at_least.is_none() {
+            return Duration::ZERO;
+        }
+        let doubled = FIRST.saturating_mul(1 << attempt.saturating_sub(1).min(10));
+        let ceiling = if refused && self.waited < RESTART_WINDOW { RESTART_CEILING } else { CEILING };
+        let delay = doubled.min(ceiling).mul_f64(factor).max(at_least.unwrap_or_default());
+        self.waited += delay;
+        delay
+    }
+
+    /// A session stood.
+    pub(crate) fn reset(&mut self) {
+        *self = Self::default();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn seconds(refused: bool, count: usize) -> Vec<f64> {
+        let mut backoff = Backoff::default();
+        (0..count).map(|_| backoff.next_with(refused, None, 1.0).as_secs_f64()).collect()
+    }
+
+    #[test]
+    fn delays_double_up_to_their_ceiling() {
+        assert_eq!(seconds(false, 8), [0.0, 1.0, 2.0, 4.0, 8.0, 16.0, 16.0, 16.0]);
+    }
+
+    #[test]
+    fn a_server_that_restarts_is_asked_every_second_for_a_minute() {
+        let delays = seconds(true, 70);
+        assert_eq!(delays[1..=60], [1.0; 60]);
+        assert_eq!(delays[61], 16.0);
+    }
+
+    #[test]
+    fn the_server_may_ask_for_more_time() {
+        let mut backoff = Backoff::default();
+        assert_eq!(backoff.next_with(false, Some(Duration::from_secs(30)), 0.5), Duration::from_secs(30));
+        backoff.reset();
+        assert_eq!(backoff.attempts(), 0);
+        let delay = backoff.next(false, Some(Duration::from_secs(2)));
+        assert_eq!(delay, Duration::from_secs(2));
+    }
+}

@@ -1,0 +1,140 @@
+//! Counts of a tunnel or a client, cheap to update and to read at any time.
+
+use std::{
+    collections::VecDeque,
+    sync::{
+        Mutex, MutexGuard,
+        atomic::{AtomicU64, Ordering::Relaxed},
+    },
+    time::Duration,
+};
+
+use retunnel_proto::message::{RequestSummary, Requests};
+use tokio::time::Instant;
+
+/// Requests remembered for the live view.
+const RECENT: usize = 50;
+
+/// What has happened on a tunnel, or on all tunnels of a client.
+#[doc(alias = "TunnelStats")]
+#[derive(Debug, Clone, Default)]
+#[non_exhaustive]
+pub struct StatsSnapshot {
+    /// Bytes from visitors to the local service.
+    pub bytes_in: u64,
+    /// Bytes from the local service to visitors.
+    pub bytes_out: u64,
+    /// Requests (HTTP) or connections (TCP) of visitors, as the server counted them.
+    pub requests: u64,
+    /// Connections to the local service that are open now.
+    pub open_connections: u64,
+    /// Connections to the local service since the start.
+    pub connections: u64,
+    /// Connections to the local service that failed.
+    pub errors: u64,
+    /// Since the tunnel or client was made.
+    pub uptime: Duration,
+    /// The last requests, oldest first.
+    pub recent: Vec<RequestSummary>,
+}
+
+#[derive(Debug, Default)]
+struct Seen {
+    /// Requests of earlier sessions, and the server's count of this one.
+    earlier: u64,
+    current: u64,
+    recent: VecDeque<RequestSummary>,
+}
+
+#[derive(Debug)]
+pub(crate) struct Stats {
+    bytes_in: AtomicU64,
+    bytes_out: AtomicU64,
+    open: AtomicU64,
+    connections: AtomicU64,
+    errors: AtomicU64,
+    seen: Mutex<Seen>,
+    started: Instant,
+}
+
+impl Default for Stats {
+    fn default() -> Self {
+        Self {
+            bytes_in: AtomicU64::new(0),
+            bytes_out: AtomicU64::new(0),
+            open: AtomicU64::new(0),
+            connections: AtomicU64::new(0),
+            errors: AtomicU64::new(0),
+            seen: Mutex::default(),
+            started: Instant::now(),
+        }
+    }
+}
+
+impl Stats {
+    fn seen(&self) -> MutexGuard<'_, Seen> {
+        self.seen.lock().expect("no code panics while it holds the list")
+    }
+
+    pub(crate) fn add_bytes(&self, bytes_in: u64, bytes_out: u64) {
+        self.bytes_in.fetch_add(bytes_in, Relaxed);
+        self.bytes_out.fetch_add(bytes_out, Relaxed);
+    }
+
+    pub(crate) fn opened(&self) {
+        self.open.fetch_add(1, Relaxed);
+        self.connections.fetch_add(1, Relaxed);
+    }
+
+    pub(crate) fn closed(&self) {
+        self.open.fetch_sub(1, Relaxed);
+    }
+
+    pub(crate) fn failed(&self) {
+        self.errors.fetch_add(1, Relaxed);
+    }
+
+    /// The server counts from zero again.
+    pub(crate) fn new_session(&self) {
+        let mut seen = self.seen();
+        seen.earlier += std::mem::take(&mut seen.current);
+    }
+
+    pub(crate) fn report(&self, report: &Requests) {
+        let mut seen = self.seen();
+        seen.current = seen.current.max(report.total);
+        for request in &report.recent {
+            if seen.recent.len() == RECENT {
+                seen.recent.pop_front();
+            }
+            seen.recent.push_back(request.clone());
+        }
+    }
+
+    pub(crate) fn snapshot(&self) -> StatsSnapshot {
+        let seen = self.seen();
+        StatsSnapshot {
+            bytes_in: self.bytes_in.load(Relaxed),
+            bytes_out: self.bytes_out.load(Relaxed),
+            requests: seen.earlier + seen.current,
+            open_connections: self.open.load(Relaxed),
+            connections: self.connections.load(Relaxed),
+            errors: self.errors.load(Relaxed),
+            uptime: self.started.elapsed(),
+            recent: seen.recent.iter().cloned().collect(),
+        }
+    }
+}
+
+impl StatsSnapshot {
+    /// Adds the counts of another tunnel.
+    pub(crate) fn add(&mut self, other: Self) {
+        self.bytes_in += other.bytes_in;
+        self.bytes_out += other.bytes_out;
+        self.requests += other.requests;
+        self.open_connections += other.open_connections;
+        self.connections += other.connections;
+        self.errors += other.errors;
+        self.recent.extend(other.recent);
+    }
+}

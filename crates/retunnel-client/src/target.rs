@@ -1,0 +1,141 @@
+//! Where the local service is.
+
+use std::{
+    fmt,
+    path::PathBuf,
+    str::FromStr,
+    sync::{Arc, Mutex},
+};
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+
+use crate::error::ValidationError;
+
+/// A local service: `8080`, `host:port`, `http(s)://host:port` or `unix:/path`.
+#[derive(Debug, Clone)]
+pub struct LocalTarget {
+    pub(crate) address: Address,
+    pub(crate) tls: bool,
+}
+
+#[derive(Debug, Clone)]
+pub(crate) enum Address {
+    Tcp {
+        host: String,
+        port: u16,
+        /// The one of several addresses that answered last.
+        remembered: Arc<Mutex<Option<SocketAddr>>>,
+    },
+    Unix(PathBuf),
+}
+
+impl LocalTarget {
+    /// A port of this machine.
+    #[must_use]
+    pub fn port(port: u16) -> Self {
+        Self::tcp("localhost", port, false)
+    }
+
+    fn tcp(host: &str, port: u16, tls: bool) -> Self {
+        Self { address: Address::Tcp { host: host.to_owned(), port, remembered: Arc::default() }, tls }
+    }
+
+    /// The port, when the service is reached by TCP.
+    #[must_use]
+    pub const fn local_port(&self) -> Option<u16> {
+        match &self.address {
+            Address::Tcp { port, .. } => Some(*port),
+            Address::Unix(_) => None,
+        }
+    }
+
+    /// Addresses of `localhost`, in the order to try.
+    pub(crate) const fn loopbacks(port: u16) -> [SocketAddr; 2] {
+        [SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), port), SocketAddr::new(IpAddr::V6(Ipv6Addr::LOCALHOST), port)]
+    }
+}
+
+impl From<u16> for LocalTarget {
+    fn from(port: u16) -> Self {
+        Self::port(port)
+    }
+}
+
+impl FromStr for LocalTarget {
+    type Err = ValidationError;
+
+    fn from_str(text: &str) -> Result<Self, ValidationError> {
+        let error = |reason| ValidationError { what: "local target", value: text.to_owned(), reason };
+        if let Some(path) = text.strip_prefix("unix:") {
+            if !path.starts_with('/') {
+                return Err(error("expected unix:/absolute/path"));
+            }
+            return Ok(Self { address: Address::Unix(path.into()), tls: false });
+        }
+        let (rest, tls, default_port) = match text.split_once("://") {
+            Some(("http" | "tcp", rest)) => (rest, false, Some(80)),
+            Some(("https", rest)) => (rest, true, Some(443)),
+            Some(_) => return Err(error("expected http://, https:// or unix:")),
+            None => (text, false, None),
+        };
+        let authority = rest.strip_suffix('/').unwrap_or(rest);
+        if authority.contains(['/', '?', '#', '@', ' ']) {
+            return Err(error("expected a host and a port without a path"));
+        }
+        if default_port.is_none() && authority.bytes().all(|byte| byte.is_ascii_digit()) {
+            let port = authority.parse().ok().filter(|port| *port != 0);
+            return port.map(Self::port).ok_or_else(|| error("a port is a number from 1 to 65535"));
+        }
+        let (host, port) = match authority.rsplit_once(':') {
+            Some((host, port)) if !host.is_empty() && (!host.contains(':') || host.ends_with(']')) => {
+                let port = port.parse().ok().filter(|port: &u16| *port != 0);
+                (host, port.ok_or_else(|| error("a port is a number from 1 to 65535"))?)
+            }
+            _ => match default_port {
+                Some(port) if !authority.is_empty() => (authority, port),
+                _ => return Err(error("expected PORT, HOST:PORT, http(s)://HOST:PORT or unix:/path")),
+            },
+        };
+        Ok(Self::tcp(host.trim_start_matches('[').trim_end_matches(']'), port, tls))
+    }
+}
+
+impl fmt::Display for LocalTarget {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.address {
+            Address::Unix(path) => write!(f, "unix:{}", path.display()),
+            Address::Tcp { host, port, .. } => {
+                let scheme = if self.tls { "https://" } else { "" };
+                if host.contains(':') {
+                    write!(f, "{scheme}[{host}]:{port}")
+                } else {
+                    write!(f, "{scheme}{host}:{port}")
+                }
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn targets_are_read_in_all_their_forms() {
+        for (text, shown) in [
+            ("8080", "localhost:8080"),
+            ("127.0.0.1:3000", "127.0.0.1:3000"),
+            ("http://localhost:3000/", "localhost:3000"),
+            ("https://localhost", "https://localhost:443"),
+            ("[::1]:80", "[::1]:80"),
+            ("unix:/run/app.sock", "unix:/run/app.sock"),
+        ] {
+            assert_eq!(text.parse::<LocalTarget>().expect(text).to_string(), shown);
+        }
+        for text in
+            ["", "0", "65536", "host", "host:0", "http://", "ftp://a:1", "a:1/path", "unix:rel", "::1:80", ":80", "-1"]
+        {
+            assert!(text.parse::<LocalTarget>().is_err(), "{text}");
+        }
+    }
+}

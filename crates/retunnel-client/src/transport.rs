@@ -1,0 +1,402 @@
+//! The way to the server: name, socket, TLS, and the HTTP upgrade that turns the connection into a link.
+
+use std::{
+    fmt, io,
+    net::IpAddr,
+    pin::Pin,
+    str::FromStr,
+    sync::Arc,
+    task::{Context, Poll},
+    time::Duration,
+};
+
+use bytes::{Buf, Bytes, BytesMut};
+use rustls::{
+    ClientConfig, DigitallySignedStruct, SignatureScheme,
+    client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier},
+    crypto::{CryptoProvider, WebPkiSupportedAlgorithms},
+    pki_types::{CertificateDer, ServerName, UnixTime},
+};
+use rustls_platform_verifier::BuilderVerifierExt;
+use socket2::SockRef;
+use tokio::{
+    io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf},
+    net::{TcpStream, lookup_host},
+    time::timeout,
+};
+use tokio_rustls::{TlsConnector, client::TlsStream};
+
+use crate::error::{ConnectError, ValidationError};
+
+/// Port of a server when none is given.
+const DEFAULT_PORT: u16 = 6400;
+/// How long one address may take to accept.
+const DIAL_WITHIN: Duration = Duration::from_secs(8);
+/// How long the server may take for the upgrade.
+pub(crate) const ANSWER_WITHIN: Duration = Duration::from_secs(10);
+/// Largest answer to the upgrade.
+const MAX_ANSWER: usize = 16 * 1024;
+/// Bytes of a link that may wait in its socket; the rest waits where streams take turns.
+const NOTSENT_LOWAT: u32 = 32 * 1024;
+
+/// Address of a server.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct ServerEndpoint {
+    host: String,
+    port: u16,
+    tls: bool,
+    is_default: bool,
+}
+
+impl Default for ServerEndpoint {
+    fn default() -> Self {
+        Self { host: "localhost".into(), port: DEFAULT_PORT, tls: false, is_default: true }
+    }
+}
+
+impl ServerEndpoint {
+    /// Nobody named a server: this is `localhost:6400`.
+    #[must_use]
+    pub const fn is_default(&self) -> bool {
+        self.is_default
+    }
+
+    /// Whether the connection is encrypted.
+    #[must_use]
+    pub const fn is_tls(&self) -> bool {
+        self.tls
+    }
+
+    /// `host:port`, for the Host header and for people.
+    #[must_use]
+    pub fn authority(&self) -> String {
+        if self.host.contains(':') {
+            format!("[{}]:{}", self.host, self.port)
+        } else {
+            format!("{}:{}", self.host, self.port)
+        }
+    }
+}
+
+impl fmt::Display for ServerEndpoint {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.tls {
+            f.write_str("https://")?;
+        }
+        f.write_str(&self.authority())
+    }
+}
+
+impl FromStr for ServerEndpoint {
+    type Err = ValidationError;
+
+    /// Reads `host`, `host:port`, and URLs with `http`, `https`, `ws` or `wss`. Without a scheme, port 443 and public
+    /// names without a port are reached by TLS, everything else is not.
+    fn from_str(text: &str) -> Result<Self, ValidationError> {
+        let error = |reason| ValidationError { what: "server", value: text.to_owned(), reason };
+        let (scheme, rest) = match text.split_once("://") {
+            Some(("http" | "ws", rest)) => (Some(false), rest),
+            Some(("https" | "wss", rest)) => (Some(true), rest),
+            Some(_) => return Err(error("expected http://, https://, ws:// or wss://")),
+            None => (None, text),
+        };
+        // Published clients were given URLs with the path of the control socket.
+        let authority = rest.split('/').next().unwrap_or_default();
+        let (host, port) = match authority.strip_prefix('[').and_then(|rest| rest.split_once(']')) {
+            Some((host, "")) => (host, None),
+            Some((host, port)) => (host, Some(port.strip_prefix(':').ok_or_else(|| error("expected [ADDRESS]:PORT"))?)),
+            None => authority.split_once(':').map_or((authority, None), |(host, port)| (host, Some(port))),
+        };
+        let valid = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '.' | '_' | ':');
+        if host.is_empty() || !host.chars().all(valid) {
+            return Err(error("expected HOST or HOST:PORT"));
+        }
+        let port = match port {
+            Some(port) => Some(
+                port.parse::<u16>()
+                    .ok()
+                    .filter(|port| *port != 0)
+                    .ok_or_else(|| error("the port is not a number from 1 to 65535"))?,
+            ),
+            None => None,
+        };
+        let is_local = host == "localhost" || host.parse::<IpAddr>().is_ok();
+        let tls = scheme.unwrap_or(match port {
+            Some(port) => port == 443,
+            None => !is_local,
+        });
+        let port = port.unwrap_or(match (scheme, tls) {
+            (_, true) => 443,
+            (Some(false), false) => 80,
+            (None, false) | (Some(true), _) => DEFAULT_PORT,
+        });
+        Ok(Self { host: host.to_ascii_lowercase(), port, tls, is_default: false })
+    }
+}
+
+/// Connects to one server.
+#[derive(Debug, Clone)]
+pub(crate) struct Dialer {
+    pub(crate) endpoint: ServerEndpoint,
+    pub(crate) insecure: bool,
+}
+
+impl Dialer {
+    /// A connection, encrypted when the endpoint says so.
+    pub(crate) async fn connect(&self) -> Result<Socket, ConnectError> {
+        let socket = self.dial().await?;
+        let wish = SockRef::from(&socket);
+        // Wishes: a system that lacks one works without.
+        let _ = wish.set_tcp_nodelay(true);
+        let _ = wish.set_tcp_notsent_lowat(NOTSENT_LOWAT);
+        let _ = wish.set_tcp_congestion(b"bbr");
+        if !self.endpoint.tls {
+            return Ok(Socket::Plain(socket));
+        }
+        let failed = |source| ConnectError::Tls { endpoint: self.endpoint.clone(), source };
+        let name = ServerName::try_from(self.endpoint.host.clone()).map_err(|error| failed(io::Error::other(error)))?;
+        let config = tls_config(self.insecure).map_err(failed)?;
+        match timeout(ANSWER_WITHIN, TlsConnector::from(config).connect(name, socket)).await {
+            Ok(Ok(stream)) => Ok(Socket::Tls(Box::new(stream))),
+            Ok(Err(source)) if source.kind() == io::ErrorKind::InvalidData => Err(failed(source)),
+            Ok(Err(source)) => Err(ConnectError::Unreachable { endpoint: self.endpoint.clone(), source }),
+            Err(_) => Err(self.too_slow(ANSWER_WITHIN)),
+        }
+    }
+
+    async fn dial(&self) -> Result<TcpStream, ConnectError> {
+        let endpoint = || self.endpoint.clone();
+        let addresses = timeout(DIAL_WITHIN, lookup_host((self.endpoint.host.as_str(), self.endpoint.port)))
+            .await
+            .map_err(|_| self.too_slow(DIAL_WITHIN))?
+            .map_err(|source| ConnectError::Resolve { endpoint: endpoint(), source })?;
+        let mut last = io::Error::new(io::ErrorKind::NotFound, "the name has no address");
+        for address in addresses {
+            match timeout(DIAL_WITHIN, TcpStream::connect(address)).await {
+                Ok(Ok(socket)) => return Ok(socket),
+                Ok(Err(error)) => last = error,
+                Err(_) => last = io::ErrorKind::TimedOut.into(),
+            }
+        }
+        Err(ConnectError::Unreachable { endpoint: endpoint(), source: last })
+    }
+
+    pub(crate) fn too_slow(&self, patience: Duration) -> ConnectError {
+        ConnectError::Timeout { endpoint: self.endpoint.clone(), patience }
+    }
+
+    /// A connection that carries link frames from here on.
+    pub(crate) async fn link(&self) -> Result<Socket, ConnectError> {
+        let mut socket = self.connect().await?;
+        let lost = |source| ConnectError::Unreachable { endpoint: self.endpoint.clone(), source };
+        let request = format!(
+            "GET /api/v1/link HTTP/1.1\r\nHost: {}\r\nConnection: Upgrade\r\nUpgrade: retunnel\r\nUser-Agent: retunnel/{}\r\n\r\n",
+            self.endpoint.authority(),
+            crate::VERSION,
+        );
+        let answer = timeout(ANSWER_WITHIN, async {
+            socket.write_all(request.as_bytes()).await?;
+            socket.flush().await?;
+            let mut answer = BytesMut::with_capacity(512);
+            loop {
+                if let Some(end) = answer.windows(4).position(|part| part == b"\r\n\r\n") {
+                    return Ok(Some((end + 4, answer)));
+                }
+                if answer.len() > MAX_ANSWER || socket.read_buf(&mut answer).await? == 0 {
+                    return Ok(if answer.is_empty() { None } else { Some((answer.len(), answer)) });
+                }
+            }
+        });
+        let (end, mut answer) = match answer.await {
+            Ok(Ok(Some(answer))) => answer,
+            Ok(Ok(None)) => return Err(lost(io::ErrorKind::UnexpectedEof.into())),
+            Ok(Err(source)) => return Err(lost(source)),
+            Err(_) => return Err(self.too_slow(ANSWER_WITHIN)),
+        };
+        let head = answer.split_to(end).freeze();
+        let status_line = head.split(|byte| *byte == b'\r').next().unwrap_or_default();
+        let status_line: String =
+            String::from_utf8_lossy(status_line).chars().filter(|c| !c.is_control()).take(120).collect();
+        match status_line.split(' ').nth(1) {
+            Some("101") => {
+                Ok(if answer.is_empty() { socket } else { Socket::Prefixed(answer.freeze(), Box::new(socket)) })
+            }
+            // A server that restarts, or the proxy in front of it.
+            Some("429" | "502" | "503" | "504") => Err(lost(io::Error::other(format!("answered `{status_line}`")))),
+            _ => Err(ConnectError::NotAServer { endpoint: self.endpoint.clone(), answer: status_line }),
+        }
+    }
+}
+
+/// A connection to the server or to a local service.
+pub(crate) enum Socket {
+    Plain(TcpStream),
+    Tls(Box<TlsStream<TcpStream>>),
+    /// Bytes that came with the answer to the upgrade are read first.
+    Prefixed(Bytes, Box<Self>),
+    #[cfg(unix)]
+    Unix(tokio::net::UnixStream),
+}
+
+impl fmt::Debug for Socket {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Socket")
+    }
+}
+
+impl Socket {
+    /// Makes the end of the connection a reset instead of a clean end.
+    pub(crate) fn abort(&self) {
+        let socket = match self {
+            Self::Plain(socket) => socket,
+            Self::Tls(stream) => stream.get_ref().0,
+            Self::Prefixed(_, inner) => return inner.abort(),
+            #[cfg(unix)]
+            Self::Unix(_) => return,
+        };
+        let _ = SockRef::from(socket).set_linger(Some(Duration::ZERO));
+    }
+}
+
+macro_rules! each {
+    ($self:ident, $socket:ident => $call:expr) => {
+        match $self.get_mut() {
+            Socket::Plain($socket) => $call,
+            Socket::Tls($socket) => $call,
+            Socket::Prefixed(_, $socket) => $call,
+            #[cfg(unix)]
+            Socket::Unix($socket) => $call,
+        }
+    };
+}
+
+impl AsyncRead for Socket {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        if let Self::Prefixed(prefix, _) = &mut *self
+            && !prefix.is_empty()
+        {
+            let len = prefix.len().min(buf.remaining());
+            buf.put_slice(&prefix[..len]);
+            prefix.advance(len);
+            return Poll::Ready(Ok(()));
+        }
+        each!(self, socket => Pin::new(socket).poll_read(cx, buf))
+    }
+}
+
+impl AsyncWrite for Socket {
+    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        each!(self, socket => Pin::new(socket).poll_write(cx, buf))
+    }
+
+    fn poll_write_vectored(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        each!(self, socket => Pin::new(socket).poll_write_vectored(cx, bufs))
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        match self {
+            Self::Plain(socket) => socket.is_write_vectored(),
+            Self::Tls(socket) => socket.is_write_vectored(),
+            Self::Prefixed(_, socket) => socket.is_write_vectored(),
+            #[cfg(unix)]
+            Self::Unix(socket) => socket.is_write_vectored(),
+        }
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        each!(self, socket => Pin::new(socket).poll_flush(cx))
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        each!(self, socket => Pin::new(socket).poll_shutdown(cx))
+    }
+}
+
+fn provider() -> Arc<CryptoProvider> {
+    Arc::new(rustls::crypto::aws_lc_rs::default_provider())
+}
+
+/// TLS with the system's roots, or without any check when the user said so.
+pub(crate) fn tls_config(insecure: bool) -> io::Result<Arc<ClientConfig>> {
+    let provider = provider();
+    let algorithms = provider.signature_verification_algorithms;
+    let builder = ClientConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .map_err(io::Error::other)?;
+    let config = if insecure {
+        builder.dangerous().with_custom_certificate_verifier(Arc::new(AcceptAll(algorithms))).with_no_client_auth()
+    } else {
+        builder.with_platform_verifier().map_err(io::Error::other)?.with_no_client_auth()
+    };
+    Ok(Arc::new(config))
+}
+
+/// Accepts every certificate: for `--insecure`, and for local services, whose certificates nobody else vouches for.
+#[derive(Debug)]
+struct AcceptAll(WebPkiSupportedAlgorithms);
+
+impl ServerCertVerifier for AcceptAll {
+    fn verify_server_cert(
+        &self,
+        _: &CertificateDer<'_>,
+        _: &[CertificateDer<'_>],
+        _: &ServerName<'_>,
+        _: &[u8],
+        _: UnixTime,
+    ) -> Result<ServerCertVerified, rustls::Error> {
+        Ok(ServerCertVerified::assertion())
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        dss: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        rustls::crypto::verify_tls12_signature(message, cert, dss, &self.0)
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        dss: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        rustls::crypto::verify_tls13_signature(message, cert, dss, &self.0)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.0.supported_schemes()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn endpoints_are_read_in_all_their_forms() {
+        for (text, shown) in [
+            ("localhost:6400", "localhost:6400"),
+            ("localhost", "localhost:6400"),
+            ("127.0.0.1", "127.0.0.1:6400"),
+            ("[::1]:7000", "[::1]:7000"),
+            ("tunnel.example.com", "https://tunnel.example.com:443"),
+            ("tunnel.example.com:8080", "tunnel.example.com:8080"),
+            ("tunnel.example.com:443", "https://tunnel.example.com:443"),
+            ("http://a.test", "a.test:80"),
+            ("wss://a.test/api/v1/ws/tunnel", "https://a.test:443"),
+            ("ws://A.test:1", "a.test:1"),
+        ] {
+            assert_eq!(text.parse::<ServerEndpoint>().expect(text).to_string(), shown, "{text}");
+        }
+        for text in ["", ":80", "a b", "ftp://a", "a:0", "a:99999", "[::1", "a:b"] {
+            assert!(text.parse::<ServerEndpoint>().is_err(), "{text}");
+        }
+        assert!(ServerEndpoint::default().is_default());
+    }
+}

@@ -1,0 +1,188 @@
+//! Tunnels as a caller asks for them and holds them.
+
+use std::sync::Arc;
+
+use retunnel_proto::RequestId;
+use retunnel_proto::message::{HttpAuth, ReqTunnel, TunnelProtocol};
+
+use crate::{
+    client::{Command, Shared},
+    error::{TunnelError, ValidationError},
+    stats::{Stats, StatsSnapshot},
+    target::LocalTarget,
+};
+
+/// A tunnel to open.
+#[doc(alias = "TunnelDefinition")]
+#[doc(alias = "TunnelConfig")]
+#[derive(Debug, Clone)]
+pub struct TunnelSpec {
+    pub(crate) name: Option<String>,
+    pub(crate) protocol: TunnelProtocol,
+    pub(crate) target: LocalTarget,
+    pub(crate) subdomain: Option<String>,
+    pub(crate) hostname: Option<String>,
+    pub(crate) remote_port: Option<u16>,
+    pub(crate) auth: Option<HttpAuth>,
+}
+
+impl TunnelSpec {
+    fn new(protocol: TunnelProtocol, target: LocalTarget) -> Self {
+        Self { name: None, protocol, target, subdomain: None, hostname: None, remote_port: None, auth: None }
+    }
+
+    /// A tunnel for an HTTP service.
+    #[must_use]
+    pub fn http(target: impl Into<LocalTarget>) -> Self {
+        Self::new(TunnelProtocol::Http, target.into())
+    }
+
+    /// A tunnel for a TCP service.
+    #[must_use]
+    pub fn tcp(target: impl Into<LocalTarget>) -> Self {
+        Self::new(TunnelProtocol::Tcp, target.into())
+    }
+
+    /// A name for events and statistics; without one it is the public address.
+    #[must_use]
+    pub fn name(mut self, name: impl Into<String>) -> Self {
+        self.name = Some(name.into());
+        self
+    }
+
+    /// Asks for this name below the server's domain.
+    ///
+    /// # Errors
+    /// [`ValidationError`] when it cannot be a name.
+    pub fn subdomain(mut self, subdomain: impl Into<String>) -> Result<Self, ValidationError> {
+        let subdomain = subdomain.into();
+        let valid = |c: char| c.is_ascii_alphanumeric() || c == '-';
+        if subdomain.is_empty()
+            || subdomain.len() > 63
+            || !subdomain.chars().all(valid)
+            || subdomain.starts_with('-')
+            || subdomain.ends_with('-')
+        {
+            let reason = "expected 1 to 63 letters, digits and hyphens, no hyphen first or last";
+            return Err(ValidationError { what: "subdomain", value: subdomain, reason });
+        }
+        self.subdomain = Some(subdomain.to_ascii_lowercase());
+        Ok(self)
+    }
+
+    /// Asks for a host name of one's own.
+    #[must_use]
+    pub fn hostname(mut self, hostname: impl Into<String>) -> Self {
+        self.hostname = Some(hostname.into());
+        self
+    }
+
+    /// Asks for this public port.
+    #[must_use]
+    pub const fn remote_port(mut self, port: u16) -> Self {
+        self.remote_port = Some(port);
+        self
+    }
+
+    /// Asks visitors for `user:password`.
+    ///
+    /// # Errors
+    /// [`ValidationError`] when one of both is missing.
+    pub fn auth(mut self, credentials: impl Into<String>) -> Result<Self, ValidationError> {
+        let credentials = credentials.into();
+        match credentials.split_once(':') {
+            Some((user, password)) if !user.is_empty() && !password.is_empty() => {
+                self.auth = Some(HttpAuth(credentials));
+                Ok(self)
+            }
+            _ => {
+                let reason = "expected USER:PASSWORD, both not empty";
+                Err(ValidationError { what: "credentials", value: "***".into(), reason })
+            }
+        }
+    }
+
+    /// The request for the server. After a reconnect it asks for the address that the tunnel had.
+    pub(crate) fn request(&self, before: Option<&TunnelInfo>) -> ReqTunnel {
+        ReqTunnel {
+            request_id: RequestId::random(),
+            protocol: self.protocol,
+            subdomain: match before {
+                Some(info) if self.protocol == TunnelProtocol::Http => Some(info.subdomain.clone()),
+                _ => self.subdomain.clone(),
+            },
+            hostname: self.hostname.clone(),
+            remote_port: before.and_then(|info| info.remote_port).or(self.remote_port),
+            http_auth: self.auth.clone(),
+        }
+    }
+}
+
+/// Facts about an open tunnel.
+#[derive(Debug, Clone)]
+#[non_exhaustive]
+pub struct TunnelInfo {
+    /// Name in this client.
+    pub name: String,
+    /// Public address.
+    pub url: String,
+    /// What it carries.
+    pub protocol: TunnelProtocol,
+    /// Name below the server's domain; empty for TCP.
+    pub subdomain: String,
+    /// Public port of a TCP tunnel.
+    pub remote_port: Option<u16>,
+    /// Where visitors' bytes go.
+    pub target: LocalTarget,
+}
+
+/// An open tunnel. It survives reconnects; dropping it closes it.
+#[derive(Debug)]
+pub struct Tunnel {
+    pub(crate) shared: Arc<Shared>,
+    pub(crate) key: u64,
+    pub(crate) info: TunnelInfo,
+    pub(crate) stats: Arc<Stats>,
+}
+
+impl Tunnel {
+    /// Public address.
+    #[must_use]
+    pub fn url(&self) -> &str {
+        &self.info.url
+    }
+
+    /// Name in this client.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        &self.info.name
+    }
+
+    /// Facts about the tunnel.
+    #[must_use]
+    pub const fn info(&self) -> &TunnelInfo {
+        &self.info
+    }
+
+    /// What has happened on it.
+    #[must_use]
+    pub fn stats(&self) -> StatsSnapshot {
+        self.stats.snapshot()
+    }
+
+    /// Waits until the server closed the tunnel for good and says why.
+    pub async fn closed(&self) -> TunnelError {
+        self.shared.tunnel_closed(self.key).await
+    }
+
+    /// Gives the address up.
+    pub fn close(self) {}
+}
+
+impl Drop for Tunnel {
+    fn drop(&mut self) {
+        self.shared.remove(self.key);
+        // A supervisor that is gone has closed it already.
+        let _ = self.shared.commands.send(Command::Close(self.key));
+    }
+}
