@@ -102,6 +102,12 @@ impl TunnelSpec {
         }
     }
 
+    /// What to call this tunnel while it has no public address.
+    #[must_use]
+    pub fn shown_name(&self) -> String {
+        self.name.clone().or_else(|| self.subdomain.clone()).unwrap_or_else(|| self.target.to_string())
+    }
+
     /// The request for the server. After a reconnect it asks for the address that the tunnel had.
     pub(crate) fn request(&self, before: Option<&TunnelInfo>) -> ReqTunnel {
         ReqTunnel {

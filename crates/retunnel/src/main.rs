@@ -1,2 +1,55 @@
-//! placeholder
-fn main() {}
+//! `retunnel`: the client and the server as one program.
+
+mod args;
+mod commands;
+mod exit;
+mod output;
+mod settings;
+mod ui;
+
+use std::process::ExitCode;
+
+use clap::{CommandFactory, Parser};
+
+use args::{Cli, Command};
+use output::Output;
+use settings::Variables;
+
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    let output = Output { json: cli.global.json, quiet: cli.global.quiet || cli.global.json };
+    match run(cli, output) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            let (code, hint) = exit::of(&error);
+            output.error(&format!("{error:#}"), hint.as_deref());
+            ExitCode::from(code)
+        }
+    }
+}
+
+fn run(cli: Cli, output: Output) -> anyhow::Result<()> {
+    let variables = Variables::load()?;
+    let Some(command) = cli.command else {
+        output.result(&Cli::command().render_help().ansi().to_string());
+        return Ok(());
+    };
+    let global = cli.global;
+    match command {
+        Command::Http(args) => commands::http::run(args, &global, &variables, output),
+        Command::Tcp(args) => commands::tcp::run(args, &global, &variables, output),
+        Command::Start(args) => commands::start::run(args, &global, &variables, output),
+        Command::Authtoken(args) => commands::authtoken::run(args, output),
+        Command::Config(args) => commands::config::run(&args, &variables, output),
+        Command::Version => commands::version::run(output),
+        Command::Credits => commands::credits::run(output),
+        Command::Help { command } => commands::help::run(command.as_deref(), output),
+        #[cfg(feature = "server")]
+        Command::Server(args) => commands::server::run(args, &global, &variables, output),
+        #[cfg(feature = "server")]
+        Command::Demo(args) => commands::demo::run(&args, &global, &variables, output),
+    }
+}

@@ -85,7 +85,9 @@ impl TunnelsFile {
         if text.trim().is_empty() {
             return Ok(Self::default());
         }
-        let mut value: Value = serde_saphyr::from_str(text).map_err(|error| error.to_string())?;
+        // YAML 1.1 reads names such as `y` and `on` as truth values.
+        let options = serde_saphyr::options! { strict_booleans: true };
+        let mut value: Value = serde_saphyr::from_str_with_options(text, options).map_err(|error| error.to_string())?;
         substitute(&mut value, "", &variable)?;
         let file: Self = serde_json::from_value(value).map_err(|error| error.to_string())?;
         for (index, entry) in file.tunnels.iter().enumerate() {

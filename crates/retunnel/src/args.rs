@@ -1,0 +1,238 @@
+//! The command line: every option, and the help that teaches it.
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+
+/// A public address for a local service.
+#[derive(Debug, Parser)]
+#[command(
+    name = "retunnel",
+    version,
+    about = "A public address for a local service, and the server to host it yourself",
+    after_help = "Try it without a server:   retunnel demo\n\
+                  Host the server:           retunnel server\n\
+                  Publish port 8080:         retunnel http 8080\n\
+                  Publish SSH:               retunnel tcp 22\n\
+                  Several tunnels at once:   retunnel config --example > retunnel.yml && retunnel start",
+    disable_help_subcommand = true
+)]
+pub(crate) struct Cli {
+    #[command(flatten)]
+    pub(crate) global: Global,
+    #[command(subcommand)]
+    pub(crate) command: Option<Command>,
+}
+
+/// Options of every command, before or after it.
+#[derive(Debug, Args)]
+pub(crate) struct Global {
+    /// Print results as one line of JSON; implies --quiet
+    #[arg(long, global = true)]
+    pub(crate) json: bool,
+    /// Print results, warnings and errors only
+    #[arg(long, short, global = true, env = "RETUNNEL_QUIET", hide_env = true)]
+    pub(crate) quiet: bool,
+    /// What is logged to stderr or the log file
+    #[arg(long, short, global = true, value_enum, ignore_case = true, value_name = "LEVEL")]
+    pub(crate) log_level: Option<LogLevel>,
+    /// Append the log to this file instead of stderr
+    #[arg(long, global = true, env = "RETUNNEL_LOG_FILE", hide_env = true, value_name = "FILE")]
+    pub(crate) log_file: Option<PathBuf>,
+    /// Accept any certificate of the server (only for tests: your token can be stolen)
+    #[arg(long, short = 'k', global = true, env = "RETUNNEL_INSECURE", hide_env = true)]
+    pub(crate) insecure: bool,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum LogLevel {
+    Trace,
+    Debug,
+    Info,
+    #[value(alias = "warning")]
+    Warn,
+    Error,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Publish a local HTTP service
+    #[command(after_help = "Examples:\n  retunnel http 8080\n  retunnel http 3000 --subdomain my-app\n  \
+                            retunnel http https://localhost:8443 --auth me:secret\n  \
+                            retunnel http unix:/run/app.sock --server tunnel.example.com")]
+    Http(HttpArgs),
+    /// Publish a local TCP service
+    #[command(after_help = "Examples:\n  retunnel tcp 22\n  retunnel tcp 127.0.0.1:5432 --remote-port 20432")]
+    Tcp(TcpArgs),
+    /// Start the tunnels of a file, all in one session
+    #[command(after_help = "Examples:\n  retunnel config --example > retunnel.yml\n  retunnel start\n  \
+                            retunnel start team.yml web api")]
+    Start(StartArgs),
+    /// Save the token of your account
+    #[command(after_help = "Without TOKEN it is asked for without being shown. Prefer this or --stdin: \
+                            arguments are visible to other users of the machine.")]
+    Authtoken(AuthtokenArgs),
+    /// Show or check configuration files
+    Config(ConfigArgs),
+    /// Print the version
+    Version,
+    /// List the libraries this program is built on
+    Credits,
+    /// Show help for a command
+    Help {
+        /// The command
+        command: Option<String>,
+    },
+    /// Host your own server
+    #[cfg(feature = "server")]
+    #[command(after_help = "Examples:\n  retunnel server\n  \
+                            retunnel server --listen 0.0.0.0:80 --domain tunnel.example.com\n  \
+                            retunnel server invite\n\nEvery option is also a key of the --config file (as `tcp-ports: 20000-20100`) \
+                            and an environment variable (as RETUNNEL_SERVER_TCP_PORTS).")]
+    Server(ServerArgs),
+    /// Start a server, a sample service and a tunnel in one process, and show a request going through
+    #[cfg(feature = "server")]
+    Demo(DemoArgs),
+}
+
+/// Where and as whom to connect.
+#[derive(Debug, Args)]
+pub(crate) struct Connection {
+    /// The server, as localhost:6400 or https://tunnel.example.com [env: RETUNNEL_SERVER_ENDPOINT]
+    #[arg(long, value_name = "SERVER")]
+    pub(crate) server: Option<String>,
+    /// The account's token [env: RETUNNEL_AUTH_TOKEN]; prefer `retunnel authtoken`
+    #[arg(long, value_name = "TOKEN")]
+    pub(crate) token: Option<String>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct HttpArgs {
+    /// The local service: PORT, HOST:PORT, http(s)://HOST:PORT or unix:/path
+    pub(crate) target: String,
+    /// Ask for this name below the server's domain
+    #[arg(long, short, value_name = "NAME")]
+    pub(crate) subdomain: Option<String>,
+    /// Ask for a host name of your own
+    #[arg(long, value_name = "HOST", conflicts_with = "subdomain")]
+    pub(crate) hostname: Option<String>,
+    /// Ask visitors for a user name and password
+    #[arg(long, short, value_name = "USER:PASSWORD", env = "RETUNNEL_BASIC_AUTH", hide_env_values = true)]
+    pub(crate) auth: Option<String>,
+    #[command(flatten)]
+    pub(crate) connection: Connection,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct TcpArgs {
+    /// The local service: PORT or HOST:PORT
+    pub(crate) target: String,
+    /// Ask for this public port
+    #[arg(long, short, value_name = "PORT", value_parser = clap::value_parser!(u16).range(1..))]
+    pub(crate) remote_port: Option<u16>,
+    #[command(flatten)]
+    pub(crate) connection: Connection,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct StartArgs {
+    /// The file
+    #[arg(default_value = "retunnel.yml")]
+    pub(crate) file: PathBuf,
+    /// Only these tunnels of the file
+    pub(crate) names: Vec<String>,
+    #[command(flatten)]
+    pub(crate) connection: Connection,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct AuthtokenArgs {
+    /// The token
+    pub(crate) token: Option<String>,
+    /// Read the token from standard input
+    #[arg(long, conflicts_with = "token")]
+    pub(crate) stdin: bool,
+}
+
+#[derive(Debug, Args)]
+#[command(group = clap::ArgGroup::new("what").multiple(false))]
+pub(crate) struct ConfigArgs {
+    /// Show the saved configuration, tokens masked (the default)
+    #[arg(long, group = "what")]
+    pub(crate) show: bool,
+    /// Print an example of retunnel.yml
+    #[arg(long, group = "what")]
+    pub(crate) example: bool,
+    /// Print where the saved configuration is
+    #[arg(long, group = "what")]
+    pub(crate) path: bool,
+    /// Check a tunnels file
+    #[arg(long, group = "what", value_name = "FILE", num_args = 0..=1, default_missing_value = "retunnel.yml")]
+    pub(crate) check: Option<PathBuf>,
+}
+
+#[cfg(feature = "server")]
+#[derive(Debug, Args)]
+#[command(subcommand_negates_reqs = true)]
+pub(crate) struct ServerArgs {
+    #[command(subcommand)]
+    pub(crate) action: Option<ServerAction>,
+    /// Read options from this YAML file
+    #[arg(long, env = "RETUNNEL_SERVER_CONFIG", value_name = "FILE", global = true)]
+    pub(crate) config: Option<PathBuf>,
+    /// Where visitors and clients connect [default: 127.0.0.1:6400]
+    #[arg(long, env = "RETUNNEL_SERVER_LISTEN", value_name = "ADDRESS:PORT")]
+    pub(crate) listen: Option<String>,
+    /// Tunnels get names below this domain [default: localhost]
+    #[arg(long, env = "RETUNNEL_SERVER_DOMAIN", value_name = "DOMAIN")]
+    pub(crate) domain: Option<String>,
+    /// Where the database is [default: the user's data directory]
+    #[arg(long, env = "RETUNNEL_SERVER_DATA_DIR", value_name = "DIR", global = true)]
+    pub(crate) data_dir: Option<PathBuf>,
+    /// Public ports for TCP tunnels, or `off` [default: 20000-29999]
+    #[arg(long, env = "RETUNNEL_SERVER_TCP_PORTS", value_name = "FIRST-LAST")]
+    pub(crate) tcp_ports: Option<String>,
+    /// Who may make an account: open, invite or closed [default: open on loopback, else invite]
+    #[arg(long, env = "RETUNNEL_SERVER_REGISTRATION", value_name = "POLICY")]
+    pub(crate) registration: Option<String>,
+    /// How URLs are printed when a proxy stands in front, as https://tunnel.example.com
+    #[arg(long, env = "RETUNNEL_SERVER_PUBLIC_URL", value_name = "URL")]
+    pub(crate) public_url: Option<String>,
+    /// Peers whose X-Forwarded-* headers are believed, as 10.0.0.0/8,127.0.0.1
+    #[arg(long, env = "RETUNNEL_SERVER_TRUSTED_PROXIES", value_name = "NETS", value_delimiter = ',')]
+    pub(crate) trusted_proxies: Option<Vec<String>>,
+    /// Log every request of a visitor
+    #[arg(long, env = "RETUNNEL_SERVER_ACCESS_LOG", num_args = 0..=1, default_missing_value = "true", value_name = "BOOL")]
+    pub(crate) access_log: Option<bool>,
+    /// Form of the log
+    #[arg(long, env = "RETUNNEL_SERVER_LOG_FORMAT", value_enum, default_value = "text")]
+    pub(crate) log_format: LogFormat,
+    /// Seconds running transfers have to finish when the server stops [default: 20]
+    #[arg(long, env = "RETUNNEL_SERVER_GRACE_PERIOD", value_name = "SECONDS")]
+    pub(crate) grace_period: Option<f64>,
+}
+
+#[cfg(feature = "server")]
+#[derive(Debug, Subcommand)]
+pub(crate) enum ServerAction {
+    /// Print a code for one registration
+    Invite,
+}
+
+#[cfg(feature = "server")]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum LogFormat {
+    Text,
+    Json,
+}
+
+#[cfg(feature = "server")]
+#[derive(Debug, Args)]
+pub(crate) struct DemoArgs {
+    /// Publish this local port instead of the sample service
+    #[arg(value_parser = clap::value_parser!(u16).range(1..))]
+    pub(crate) port: Option<u16>,
+    /// End after the check, with exit code 0 or 1
+    #[arg(long)]
+    pub(crate) once: bool,
+}

@@ -1,0 +1,17 @@
+//! One module for each command, and what several of them share.
+
+pub(crate) mod authtoken;
+pub(crate) mod config;
+pub(crate) mod credits;
+#[cfg(feature = "server")]
+pub(crate) mod demo;
+pub(crate) mod help;
+pub(crate) mod http;
+pub(crate) mod logging;
+#[cfg(feature = "server")]
+pub(crate) mod server;
+pub(crate) mod signals;
+pub(crate) mod start;
+pub(crate) mod tcp;
+pub(crate) mod tunnels;
+pub(crate) mod version;

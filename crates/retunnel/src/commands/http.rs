@@ -1,0 +1,26 @@
+//! `retunnel http`.
+
+use anyhow::Result;
+use retunnel_client::TunnelSpec;
+
+use crate::{
+    args::{Global, HttpArgs},
+    commands::tunnels::{self, Wanted},
+    output::Output,
+    settings::{Settings, Variables},
+};
+
+pub(crate) fn run(args: HttpArgs, global: &Global, variables: &Variables, output: Output) -> Result<()> {
+    let mut spec = TunnelSpec::http(args.target.parse::<retunnel_client::LocalTarget>()?);
+    if let Some(subdomain) = args.subdomain {
+        spec = spec.subdomain(subdomain)?;
+    }
+    if let Some(hostname) = args.hostname {
+        spec = spec.hostname(hostname);
+    }
+    if let Some(auth) = args.auth.or_else(|| variables.value("RETUNNEL_BASIC_AUTH")) {
+        spec = spec.auth(auth)?;
+    }
+    let settings = Settings::new(&args.connection, variables, None, None, global.insecure, output)?;
+    tunnels::run(Wanted::One(spec), settings, global, variables, output)
+}

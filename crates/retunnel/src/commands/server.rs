@@ -1,0 +1,113 @@
+//! `retunnel server`.
+
+use std::{path::PathBuf, time::Duration};
+
+use anyhow::{Context, Result};
+use retunnel_server::{
+    Server,
+    auth::Auth,
+    config::{ServerConfig, ServerFile},
+    store::Store,
+};
+
+use crate::{
+    args::{Global, LogFormat, ServerArgs},
+    commands::{logging, signals::Signals},
+    exit::Usage,
+    output::Output,
+    settings::Variables,
+};
+
+pub(crate) fn run(args: ServerArgs, global: &Global, variables: &Variables, output: Output) -> Result<()> {
+    logging::start(global, variables, "info", args.log_format == LogFormat::Json, false)?;
+    let action = args.action.is_some();
+    let config = config_of(args)?;
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    let result =
+        runtime.block_on(async { if action { invite(&config, output).await } else { serve(config, output).await } });
+    runtime.shutdown_timeout(Duration::from_millis(500));
+    result
+}
+
+/// Where the data goes when nobody says so.
+fn default_data_dir() -> Result<PathBuf> {
+    use etcetera::BaseStrategy;
+    Ok(etcetera::choose_base_strategy()
+        .context("this user has no home directory; use --data-dir")?
+        .data_dir()
+        .join("retunnel"))
+}
+
+fn config_of(args: ServerArgs) -> Result<ServerConfig> {
+    let file = match &args.config {
+        Some(path) => {
+            let text = std::fs::read_to_string(path)
+                .map_err(|error| Usage(format!("cannot read {}: {error}", path.display())))?;
+            ServerFile::parse(&text).map_err(|reason| Usage(format!("{}: {reason}", path.display())))?
+        }
+        None => ServerFile::default(),
+    };
+    let mut flags = ServerFile::default();
+    flags.listen = args.listen;
+    flags.domain = args.domain;
+    flags.data_dir = args.data_dir;
+    flags.tcp_ports = args.tcp_ports;
+    flags.registration = args.registration;
+    flags.public_url = args.public_url;
+    flags.trusted_proxies = args.trusted_proxies;
+    flags.access_log = args.access_log;
+    let mut config = flags.or(file).into_config(default_data_dir()?).map_err(|error| Usage(error.to_string()))?;
+    if let Some(seconds) = args.grace_period {
+        config.limits.grace_period = Duration::try_from_secs_f64(seconds)
+            .map_err(|error| Usage(format!("grace-period: {error} (got `{seconds}`)")))?;
+    }
+    Ok(config)
+}
+
+async fn serve(config: ServerConfig, output: Output) -> Result<()> {
+    let mut signals = Signals::take()?;
+    let domain = config.domain.clone();
+    let tcp_ports = config.tcp_ports.clone();
+    let registration = config.registration;
+    let server = Server::start(config).await?;
+    let address = server.address();
+    if output.json {
+        output.json(
+            &serde_json::json!({ "listening": address.to_string(), "domain": domain, "data_dir": server.data_dir() }),
+        );
+    } else {
+        output.result(&format!("listening on http://{address}"));
+    }
+    output.status(&format!("tunnels      http://NAME.{domain}:{}", address.port()));
+    output.status(&match tcp_ports {
+        Some(range) => format!("tcp ports    {}-{}", range.start(), range.end()),
+        None => "tcp ports    off".into(),
+    });
+    output.status(&format!("data         {}", server.data_dir().display()));
+    output.status(&format!("registration {}", format!("{registration:?}").to_lowercase()));
+    output.status(&format!("connect with retunnel http 8080 --server {address}"));
+    let trigger = server.shutdown_trigger();
+    tokio::select! {
+        () = signals.next() => {}
+        () = trigger.cancelled() => {}
+    }
+    output.status("stopping: running transfers may finish; a second signal ends at once");
+    tokio::select! {
+        () = server.shutdown() => {}
+        () = signals.next() => {}
+    }
+    Ok(())
+}
+
+async fn invite(config: &ServerConfig, output: Output) -> Result<()> {
+    let store = Store::open(&config.data_dir).await.context("cannot open the server's data")?;
+    let code = Auth::new(store.clone()).invite().await?;
+    store.close().await;
+    if output.json {
+        output.json(&serde_json::json!({ "invite": code }));
+    } else {
+        output.result(&code);
+        output.status("good for one registration: POST /api/v1/auth/register {\"email\": \"…\", \"invite\": \"…\"}");
+    }
+    Ok(())
+}

@@ -1,0 +1,36 @@
+//! `retunnel start`: the tunnels of a file.
+
+use anyhow::Result;
+use retunnel_client::config::yaml::TunnelsFile;
+
+use crate::{
+    args::{Global, StartArgs},
+    commands::tunnels::{self, Wanted},
+    exit::Usage,
+    output::Output,
+    settings::{Settings, Variables},
+};
+
+pub(crate) fn run(args: StartArgs, global: &Global, variables: &Variables, output: Output) -> Result<()> {
+    let shown = args.file.display();
+    let text = std::fs::read_to_string(&args.file).map_err(|error| {
+        Usage(format!("cannot read {shown}: {error}; `retunnel config --example > retunnel.yml` makes one"))
+    })?;
+    let file = TunnelsFile::parse(&text, |name| variables.value(name))
+        .map_err(|reason| Usage(format!("{shown}: {reason}")))?;
+    if let Some(unknown) = args.names.iter().find(|name| file.tunnels.iter().all(|tunnel| tunnel.name != **name)) {
+        return Err(Usage(format!("{shown} has no tunnel `{unknown}`")).into());
+    }
+    let mut specs = Vec::new();
+    for tunnel in &file.tunnels {
+        if args.names.is_empty() || args.names.contains(&tunnel.name) {
+            specs.push(tunnel.spec()?);
+        }
+    }
+    if specs.is_empty() {
+        return Err(Usage(format!("{shown} has no tunnels")).into());
+    }
+    let (server, token) = (file.server_addr.as_deref(), file.auth_token.as_deref());
+    let settings = Settings::new(&args.connection, variables, server, token, global.insecure, output)?;
+    tunnels::run(Wanted::Several(specs), settings, global, variables, output)
+}

@@ -1,0 +1,20 @@
+//! `retunnel tcp`.
+
+use anyhow::Result;
+use retunnel_client::TunnelSpec;
+
+use crate::{
+    args::{Global, TcpArgs},
+    commands::tunnels::{self, Wanted},
+    output::Output,
+    settings::{Settings, Variables},
+};
+
+pub(crate) fn run(args: TcpArgs, global: &Global, variables: &Variables, output: Output) -> Result<()> {
+    let mut spec = TunnelSpec::tcp(args.target.parse::<retunnel_client::LocalTarget>()?);
+    if let Some(port) = args.remote_port {
+        spec = spec.remote_port(port);
+    }
+    let settings = Settings::new(&args.connection, variables, None, None, global.insecure, output)?;
+    tunnels::run(Wanted::One(spec), settings, global, variables, output)
+}

@@ -1,0 +1,329 @@
+//! What `http`, `tcp`, `start` and `demo` share: connect, open, show, and a tidy end.
+
+use std::time::Duration;
+
+use anyhow::Result;
+use indicatif::{ProgressBar, ProgressStyle};
+use retunnel_client::{
+    Client, Event, Events, RequestSummary, Tunnel, TunnelProtocol, TunnelSpec, config::file::ConfigFile,
+};
+use serde_json::{Value, json};
+
+use crate::{
+    args::Global,
+    commands::{logging, signals::Signals},
+    output::{self, Output},
+    settings::{Settings, Variables},
+    ui,
+};
+
+/// How long a goodbye may take.
+const GOODBYE: Duration = Duration::from_millis(800);
+
+/// Tunnels to open.
+pub(crate) enum Wanted {
+    /// Of a command line: it opens, or the program ends.
+    One(TunnelSpec),
+    /// Of a file: one that does not open is reported and does not stop the others.
+    Several(Vec<TunnelSpec>),
+}
+
+/// Connects, opens and serves until Ctrl-C.
+pub(crate) fn run(
+    wanted: Wanted,
+    settings: Settings,
+    global: &Global,
+    variables: &Variables,
+    output: Output,
+) -> Result<()> {
+    logging::start(global, variables, "warn", false, output.is_interactive())?;
+    // One thread relays faster than two that share the work, and leaves the others to the local service.
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let result = runtime.block_on(async {
+        let mut signals = Signals::take()?;
+        serve(wanted, settings, &mut signals, output).await
+    });
+    // A name lookup under way must not hold the end up.
+    runtime.shutdown_background();
+    result
+}
+
+async fn serve(wanted: Wanted, settings: Settings, signals: &mut Signals, output: Output) -> Result<()> {
+    let client = settings.builder.clone().start();
+    let mut watcher = Watcher::new(&client, settings, output);
+    watcher.begin();
+    let opened = tokio::select! {
+        opened = open(&client, wanted, &mut watcher, output) => opened,
+        () = signals.next() => {
+            watcher.spinner.finish_and_clear();
+            output.status("Shutting down...");
+            let _ = tokio::time::timeout(GOODBYE, client.close()).await;
+            return Ok(());
+        }
+    };
+    watcher.spinner.finish_and_clear();
+    show(&client, opened?, watcher, signals, output).await
+}
+
+/// Open tunnels, and whether they come from a command line.
+pub(crate) struct Opened {
+    pub(crate) tunnels: Vec<Tunnel>,
+    single: bool,
+}
+
+impl Opened {
+    #[cfg(feature = "server")]
+    pub(crate) fn one(tunnel: Tunnel) -> Self {
+        Self { tunnels: vec![tunnel], single: true }
+    }
+}
+
+async fn open(client: &Client, wanted: Wanted, watcher: &mut Watcher, output: Output) -> Result<Opened> {
+    watcher.during(client.connected()).await?;
+    match wanted {
+        Wanted::One(spec) => {
+            let tunnel = watcher.during(client.open(spec)).await?;
+            Ok(Opened { tunnels: vec![tunnel], single: true })
+        }
+        Wanted::Several(specs) => {
+            let mut tunnels = Vec::new();
+            let mut failure = None;
+            for spec in specs {
+                match watcher.during(client.open(spec.clone())).await {
+                    Ok(tunnel) => tunnels.push(tunnel),
+                    Err(error) => {
+                        let name = spec.shown_name();
+                        output.warning(&format!("tunnel `{name}` is not open: {error}"));
+                        failure.get_or_insert(error);
+                    }
+                }
+            }
+            match failure {
+                Some(error) if tunnels.is_empty() => Err(error.into()),
+                _ => Ok(Opened { tunnels, single: false }),
+            }
+        }
+    }
+}
+
+/// Prints what was opened and stays until the user or the server ends it.
+pub(crate) async fn show(
+    client: &Client,
+    opened: Opened,
+    mut watcher: Watcher,
+    signals: &mut Signals,
+    output: Output,
+) -> Result<()> {
+    let interactive = output.is_interactive();
+    print(&opened, client, output, interactive);
+    let outcome = if interactive {
+        ui::live(client, &opened.tunnels, &mut watcher, signals).await
+    } else {
+        plain(&opened.tunnels, client, &mut watcher, signals).await
+    };
+    output.status("Shutting down...");
+    let stats = client.stats();
+    drop(opened);
+    output.status(&format!(
+        "Tunnel closed. {} requests, {} received, {} sent, up {}",
+        stats.requests,
+        output::bytes(stats.bytes_in),
+        output::bytes(stats.bytes_out),
+        output::duration(stats.uptime),
+    ));
+    outcome
+}
+
+fn print(opened: &Opened, client: &Client, output: Output, interactive: bool) {
+    if output.json {
+        let line = match opened.tunnels.as_slice() {
+            [tunnel] if opened.single => described(tunnel, client),
+            tunnels => json!({ "tunnels": tunnels.iter().map(|tunnel| described(tunnel, client)).collect::<Vec<_>>() }),
+        };
+        return output.json(&line);
+    }
+    for tunnel in &opened.tunnels {
+        if !interactive {
+            let line =
+                if opened.single { tunnel.url().to_owned() } else { format!("{}={}", tunnel.name(), tunnel.url()) };
+            output.result(&line);
+        }
+    }
+    if !interactive {
+        for tunnel in &opened.tunnels {
+            output.status(&format!("Forwarding {} -> {}", tunnel.url(), tunnel.info().target));
+        }
+        output.status("Press Ctrl+C to stop");
+        output.status(&"-".repeat(40));
+    }
+}
+
+fn described(tunnel: &Tunnel, client: &Client) -> Value {
+    let info = tunnel.info();
+    let session = client.session();
+    json!({
+        "name": info.name,
+        "url": info.url,
+        "protocol": info.protocol.as_str(),
+        "local_port": info.target.local_port(),
+        "target": info.target.to_string(),
+        "subdomain": if info.protocol == TunnelProtocol::Http { Value::from(info.subdomain.clone()) } else { Value::Null },
+        "remote_port": info.remote_port,
+        "server": session.as_ref().map(|session| session.server.clone()),
+        "account": session.map(|session| session.account),
+    })
+}
+
+/// Lines on stderr until the end.
+async fn plain(tunnels: &[Tunnel], client: &Client, watcher: &mut Watcher, signals: &mut Signals) -> Result<()> {
+    let closed = all_closed(tunnels);
+    tokio::pin!(closed);
+    loop {
+        // Every arm is cancel-safe; the pinned future goes on.
+        tokio::select! {
+            event = watcher.events.next() => match event {
+                Some(event) => watcher.handle(event),
+                None => return Ok(()),
+            },
+            error = &mut closed => return Err(error.into()),
+            cause = client.ended() => return Err(ended(client, cause).await),
+            () = signals.next() => return Ok(()),
+        }
+    }
+}
+
+/// The cause of a client's end as an error with its exit code.
+pub(crate) async fn ended(client: &Client, cause: String) -> anyhow::Error {
+    match client.connected().await {
+        Err(error) => error.into(),
+        Ok(_) => anyhow::anyhow!(cause),
+    }
+}
+
+/// Waits until the server has closed every tunnel.
+pub(crate) async fn all_closed(tunnels: &[Tunnel]) -> retunnel_client::TunnelError {
+    let mut last = retunnel_client::TunnelError::Closed;
+    for tunnel in tunnels {
+        last = tunnel.closed().await;
+    }
+    last
+}
+
+/// Follows a client's events: saves tokens, tells of losses, shows requests.
+pub(crate) struct Watcher {
+    pub(crate) events: Events,
+    settings: Settings,
+    output: Output,
+    spinner: ProgressBar,
+    /// A loss was told and is not over.
+    told: bool,
+    /// A live view shows what happens; lines would destroy it.
+    pub(crate) silent: bool,
+    /// The last thing that went wrong, for the live view.
+    pub(crate) trouble: Option<String>,
+}
+
+impl Watcher {
+    pub(crate) fn new(client: &Client, settings: Settings, output: Output) -> Self {
+        Self {
+            events: client.events(),
+            settings,
+            output,
+            spinner: ProgressBar::hidden(),
+            told: false,
+            silent: false,
+            trouble: None,
+        }
+    }
+
+    fn begin(&mut self) {
+        let text = format!("Connecting to {}...", self.settings.server);
+        if self.output.is_interactive() {
+            self.spinner = ProgressBar::new_spinner().with_message(text);
+            if let Ok(style) = ProgressStyle::with_template("{spinner:.cyan} {msg}") {
+                self.spinner.set_style(style);
+            }
+            self.spinner.enable_steady_tick(Duration::from_millis(100));
+        } else {
+            self.output.status(&text);
+        }
+    }
+
+    /// Waits for something while events are followed.
+    pub(crate) async fn during<T>(&mut self, wanted: impl Future<Output = T>) -> T {
+        tokio::pin!(wanted);
+        loop {
+            tokio::select! {
+                // Events that came before the result are handled before it.
+                biased;
+                Some(event) = self.events.next() => self.handle(event),
+                result = &mut wanted => return result,
+            }
+        }
+    }
+
+    fn say(&self, text: &str) {
+        if !self.silent {
+            self.spinner.suspend(|| self.output.status(text));
+        }
+    }
+
+    fn warn(&mut self, text: String) {
+        if !self.silent {
+            self.spinner.suspend(|| self.output.warning(&text));
+        }
+        self.trouble = Some(text);
+    }
+
+    pub(crate) fn handle(&mut self, event: Event) {
+        match event {
+            Event::Registered { token } => {
+                let server = self.settings.server.authority();
+                match ConfigFile::save_token_for(&self.settings.path, &server, &token) {
+                    Ok(()) => {
+                        self.say(&format!("Registered with {server}; the token is in {}", self.settings.path.display()))
+                    }
+                    Err(error) => self.warn(format!("the new token was not saved: {error}")),
+                }
+            }
+            Event::Disconnected { cause, .. } => {
+                self.trouble = Some(cause.clone());
+                if !self.told {
+                    self.told = true;
+                    self.warn(format!("{cause}; trying again until it works (Ctrl+C stops)"));
+                }
+            }
+            Event::Connected { .. } => {
+                if self.told {
+                    self.say("Connected again");
+                }
+                self.told = false;
+                self.trouble = None;
+            }
+            Event::TunnelFailed { name, refusal } => self.warn(format!("tunnel `{name}` is not open: {refusal}")),
+            Event::TunnelClosed { name, refusal } => self.warn(format!("the server closed tunnel `{name}`: {refusal}")),
+            Event::LocalUnreachable { reason, .. } => {
+                self.warn(format!("the local service does not answer: {reason}"));
+            }
+            Event::Request { request, .. } => {
+                if request.error.is_empty() {
+                    self.trouble = None;
+                }
+                self.say(&line(&request));
+            }
+            _ => {}
+        }
+    }
+}
+
+/// A request as one line.
+pub(crate) fn line(request: &RequestSummary) -> String {
+    let what = if request.method.is_empty() {
+        format!("TCP {}", request.visitor)
+    } else {
+        format!("{} {} {}", request.method, request.path, request.status)
+    };
+    let error = if request.error.is_empty() { String::new() } else { format!(" [{}]", request.error) };
+    let safe: String = what.chars().map(|c| if c.is_control() { '?' } else { c }).collect();
+    format!("{safe} {} ms{error}", request.duration_ms)
+}

@@ -1,0 +1,120 @@
+//! What the program ends with: one place maps failures to exit codes and hints (`docs/errors.md`).
+
+use retunnel_client::{ApiError, ConfigError, ConnectError, RefusalCode, TunnelError, ValidationError};
+
+/// Refused, or failed in a way that trying again does not mend.
+pub(crate) const FAILURE: u8 = 1;
+/// Options or files that cannot be understood.
+pub(crate) const USAGE: u8 = 2;
+/// The server is not there (`EX_UNAVAILABLE`).
+pub(crate) const UNAVAILABLE: u8 = 69;
+/// Refused for now (`EX_TEMPFAIL`).
+pub(crate) const TEMPORARY: u8 = 75;
+/// The configuration file cannot be used (`EX_CONFIG`).
+pub(crate) const CONFIG: u8 = 78;
+
+/// A wrong option, with what is wrong with it.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub(crate) struct Usage(pub(crate) String);
+
+/// The exit code of a failure, and what to do next.
+pub(crate) fn of(error: &anyhow::Error) -> (u8, Option<String>) {
+    for cause in error.chain() {
+        if let Some(error) = cause.downcast_ref::<retunnel_client::Error>() {
+            return match error {
+                retunnel_client::Error::Connect(error) => connect(error),
+                retunnel_client::Error::Tunnel(error) => tunnel(error),
+                retunnel_client::Error::Config(_) => (CONFIG, None),
+                retunnel_client::Error::Validation(_) => (USAGE, None),
+                retunnel_client::Error::Api(error) => (api(error), None),
+                _ => (FAILURE, None),
+            };
+        }
+        if let Some(error) = cause.downcast_ref::<ConnectError>() {
+            return connect(error);
+        }
+        if let Some(error) = cause.downcast_ref::<TunnelError>() {
+            return tunnel(error);
+        }
+        if let Some(error) = cause.downcast_ref::<ApiError>() {
+            return (api(error), None);
+        }
+        if cause.is::<ConfigError>() {
+            let hint = "mend the file or move it away; it was not changed";
+            return (CONFIG, Some(hint.into()));
+        }
+        if cause.is::<Usage>() || cause.is::<ValidationError>() {
+            return (USAGE, None);
+        }
+        #[cfg(feature = "server")]
+        if let Some(error) = cause.downcast_ref::<retunnel_server::StartError>() {
+            return start(error);
+        }
+    }
+    (FAILURE, None)
+}
+
+#[cfg(feature = "server")]
+fn start(error: &retunnel_server::StartError) -> (u8, Option<String>) {
+    match error {
+        retunnel_server::StartError::Listen { source, .. } if source.kind() == std::io::ErrorKind::AddrInUse => {
+            (UNAVAILABLE, Some("another program listens there; stop it or choose another `--listen`".into()))
+        }
+        retunnel_server::StartError::Data { .. } => (CONFIG, Some("choose another directory with `--data-dir`".into())),
+        _ => (UNAVAILABLE, None),
+    }
+}
+
+fn connect(error: &ConnectError) -> (u8, Option<String>) {
+    match error {
+        ConnectError::Unreachable { endpoint, .. } if endpoint.is_default() && error.is_connection_refused() => {
+            let hint = "no server was named and none runs on this machine. Name one with `--server HOST`, \
+                        host your own with `retunnel server`, or look around with `retunnel demo`";
+            (UNAVAILABLE, Some(hint.into()))
+        }
+        ConnectError::Refused { refusal, .. } => (refused(&refusal.code), hint(&refusal.code)),
+        ConnectError::Register { source, .. } => {
+            let hint = matches!(source, ApiError::Status { status: 403, .. })
+                .then(|| "ask the operator of the server for a token and save it with `retunnel authtoken`".into());
+            (api(source), hint)
+        }
+        ConnectError::NotAServer { .. } => (UNAVAILABLE, Some("check the address given with `--server`".into())),
+        ConnectError::Tls { .. } => (
+            UNAVAILABLE,
+            Some("use a certificate this machine trusts; `--insecure` accepts any, for tests only".into()),
+        ),
+        _ => (UNAVAILABLE, None),
+    }
+}
+
+fn tunnel(error: &TunnelError) -> (u8, Option<String>) {
+    match error {
+        TunnelError::Refused(refusal) => (refused(&refusal.code), hint(&refusal.code)),
+        _ => (UNAVAILABLE, None),
+    }
+}
+
+fn api(error: &ApiError) -> u8 {
+    match error {
+        ApiError::Status { status: 429 | 503, .. } => TEMPORARY,
+        ApiError::Connect(_) => UNAVAILABLE,
+        _ => FAILURE,
+    }
+}
+
+const fn refused(code: &RefusalCode) -> u8 {
+    if code.is_final() { FAILURE } else { TEMPORARY }
+}
+
+fn hint(code: &RefusalCode) -> Option<String> {
+    let text = match code {
+        RefusalCode::Unauthorized | RefusalCode::AuthRequired => "save a valid token with `retunnel authtoken`",
+        RefusalCode::NameUnavailable => "choose another `--subdomain`, or leave it out to get a random one",
+        RefusalCode::PortUnavailable | RefusalCode::PortOutOfRange => {
+            "choose another `--remote-port`, or leave it out to get any"
+        }
+        _ => return None,
+    };
+    Some(text.into())
+}

@@ -1,0 +1,92 @@
+//! The only place that prints. Results go to stdout, everything else to stderr.
+
+use std::io::{IsTerminal, Write};
+
+use serde_json::Value;
+
+/// How much is said, and in which form.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Output {
+    pub(crate) json: bool,
+    pub(crate) quiet: bool,
+}
+
+impl Output {
+    /// A result for people and scripts.
+    pub(crate) fn result(self, text: &str) {
+        write_line(&mut anstream::stdout(), text);
+    }
+
+    /// A result as one line of JSON.
+    pub(crate) fn json(self, value: &Value) {
+        write_line(&mut std::io::stdout(), &value.to_string());
+    }
+
+    /// What is going on; silent with --quiet.
+    pub(crate) fn status(self, text: &str) {
+        if !self.quiet {
+            write_line(&mut anstream::stderr(), text);
+        }
+    }
+
+    /// Something the user should know.
+    pub(crate) fn warning(self, text: &str) {
+        use owo_colors::OwoColorize;
+        write_line(&mut anstream::stderr(), &format!("{} {text}", "warning:".yellow().bold()));
+    }
+
+    /// Why the program ends, and what to do next.
+    pub(crate) fn error(self, text: &str, hint: Option<&str>) {
+        use owo_colors::OwoColorize;
+        let mut stderr = anstream::stderr();
+        write_line(&mut stderr, &format!("{} {text}", "error:".red().bold()));
+        if let Some(hint) = hint {
+            write_line(&mut stderr, &format!("{} {hint}", "hint:".cyan().bold()));
+        }
+    }
+
+    /// Whether a live view can be shown: a person looks at both ends.
+    pub(crate) fn is_interactive(self) -> bool {
+        !self.json && !self.quiet && std::io::stdout().is_terminal() && std::io::stderr().is_terminal()
+    }
+}
+
+/// A reader that went away (`retunnel … | head`) is no failure.
+fn write_line(stream: &mut dyn Write, text: &str) {
+    let _ = writeln!(stream, "{text}");
+    let _ = stream.flush();
+}
+
+/// Bytes for people: `1.5 MB`.
+pub(crate) fn bytes(count: u64) -> String {
+    const UNITS: [&str; 5] = ["B", "kB", "MB", "GB", "TB"];
+    let (mut value, mut unit) = (count as f64, 0);
+    while value >= 1000.0 && unit < UNITS.len() - 1 {
+        value /= 1000.0;
+        unit += 1;
+    }
+    if unit == 0 { format!("{count} B") } else { format!("{value:.1} {}", UNITS[unit]) }
+}
+
+/// A time for people: `1h 02m 03s`.
+pub(crate) fn duration(time: std::time::Duration) -> String {
+    let seconds = time.as_secs();
+    match (seconds / 3600, seconds / 60 % 60, seconds % 60) {
+        (0, 0, seconds) => format!("{seconds}s"),
+        (0, minutes, seconds) => format!("{minutes}m {seconds:02}s"),
+        (hours, minutes, seconds) => format!("{hours}h {minutes:02}m {seconds:02}s"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    #[test]
+    fn counts_are_short() {
+        assert_eq!(super::bytes(999), "999 B");
+        assert_eq!(super::bytes(1_500_000), "1.5 MB");
+        assert_eq!(super::duration(Duration::from_secs(59)), "59s");
+        assert_eq!(super::duration(Duration::from_secs(3723)), "1h 02m 03s");
+    }
+}

@@ -1,0 +1,92 @@
+//! Where values come from: flag, then environment, then `.env`, then `~/.retunnel.conf`, then the default.
+
+use std::{collections::HashMap, path::PathBuf};
+
+use anyhow::{Context, Result};
+use retunnel_client::{
+    Client, ClientBuilder, ServerEndpoint, Token,
+    config::file::{ConfigFile, FILE_NAME},
+};
+
+use crate::{args::Connection, exit::Usage, output::Output};
+
+/// Variables of the environment and, behind them, of the file `.env` in the working directory.
+#[derive(Debug, Default)]
+pub(crate) struct Variables {
+    dotenv: HashMap<String, String>,
+}
+
+impl Variables {
+    /// Reads `.env` when there is one.
+    pub(crate) fn load() -> Result<Self> {
+        let dotenv = match dotenvy::from_path_iter(".env") {
+            Ok(entries) => entries
+                .collect::<Result<HashMap<_, _>, _>>()
+                .map_err(|error| Usage(format!("the file .env cannot be read: {error}")))?,
+            Err(_) => HashMap::new(),
+        };
+        Ok(Self { dotenv })
+    }
+
+    /// The value of a variable that is set and not empty.
+    pub(crate) fn value(&self, name: &str) -> Option<String> {
+        std::env::var(name).ok().or_else(|| self.dotenv.get(name).cloned()).filter(|value| !value.is_empty())
+    }
+}
+
+/// Where the saved configuration is.
+pub(crate) fn config_path() -> Result<PathBuf> {
+    let home = etcetera::home_dir().context("this user has no home directory")?;
+    Ok(home.join(FILE_NAME))
+}
+
+/// A client as all sources together describe it, and where a new token is saved.
+pub(crate) struct Settings {
+    pub(crate) builder: ClientBuilder,
+    pub(crate) server: ServerEndpoint,
+    pub(crate) path: PathBuf,
+}
+
+impl Settings {
+    /// Puts the sources together. `file_server` and `file_token` come from a tunnels file.
+    pub(crate) fn new(
+        connection: &Connection,
+        variables: &Variables,
+        file_server: Option<&str>,
+        file_token: Option<&str>,
+        insecure: bool,
+        output: Output,
+    ) -> Result<Self> {
+        let path = config_path()?;
+        let file = ConfigFile::read(&path)?;
+        if file.make_private()? {
+            output.warning(&format!("{} could be read by others; it is private now", path.display()));
+        }
+        let named = connection
+            .server
+            .clone()
+            .or_else(|| variables.value("RETUNNEL_SERVER_ENDPOINT"))
+            .or_else(|| file_server.map(str::to_owned))
+            .or_else(|| file.server_url().map(str::to_owned));
+        let server: ServerEndpoint = match named {
+            Some(text) => text.parse()?,
+            None => ServerEndpoint::default(),
+        };
+        let given = connection
+            .token
+            .clone()
+            .or_else(|| variables.value("RETUNNEL_AUTH_TOKEN"))
+            .or_else(|| file_token.filter(|token| !token.is_empty()).map(str::to_owned));
+        let given = given.map(Token::new);
+        let saved_here = file.token_for(&server.authority());
+        // The token saved for all servers may belong to another one; then an account is made here.
+        let is_guess = given.is_none() && saved_here.is_none();
+        let builder = Client::builder()
+            .server(server.clone())
+            .token(given.or(saved_here).or_else(|| file.auth_token()))
+            .replace_refused_token(is_guess)
+            .keep_trying(!server.is_default())
+            .insecure(insecure);
+        Ok(Self { builder, server, path })
+    }
+}
