@@ -96,13 +96,13 @@ impl Auth {
         }
     }
 
-    /// Makes an account and its first token.
+    /// Makes an account and its first token, using `invite` up when one is given.
     ///
     /// # Errors
-    /// [`StoreError::EmailTaken`] and failures of the store.
-    pub async fn register(&self, email: &str) -> Result<(AccountId, Token), StoreError> {
+    /// [`StoreError::InviteInvalid`], [`StoreError::EmailTaken`] and failures of the store.
+    pub async fn register(&self, email: &str, invite: Option<&str>) -> Result<(AccountId, Token), StoreError> {
         let token = new_token();
-        let id = self.store.create_account(email, &hash_of(token.expose())).await?;
+        let id = self.store.create_account(email, &hash_of(token.expose()), invite.map(hash_of).as_ref()).await?;
         Ok((id, token))
     }
 
@@ -149,14 +149,6 @@ impl Auth {
         Ok(code)
     }
 
-    /// Uses an invitation up.
-    ///
-    /// # Errors
-    /// Failures of the store.
-    pub async fn use_invite(&self, code: &str) -> Result<bool, StoreError> {
-        self.store.use_invite(&hash_of(code)).await
-    }
-
     /// Tokens that are replaced from now on.
     pub(crate) fn revocations(&self) -> broadcast::Receiver<Revoked> {
         self.revocations.subscribe()
@@ -167,7 +159,9 @@ impl Auth {
     }
 }
 
-fn hash_of(secret: &str) -> SecretHash {
+/// What is stored of a token or an invitation.
+#[must_use]
+pub fn hash_of(secret: &str) -> SecretHash {
     Sha256::digest(secret.as_bytes()).into()
 }
 
@@ -176,6 +170,8 @@ fn random_digits() -> String {
     (0..TOKEN_DIGITS).map(|_| char::from(BASE62[rng.random_range(0..BASE62.len())])).collect()
 }
 
-fn new_token() -> Token {
+/// A new random token; it is good for nothing until a store has its hash.
+#[must_use]
+pub fn new_token() -> Token {
     Token::new(format!("rt_{}", random_digits()))
 }

@@ -12,13 +12,13 @@ use std::{
 use axum::{
     Router,
     body::Bytes,
-    extract::{DefaultBodyLimit, Extension, State},
+    extract::{DefaultBodyLimit, Extension, FromRequest, Request, State},
     http::{HeaderMap, StatusCode, header},
     response::{Html, IntoResponse, Response},
     routing::{get, post},
 };
 use retunnel_proto::message::Token;
-use serde::Deserialize;
+use serde::{Deserialize, de::DeserializeOwned};
 use serde_json::{Value, json};
 use tracing::{error, info};
 
@@ -77,6 +77,9 @@ impl From<StoreError> for ApiError {
         if matches!(cause, StoreError::EmailTaken) {
             return Self::new(StatusCode::CONFLICT, "email_taken", cause.to_string());
         }
+        if matches!(cause, StoreError::InviteInvalid) {
+            return Self::new(StatusCode::FORBIDDEN, "invite_invalid", cause.to_string());
+        }
         error!(%cause, "accounts cannot be read or written");
         let detail = "the server cannot reach its accounts now; try again in a moment";
         Self { retry_after: Some(2), ..Self::new(StatusCode::SERVICE_UNAVAILABLE, "store_unavailable", detail) }
@@ -86,7 +89,7 @@ impl From<StoreError> for ApiError {
 impl IntoResponse for ApiError {
     fn into_response(self) -> Response {
         let body = json!({ "detail": self.detail, "code": self.code });
-        let mut response = (self.status, axum::Json(body)).into_response();
+        let mut response = (self.status, [(header::CACHE_CONTROL, "no-store")], axum::Json(body)).into_response();
         if let Some(seconds) = self.retry_after {
             response.headers_mut().insert(header::RETRY_AFTER, seconds.into());
         }
@@ -132,9 +135,24 @@ async fn upgrade_required() -> Response {
     response
 }
 
-fn parse<'a, T: Deserialize<'a>>(body: &'a Bytes) -> Result<T, ApiError> {
-    serde_json::from_slice(body)
-        .map_err(|error| ApiError::bad_request(format!("the body is not the JSON expected here: {error}")))
+/// A request's JSON. The content type is not looked at: the published clients are not alike there.
+struct Input<T>(T);
+
+impl<S: Send + Sync, T: DeserializeOwned> FromRequest<S> for Input<T> {
+    type Rejection = ApiError;
+
+    async fn from_request(request: Request, state: &S) -> Result<Self, ApiError> {
+        let body = Bytes::from_request(request, state).await.map_err(|refused| match refused.status() {
+            StatusCode::PAYLOAD_TOO_LARGE => {
+                let detail = format!("the body is larger than {MAX_BODY} bytes");
+                ApiError::new(StatusCode::PAYLOAD_TOO_LARGE, "request_too_large", detail)
+            }
+            _ => ApiError::bad_request("the body did not arrive"),
+        })?;
+        serde_json::from_slice(&body)
+            .map(Self)
+            .map_err(|error| ApiError::bad_request(format!("the body is not the JSON expected here: {error}")))
+    }
 }
 
 fn bearer(headers: &HeaderMap) -> Result<Token, ApiError> {
@@ -177,8 +195,11 @@ struct Register {
     invite: Option<String>,
 }
 
-async fn register(State(state): State<RestState>, Extension(peer): Extension<PeerAddr>, body: Bytes) -> Answer {
-    let request: Register = parse(&body)?;
+async fn register(
+    State(state): State<RestState>,
+    Extension(peer): Extension<PeerAddr>,
+    Input(request): Input<Register>,
+) -> Answer {
     let email = request.email.trim();
     let is_address = email.split_once('@').is_some_and(|(user, domain)| !user.is_empty() && !domain.is_empty());
     if !is_address || email.len() > MAX_EMAIL || email.chars().any(|c| c.is_control() || c.is_whitespace()) {
@@ -188,29 +209,23 @@ async fn register(State(state): State<RestState>, Extension(peer): Extension<Pee
         retry_after: Some(seconds),
         ..ApiError::new(StatusCode::TOO_MANY_REQUESTS, "rate_limited", "too many registrations from this address")
     })?;
-    match state.config.registration {
-        Registration::Open => {}
-        Registration::Invite => {
-            let used = match &request.invite {
-                Some(code) => state.auth.use_invite(code).await?,
-                None => false,
-            };
-            if !used {
-                let detail =
-                    "this server registers accounts by invitation only; ask its operator for a token or a code";
-                return Err(ApiError::new(StatusCode::FORBIDDEN, "invite_required", detail));
-            }
-        }
+    let invite = match state.config.registration {
+        Registration::Open => None,
+        Registration::Invite => Some(request.invite.as_deref().ok_or_else(|| {
+            let detail = "this server registers accounts by invitation only; ask its operator for a token or a code";
+            ApiError::new(StatusCode::FORBIDDEN, "invite_required", detail)
+        })?),
         Registration::Closed => {
             let detail = "this server registers no accounts; ask its operator for a token";
             return Err(ApiError::new(StatusCode::FORBIDDEN, "registration_closed", detail));
         }
-    }
-    let (id, token) = state.auth.register(email).await?;
+    };
+    let (id, token) = state.auth.register(email, invite).await?;
     info!(account = %email, peer = %peer.0, "account registered");
-    Ok(axum::Json(
-        json!({ "id": id.to_string(), "email": email, "auth_token": token.expose(), "token": token.expose() }),
-    ))
+    let id = id.to_string();
+    Ok(axum::Json(json!({
+        "id": id, "user_id": id, "email": email, "auth_token": token.expose(), "token": token.expose(),
+    })))
 }
 
 async fn verify(State(state): State<RestState>, Extension(peer): Extension<PeerAddr>, headers: HeaderMap) -> Answer {
@@ -220,7 +235,8 @@ async fn verify(State(state): State<RestState>, Extension(peer): Extension<PeerA
 
 async fn me(State(state): State<RestState>, Extension(peer): Extension<PeerAddr>, headers: HeaderMap) -> Answer {
     let account = state.account(&headers, peer).await?;
-    Ok(axum::Json(json!({ "id": account.id.to_string(), "email": account.email })))
+    let id = account.id.to_string();
+    Ok(axum::Json(json!({ "id": id, "user_id": id, "email": account.email })))
 }
 
 #[derive(Deserialize)]
@@ -228,14 +244,20 @@ struct OldToken {
     old_token: Token,
 }
 
-async fn verify_token(State(state): State<RestState>, Extension(peer): Extension<PeerAddr>, body: Bytes) -> Answer {
-    let request: OldToken = parse(&body)?;
+async fn verify_token(
+    State(state): State<RestState>,
+    Extension(peer): Extension<PeerAddr>,
+    Input(request): Input<OldToken>,
+) -> Answer {
     let account = state.auth.authenticate(&request.old_token).await.map_err(|cause| state.failed(peer, cause))?;
     Ok(axum::Json(json!({ "valid": true, "user_id": account.id.to_string(), "email": account.email })))
 }
 
-async fn reactivate(State(state): State<RestState>, Extension(peer): Extension<PeerAddr>, body: Bytes) -> Answer {
-    let request: OldToken = parse(&body)?;
+async fn reactivate(
+    State(state): State<RestState>,
+    Extension(peer): Extension<PeerAddr>,
+    Input(request): Input<OldToken>,
+) -> Answer {
     let (account, token) = match state.auth.reactivate(&request.old_token).await {
         Ok(done) => done,
         // The published clients register anew on 404.
@@ -269,15 +291,15 @@ async fn login(State(state): State<RestState>, Extension(peer): Extension<PeerAd
     rotate(&state, peer, &headers).await
 }
 
-async fn readyz(State(state): State<RestState>) -> Response {
-    if !state.ready.load(Ordering::Relaxed) {
-        return (StatusCode::SERVICE_UNAVAILABLE, "stopping\n").into_response();
-    }
-    if state.auth.is_ready().await {
-        "ready\n".into_response()
+async fn readyz(State(state): State<RestState>) -> Result<&'static str, ApiError> {
+    let (code, detail) = if !state.ready.load(Ordering::Relaxed) {
+        ("shutting_down", "the server is stopping")
+    } else if !state.auth.is_ready().await {
+        ("store_unavailable", "the database does not answer")
     } else {
-        (StatusCode::SERVICE_UNAVAILABLE, "database not reachable\n").into_response()
-    }
+        return Ok("ready\n");
+    };
+    Err(ApiError { retry_after: Some(2), ..ApiError::new(StatusCode::SERVICE_UNAVAILABLE, code, detail) })
 }
 
 /// What somebody sees who opens the server's own address.

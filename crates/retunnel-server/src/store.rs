@@ -18,6 +18,8 @@ const FILE: &str = "retunnel.db";
 /// Connections that read. Lookups are short; more would only wait for the same cores.
 const READERS: u32 = 4;
 const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
+/// Rows of one transaction when many accounts are made at once.
+const BATCH: usize = 10_000;
 
 /// Why the store failed.
 #[derive(Debug, Error)]
@@ -35,6 +37,9 @@ pub enum StoreError {
     /// The e-mail address has an account already.
     #[error("this e-mail address has an account already")]
     EmailTaken,
+    /// The invitation does not exist or was used.
+    #[error("this invitation does not exist or was used already; ask the server's operator for a new one")]
+    InviteInvalid,
 }
 
 /// SHA-256 of a token or invitation.
@@ -103,7 +108,9 @@ impl Store {
             .synchronous(SqliteSynchronous::Normal)
             .busy_timeout(BUSY_TIMEOUT)
             .foreign_keys(true);
-        let writer = SqlitePoolOptions::new().max_connections(1).connect_with(options.clone()).await?;
+        // A file needs no test before each use and no renewal; the test would cost as much as a lookup.
+        let pool = || SqlitePoolOptions::new().test_before_acquire(false).idle_timeout(None).max_lifetime(None);
+        let writer = pool().max_connections(1).connect_with(options.clone()).await?;
         let first = Migration::new(
             1,
             "accounts".into(),
@@ -112,7 +119,7 @@ impl Store {
             false,
         );
         Migrator::with_migrations(vec![first]).run(&writer).await?;
-        let readers = SqlitePoolOptions::new().max_connections(READERS).connect_with(options.read_only(true)).await?;
+        let readers = pool().max_connections(READERS).connect_with(options.read_only(true)).await?;
         Ok(Self { readers, writer })
     }
 
@@ -151,26 +158,50 @@ impl Store {
         .transpose()
     }
 
-    /// Makes an account with its first token.
+    /// Makes an account with its first token. When an invitation is given, it is used up by the same transaction, so that
+    /// a registration that fails leaves it good.
     ///
     /// # Errors
-    /// [`StoreError::EmailTaken`], [`StoreError::Database`].
-    pub async fn create_account(&self, email: &str, token: &SecretHash) -> Result<Uuid, StoreError> {
+    /// [`StoreError::InviteInvalid`], [`StoreError::EmailTaken`], [`StoreError::Database`].
+    pub async fn create_account(
+        &self,
+        email: &str,
+        token: &SecretHash,
+        invite: Option<&SecretHash>,
+    ) -> Result<Uuid, StoreError> {
         let id = Uuid::now_v7();
         let mut transaction = self.writer.begin().await?;
-        let made = sqlx::query("INSERT INTO accounts (id, email, created_at) VALUES ($1, $2, $3)")
-            .bind(&id.as_bytes()[..])
-            .bind(email)
-            .bind(now())
-            .execute(&mut *transaction)
-            .await;
-        match made {
-            Err(sqlx::Error::Database(error)) if error.is_unique_violation() => return Err(StoreError::EmailTaken),
-            other => other?,
-        };
+        if let Some(invite) = invite {
+            let used = sqlx::query("UPDATE invites SET used_at = $2 WHERE hash = $1 AND used_at IS NULL")
+                .bind(&invite[..])
+                .bind(now())
+                .execute(&mut *transaction)
+                .await?;
+            if used.rows_affected() != 1 {
+                return Err(StoreError::InviteInvalid);
+            }
+        }
+        insert_account(&mut transaction, id, email).await?;
         insert_token(&mut transaction, id, token).await?;
         transaction.commit().await?;
         Ok(id)
+    }
+
+    /// Makes many accounts with one token each, for imports and measurements. Ascending hashes are fastest.
+    ///
+    /// # Errors
+    /// [`StoreError::EmailTaken`], [`StoreError::Database`]; batches before the failing one stay.
+    pub async fn create_accounts(&self, accounts: &[(String, SecretHash)]) -> Result<(), StoreError> {
+        for batch in accounts.chunks(BATCH) {
+            let mut transaction = self.writer.begin().await?;
+            for (email, token) in batch {
+                let id = Uuid::now_v7();
+                insert_account(&mut transaction, id, email).await?;
+                insert_token(&mut transaction, id, token).await?;
+            }
+            transaction.commit().await?;
+        }
+        Ok(())
     }
 
     /// Replaces a token that is not revoked by a new one; `false` when there is no such token.
@@ -202,19 +233,6 @@ impl Store {
             .execute(&self.writer)
             .await?;
         Ok(())
-    }
-
-    /// Uses an invitation up; `false` when it does not exist or was used.
-    ///
-    /// # Errors
-    /// [`StoreError::Database`].
-    pub async fn use_invite(&self, hash: &SecretHash) -> Result<bool, StoreError> {
-        let done = sqlx::query("UPDATE invites SET used_at = $2 WHERE hash = $1 AND used_at IS NULL")
-            .bind(&hash[..])
-            .bind(now())
-            .execute(&self.writer)
-            .await?;
-        Ok(done.rows_affected() == 1)
     }
 
     /// The leases of earlier runs.
@@ -269,6 +287,19 @@ impl Store {
     }
 }
 
+async fn insert_account(transaction: &mut sqlx::SqliteConnection, id: Uuid, email: &str) -> Result<(), StoreError> {
+    let made = sqlx::query("INSERT INTO accounts (id, email, created_at) VALUES ($1, $2, $3)")
+        .bind(&id.as_bytes()[..])
+        .bind(email)
+        .bind(now())
+        .execute(transaction)
+        .await;
+    match made {
+        Err(sqlx::Error::Database(error)) if error.is_unique_violation() => Err(StoreError::EmailTaken),
+        other => other.map(drop).map_err(StoreError::from),
+    }
+}
+
 async fn insert_token(
     transaction: &mut sqlx::SqliteConnection,
     account: Uuid,
@@ -303,11 +334,25 @@ fn private_directory(path: &Path) -> io::Result<()> {
     std::fs::create_dir_all(path)
 }
 
-/// The database and the files beside it get the mode of the first one.
+/// The database and the files beside it get the mode of the first one. A file others may read was made by somebody's
+/// copying: it is closed to them again.
 fn private_file(path: &Path) -> io::Result<()> {
     let mut options = std::fs::OpenOptions::new();
     options.create(true).append(true);
     #[cfg(unix)]
     std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o600);
-    options.open(path).map(drop)
+    let file = options.open(path)?;
+    #[cfg(unix)]
+    {
+        use std::os::unix::fs::PermissionsExt;
+        if file.metadata()?.permissions().mode() & 0o077 != 0 {
+            tracing::warn!(file = %path.display(), "the database was open to other users; setting its mode to 0600");
+            file.set_permissions(std::fs::Permissions::from_mode(0o600))?;
+        }
+    }
+    drop(file);
+    Ok(())
 }
+
+#[cfg(test)]
+mod tests;
