@@ -1,5 +1,5 @@
 //! How long one authentication takes among 1,000,000 accounts. `cargo bench -p retunnel-server --bench authentication`;
-//! the first argument that is a number is the number of accounts.
+//! `-- NUMBER` takes another number of accounts. Under `cargo test --benches` it only checks that it still works.
 
 #![expect(clippy::print_stdout, reason = "the figures are what this program is for")]
 
@@ -14,12 +14,16 @@ use retunnel_server::{
 use tokio::{task::JoinSet, time::Instant};
 
 const ACCOUNTS: usize = 1_000_000;
+const ACCOUNTS_OF_A_CHECK: usize = 1_000;
 /// Tokens that are kept to authenticate with; a tenth as many unknown ones come on top.
 const SAMPLES: usize = 50_000;
-const CONCURRENCY: usize = 64;
+/// Authentications under way at a time. Beyond the number of cores they wait for each other.
+const CONCURRENCY: [usize; 3] = [1, 8, 64];
 
 fn main() {
-    let accounts = std::env::args().find_map(|argument| argument.parse().ok()).unwrap_or(ACCOUNTS);
+    let wanted = std::env::args().find_map(|argument| argument.parse().ok());
+    let is_bench = std::env::args().any(|argument| argument == "--bench");
+    let accounts = wanted.unwrap_or(if is_bench { ACCOUNTS } else { ACCOUNTS_OF_A_CHECK });
     let runtime = tokio::runtime::Runtime::new().expect("a runtime");
     runtime.block_on(run(accounts));
 }
@@ -34,8 +38,9 @@ async fn run(accounts: usize) {
 
     let auth = Arc::new(Auth::new(store));
     let tokens = Arc::new(tokens);
-    report("one at a time", measure(&auth, &tokens, 1).await);
-    report(&format!("{CONCURRENCY} at a time"), measure(&auth, &tokens, CONCURRENCY).await);
+    for concurrency in CONCURRENCY {
+        report(concurrency, measure(&auth, &tokens, concurrency).await);
+    }
 }
 
 /// Makes the accounts; gives back some of their tokens and some that nobody has, in random order. `true` = known.
@@ -80,11 +85,11 @@ async fn measure(auth: &Arc<Auth>, tokens: &Arc<Vec<(Token, bool)>>, concurrency
     (workers.join_all().await.concat(), began.elapsed())
 }
 
-fn report(name: &str, (mut times, took): (Vec<Duration>, Duration)) {
+fn report(concurrency: usize, (mut times, took): (Vec<Duration>, Duration)) {
     times.sort_unstable();
     let at = |share: f64| times[((times.len() - 1) as f64 * share) as usize];
     println!(
-        "{name}: {} authentications, {:.0}/s; p50 {:?}, p99 {:?}, max {:?}",
+        "{concurrency} at a time: {} authentications, {:.0}/s; p50 {:?}, p99 {:?}, max {:?}",
         times.len(),
         times.len() as f64 / took.as_secs_f64(),
         at(0.5),

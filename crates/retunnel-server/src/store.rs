@@ -31,9 +31,12 @@ pub enum StoreError {
     /// The database.
     #[error("database: {0}")]
     Database(#[from] sqlx::Error),
-    /// The database comes from a newer version, or a migration failed.
+    /// The database comes from a newer version of the server.
+    #[error("the database has version {0}, which is newer than this server; install the newer one or restore a backup")]
+    Newer(i64),
+    /// The database could not be brought to this version.
     #[error("database migration: {0}")]
-    Migration(#[from] MigrateError),
+    Migration(MigrateError),
     /// The e-mail address has an account already.
     #[error("this e-mail address has an account already")]
     EmailTaken,
@@ -118,7 +121,10 @@ impl Store {
             sqlx::SqlSafeStr::into_sql_str(include_str!("../migrations/0001_accounts.sql")),
             false,
         );
-        Migrator::with_migrations(vec![first]).run(&writer).await?;
+        Migrator::with_migrations(vec![first]).run(&writer).await.map_err(|error| match error {
+            MigrateError::VersionMissing(version) => StoreError::Newer(version),
+            error => StoreError::Migration(error),
+        })?;
         let readers = pool().max_connections(READERS).connect_with(options.read_only(true)).await?;
         Ok(Self { readers, writer })
     }

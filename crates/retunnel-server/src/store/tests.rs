@@ -73,3 +73,18 @@ async fn a_file_that_is_no_database_is_an_error_and_stays_as_it_is() {
     Store::open(dir.path()).await.expect_err("not a database");
     assert_eq!(std::fs::read(&file).expect("read"), b"not a database, but precious");
 }
+
+#[tokio::test]
+async fn a_database_of_a_newer_server_is_refused_by_name() {
+    let (dir, store) = store().await;
+    sqlx::query(
+        "INSERT INTO _sqlx_migrations (version, description, success, checksum, execution_time) \
+         VALUES (99, 'of the future', 1, x'00', 0)",
+    )
+    .execute(&store.writer)
+    .await
+    .expect("written");
+    store.close().await;
+    let refused = Store::open(&dir.path().join("data")).await;
+    assert!(matches!(refused, Err(StoreError::Newer(99))), "{refused:?}");
+}
