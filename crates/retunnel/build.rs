@@ -27,12 +27,13 @@ fn main() {
     let mut open: Vec<(String, Option<String>)> = vec![("retunnel".into(), None)];
     while let Some((name, version)) = open.pop() {
         for ((known, known_version), dependencies) in &packages {
-            if *known == name && version.as_ref().is_none_or(|version| version == known_version) {
-                if needed.insert((known.clone(), known_version.clone()), ()).is_none() {
-                    for dependency in dependencies {
-                        let mut words = dependency.split(' ').map(str::to_owned);
-                        open.push((words.next().unwrap_or_default(), words.next()));
-                    }
+            if *known == name
+                && version.as_ref().is_none_or(|version| version == known_version)
+                && needed.insert((known.clone(), known_version.clone()), ()).is_none()
+            {
+                for dependency in dependencies {
+                    let mut words = dependency.split(' ').map(str::to_owned);
+                    open.push((words.next().unwrap_or_default(), words.next()));
                 }
             }
         }

@@ -7,7 +7,7 @@ use rand::RngExt;
 const FIRST: Duration = Duration::from_secs(1);
 const CEILING: Duration = Duration::from_secs(16);
 /// While nothing listens at the server's address it is probably restarting: then it is asked more often, at first.
-const RESTART_CEILING: Duration = Duration::from_secs(1);
+const RESTART_CEILING: Duration = Duration::from_millis(700);
 const RESTART_WINDOW: Duration = Duration::from_secs(60);
 
 /// Delays between attempts: none before the first, then 1 s doubling up to 16 s, each times a random factor from one
@@ -63,10 +63,10 @@ mod tests {
     }
 
     #[test]
-    fn a_server_that_restarts_is_asked_every_second_for_a_minute() {
-        let delays = seconds(true, 70);
-        assert_eq!(delays[1..=60], [1.0; 60]);
-        assert_eq!(delays[61], 16.0);
+    fn a_server_that_restarts_is_asked_often_for_a_minute() {
+        let delays = seconds(true, 100);
+        assert_eq!(delays[1..=86], [0.7; 86]);
+        assert_eq!(delays[87], 16.0);
     }
 
     #[test]

@@ -154,9 +154,19 @@ async fn establish(
     };
     let lost = |source| ConnectError::Lost { endpoint: endpoint(), source };
     send(&link, FromClient::Hello(Hello { link_version: native::VERSION, window, auth })).await.map_err(lost)?;
-    let answer = match timeout(AUTH_WITHIN, events.next()).await {
-        Ok(Some(LinkEvent::Control(payload))) => FromServer::decode(&payload),
-        Ok(_) => return Err(lost(link.closed().await)),
+    // A farewell may overtake the refusal it belongs to.
+    let first_message = async {
+        loop {
+            match events.next().await {
+                Some(LinkEvent::Control(payload)) => return Some(payload),
+                Some(_) => {}
+                None => return None,
+            }
+        }
+    };
+    let answer = match timeout(AUTH_WITHIN, first_message).await {
+        Ok(Some(payload)) => FromServer::decode(&payload),
+        Ok(None) => return Err(lost(link.closed().await)),
         Err(_) => return Err(dialer.too_slow(AUTH_WITHIN)),
     };
     match answer {

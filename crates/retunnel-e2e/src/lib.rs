@@ -1,1 +1,43 @@
-//! placeholder
+//! The harness of the end-to-end scenarios: the built program as server and client, local services, visitors.
+//!
+//! Nothing here stands in for a part of the system: programs are processes, connections are sockets. Whatever is started
+//! ends with its handle, and every wait is for a condition, with a deadline that a loaded machine meets.
+
+#![expect(clippy::unwrap_used, reason = "a failed test says where")]
+
+pub mod process;
+pub mod proxy;
+pub mod service;
+pub mod visitor;
+
+use std::{future::Future, time::Duration};
+
+use tokio::time::{Instant, sleep};
+
+/// Longest wait for anything. A loaded machine is slow; a broken system never gets there.
+pub const PATIENCE: Duration = Duration::from_secs(30);
+
+/// Waits until `check` gives something.
+///
+/// # Panics
+/// When it does not within [`PATIENCE`].
+pub async fn eventually<T, F>(what: &str, mut check: impl FnMut() -> F) -> T
+where
+    F: Future<Output = Option<T>>,
+{
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        if let Some(found) = check().await {
+            return found;
+        }
+        assert!(Instant::now() < deadline, "waited {PATIENCE:?} for: {what}");
+        sleep(Duration::from_millis(20)).await;
+    }
+}
+
+/// SHA-256 as hexadecimal text.
+#[must_use]
+pub fn sha256(bytes: &[u8]) -> String {
+    use sha2::Digest;
+    data_encoding::HEXLOWER.encode(&sha2::Sha256::digest(bytes))
+}

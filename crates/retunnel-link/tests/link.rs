@@ -1,5 +1,7 @@
 //! The link over real byte streams: bytes, ends, bounds, fairness, heartbeat.
 
+#![expect(clippy::unwrap_used, reason = "a failed test says where")]
+
 use std::{sync::Arc, time::Duration};
 
 use proptest::prelude::*;

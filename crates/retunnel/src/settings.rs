@@ -79,8 +79,9 @@ impl Settings {
             .or_else(|| file_token.filter(|token| !token.is_empty()).map(str::to_owned));
         let given = given.map(Token::new);
         let saved_here = file.token_for(&server.authority());
-        // The token saved for all servers may belong to another one; then an account is made here.
-        let is_guess = given.is_none() && saved_here.is_none();
+        // A saved token may belong to another server, or to an earlier life of this one; then an account is made here.
+        // One that was named is used or refused.
+        let is_guess = given.is_none();
         let builder = Client::builder()
             .server(server.clone())
             .token(given.or(saved_here).or_else(|| file.auth_token()))

@@ -27,6 +27,7 @@ use tokio::{
     sync::Notify,
     time::{Instant, MissedTickBehavior, interval, sleep_until},
 };
+use tokio_util::sync::CancellationToken;
 use tracing::{Instrument, debug, info, info_span};
 
 use crate::{
@@ -52,20 +53,28 @@ const KEEP_IDLE: Duration = Duration::from_secs(4);
 pub(crate) struct NativeUpstream {
     link: Link,
     id: TunnelId,
+    /// The client was told of the tunnel; before that it would refuse its streams.
+    announced: CancellationToken,
     /// Connections to the local service that wait for their next request, newest last.
     idle: Mutex<Vec<(LinkStream, Instant)>>,
 }
 
 impl NativeUpstream {
-    pub(crate) const fn new(link: Link, id: TunnelId) -> Self {
-        Self { link, id, idle: Mutex::new(Vec::new()) }
+    pub(crate) fn new(link: Link, id: TunnelId) -> Self {
+        Self { link, id, announced: CancellationToken::new(), idle: Mutex::new(Vec::new()) }
     }
 
     /// A new connection to the local service.
     ///
     /// # Errors
     /// When the link has ended, is closing, or has as many streams as it may have.
-    pub(crate) fn open(&self, protocol: TunnelProtocol, visitor: String) -> Result<LinkStream, OpenError> {
+    pub(crate) async fn open(&self, protocol: TunnelProtocol, visitor: String) -> Result<LinkStream, OpenError> {
+        if !self.announced.is_cancelled() {
+            tokio::select! {
+                () = self.announced.cancelled() => {}
+                _ = self.link.closed() => {}
+            }
+        }
         self.link.open(&Open { tunnel: self.id.clone(), protocol, visitor })
     }
 
@@ -75,7 +84,8 @@ impl NativeUpstream {
             let (mut stream, since) = self.lock().pop()?;
             if since.elapsed() > KEEP_IDLE {
                 // The older ones are older still.
-                self.lock().clear();
+                stream.finish();
+                self.sweep();
                 return None;
             }
             // Nothing may arrive on an idle connection: bytes, an end or a reset mean that it cannot be used.
@@ -83,6 +93,11 @@ impl NativeUpstream {
                 return Some(stream);
             }
         }
+    }
+
+    /// Whether the client is gone. Its tunnels are closed a moment later.
+    pub(crate) fn is_lost(&self) -> bool {
+        self.link.is_closed()
     }
 
     /// Keeps a connection for the next request.
@@ -93,8 +108,11 @@ impl NativeUpstream {
         }
     }
 
+    /// Ends idle connections that are too old, politely: the local service has done nothing wrong.
     fn sweep(&self) {
-        self.lock().retain(|(_, since)| since.elapsed() <= KEEP_IDLE);
+        let mut idle = self.lock();
+        let old = idle.iter().take_while(|(_, since)| since.elapsed() > KEEP_IDLE).count();
+        idle.drain(..old).for_each(|(stream, _)| stream.finish());
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, Vec<(LinkStream, Instant)>> {
@@ -279,9 +297,13 @@ impl Session {
         let upstream = |id: &TunnelId| Upstream::Native(NativeUpstream::new(link.clone(), id.clone()));
         let opening =
             Opening { account: &self.account, changed: &self.changed, open_here: &open_here, upstream: &upstream };
-        let opened = open_tunnel(&self.core, &request, opening).await;
+        let opened = open_tunnel(&self.core, &request, opening);
+        let mut announced = None;
         let answer = match opened {
             Ok(tunnel) => {
+                if let Upstream::Native(upstream) = &tunnel.upstream {
+                    announced = Some(upstream.announced.clone());
+                }
                 let answer = NewTunnel {
                     request_id: request.request_id,
                     tunnel_id: tunnel.id.clone(),
@@ -299,6 +321,9 @@ impl Session {
             }
         };
         self.answer(answer).await;
+        if let Some(announced) = announced {
+            announced.cancel();
+        }
     }
 
     async fn answer(&self, message: ServerMessage) {

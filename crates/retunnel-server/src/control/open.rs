@@ -52,11 +52,7 @@ pub(crate) fn tunnel_id(key: &Key) -> TunnelId {
 ///
 /// # Errors
 /// The refusal to send to the client. Nothing is left behind then.
-pub(crate) async fn open_tunnel(
-    core: &Arc<Core>,
-    request: &ReqTunnel,
-    opening: Opening<'_>,
-) -> Result<Arc<Tunnel>, Refusal> {
+pub(crate) fn open_tunnel(core: &Arc<Core>, request: &ReqTunnel, opening: Opening<'_>) -> Result<Arc<Tunnel>, Refusal> {
     if core.draining.is_cancelled() {
         return Err(Refusal {
             code: RefusalCode::ShuttingDown,
@@ -79,7 +75,7 @@ pub(crate) async fn open_tunnel(
     }
     let tunnel = match request.protocol {
         TunnelProtocol::Http => http(core, request, &opening, access)?,
-        TunnelProtocol::Tcp => tcp(core, request, &opening).await?,
+        TunnelProtocol::Tcp => tcp(core, request, &opening)?,
     };
     info!(tunnel = %tunnel.key, url = %tunnel.url, "tunnel opened");
     Ok(tunnel)
@@ -107,7 +103,7 @@ fn http(
     Err(Refusal::new(RefusalCode::Internal, "no free name was found"))
 }
 
-async fn tcp(core: &Arc<Core>, request: &ReqTunnel, opening: &Opening<'_>) -> Result<Arc<Tunnel>, Refusal> {
+fn tcp(core: &Arc<Core>, request: &ReqTunnel, opening: &Opening<'_>) -> Result<Arc<Tunnel>, Refusal> {
     let Some(range) = core.config.tcp_ports.clone() else {
         return Err(Refusal::new(RefusalCode::TcpDisabled, "this server has no TCP tunnels (`--tcp-ports`)"));
     };
@@ -117,7 +113,7 @@ async fn tcp(core: &Arc<Core>, request: &ReqTunnel, opening: &Opening<'_>) -> Re
             return Err(Refusal::new(RefusalCode::PortOutOfRange, message));
         }
         let tunnel = claim(core, Key::Port(port), TunnelProtocol::Tcp, opening, None)?;
-        return listen(core, tunnel, port).await;
+        return listen(core, tunnel, port);
     }
     let count = usize::from(range.end() - range.start()) + 1;
     let first = rand::rng().random_range(0..count);
@@ -128,7 +124,7 @@ async fn tcp(core: &Arc<Core>, request: &ReqTunnel, opening: &Opening<'_>) -> Re
             continue;
         }
         match claim(core, key, TunnelProtocol::Tcp, opening, None) {
-            Ok(tunnel) => match listen(core, tunnel, port).await {
+            Ok(tunnel) => match listen(core, tunnel, port) {
                 Err(refusal) if refusal.code == RefusalCode::PortUnavailable => {}
                 result => return result,
             },
@@ -141,11 +137,11 @@ async fn tcp(core: &Arc<Core>, request: &ReqTunnel, opening: &Opening<'_>) -> Re
 }
 
 /// Binds the port of a claimed tunnel, unless it is still bound for its owner. A port that cannot be bound is released.
-async fn listen(core: &Arc<Core>, tunnel: Arc<Tunnel>, port: u16) -> Result<Arc<Tunnel>, Refusal> {
+fn listen(core: &Arc<Core>, tunnel: Arc<Tunnel>, port: u16) -> Result<Arc<Tunnel>, Refusal> {
     if core.registry.has_listener(port) {
         return Ok(tunnel);
     }
-    match tcp::listen(core, port).await {
+    match tcp::listen(core, port) {
         Ok(listener) => {
             core.registry.add_listener(port, listener);
             Ok(tunnel)

@@ -331,7 +331,7 @@ impl ControlSession {
                     }
                     match v2::decode_client(message.as_payload()) {
                         Ok(message) => {
-                            if let Some(answer) = self.message(message).await
+                            if let Some(answer) = self.message(message)
                                 && send(socket, &answer).await.is_err()
                             {
                                 return "socket failed";
@@ -376,10 +376,10 @@ impl ControlSession {
         }
     }
 
-    async fn message(&mut self, message: ClientMessage) -> Option<ServerMessage> {
+    fn message(&mut self, message: ClientMessage) -> Option<ServerMessage> {
         match message {
             ClientMessage::Ping => Some(ServerMessage::Pong),
-            ClientMessage::ReqTunnel(request) => Some(self.open(request).await),
+            ClientMessage::ReqTunnel(request) => Some(self.open(request)),
             ClientMessage::Pong | ClientMessage::Heartbeat(_) => None,
             _ => {
                 debug!("message not expected in this state");
@@ -388,7 +388,7 @@ impl ControlSession {
         }
     }
 
-    async fn open(&mut self, request: ReqTunnel) -> ServerMessage {
+    fn open(&mut self, request: ReqTunnel) -> ServerMessage {
         let request_id = request.request_id.clone();
         let opened = if request.protocol == TunnelProtocol::Tcp {
             let message = "this client's protocol cannot carry TCP; use the `retunnel` program of this server";
@@ -400,7 +400,7 @@ impl ControlSession {
             let account = self.shared.account.clone();
             let opening =
                 Opening { account: &account, changed: &self.changed, open_here: &open_here, upstream: &upstream };
-            open_tunnel(&self.core, &request, opening).await
+            open_tunnel(&self.core, &request, opening)
         };
         match opened {
             Ok(tunnel) => {

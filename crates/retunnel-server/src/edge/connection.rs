@@ -51,7 +51,7 @@ pub(crate) struct Connection {
 
 /// What a head is about.
 enum Arrival {
-    Request(RequestHead, Bytes),
+    Request(Box<RequestHead>, Bytes),
     /// Nothing more comes.
     End,
 }
@@ -113,7 +113,7 @@ impl Connection {
                 }
                 if let Some(end) = request::find_end(&self.received, &mut scanned)? {
                     let bytes = self.received.split().freeze();
-                    return Ok(Arrival::Request(request::parse(bytes.slice(..end))?, bytes));
+                    return Ok(Arrival::Request(Box::new(request::parse(bytes.slice(..end))?), bytes));
                 }
             }
             // Every arm is cancel-safe.
@@ -146,9 +146,8 @@ impl Connection {
     async fn request(&mut self, core: &Arc<Core>, head: &RequestHead, route: Route) -> bool {
         let started = (Instant::now(), unix_millis());
         let accept = head.header("accept").unwrap_or_default().to_vec();
-        let name = match route {
-            Route::Tunnel(name) => name,
-            _ => return self.refuse(&EdgeError::TunnelNotFound, &accept, head).await,
+        let Route::Tunnel(name) = route else {
+            return self.refuse(&EdgeError::TunnelNotFound, &accept, head).await;
         };
         let key = Key::Name(name);
         let (address, trusted) = visitor_address(core, head, self.peer);

@@ -160,11 +160,14 @@ async fn native(
         let is_reused = reused.is_some();
         let stream = match reused.take() {
             Some(stream) => stream,
-            None => match upstream.open(TunnelProtocol::Http, String::new()) {
+            None => match upstream.open(TunnelProtocol::Http, String::new()).await {
                 Ok(stream) => stream,
                 Err(error) => {
                     debug!(tunnel = %tunnel.key, %error, "no stream");
                     let full = matches!(error, retunnel_link::OpenError::TooMany(_));
+                    if upstream.is_lost() {
+                        tunnel.closed.cancelled().await;
+                    }
                     let error = if full { EdgeError::TooManyConnections } else { EdgeError::TunnelOffline(1) };
                     return Outcome {
                         error: Some(error),
@@ -199,16 +202,20 @@ async fn native(
                 }
                 outcome.keep_alive = done.visitor_reusable;
             }
-            Err(Failure::Lost) if is_reused => {
+            Err(Failure::Lost) if is_reused && !upstream.is_lost() && !tunnel.closed.is_cancelled() => {
                 // Stale: once more on a fresh connection.
                 continue;
             }
             Err(Failure::Lost) => {
-                outcome.retry = repeatable && tunnel.closed.is_cancelled();
-                outcome.error = Some(EdgeError::LocalClosedEarly);
-                if tunnel.closed.is_cancelled() {
-                    outcome.error = Some(EdgeError::TunnelOffline(1));
+                if upstream.is_lost() {
+                    // The session's end follows at once; only then does the registry hold the next try.
+                    tunnel.closed.cancelled().await;
                 }
+                outcome.retry = repeatable && tunnel.closed.is_cancelled();
+                outcome.error = Some(match tunnel.closed.is_cancelled() {
+                    true => EdgeError::TunnelOffline(1),
+                    false => EdgeError::LocalClosedEarly,
+                });
                 outcome.keep_alive = head.body == Framing::None;
             }
             Err(Failure::Answer(error)) => {
@@ -308,9 +315,8 @@ async fn send_request(
     loop {
         if !received.is_empty() && !decoder.is_done() {
             let mut payload = BytesMut::new();
-            let used = match take_payload(&mut decoder, received, |bytes| payload.put_slice(bytes)) {
-                Ok(used) => used,
-                Err(_) => return UpEnd::BadBody,
+            let Ok(used) = take_payload(&mut decoder, received, |bytes| payload.put_slice(bytes)) else {
+                return UpEnd::BadBody;
             };
             received.advance(used);
             if !payload.is_empty() {

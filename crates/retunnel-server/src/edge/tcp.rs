@@ -29,7 +29,7 @@ const BACKLOG: u32 = 1024;
 ///
 /// # Errors
 /// When the port cannot be bound.
-pub(crate) async fn listen(core: &Arc<Core>, port: u16) -> io::Result<CancellationToken> {
+pub(crate) fn listen(core: &Arc<Core>, port: u16) -> io::Result<CancellationToken> {
     let address = SocketAddr::new(core.config.tcp_bind(), port);
     let socket = if address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
     socket.set_reuseaddr(true)?;
@@ -108,7 +108,7 @@ async fn connect(
     let Upstream::Native(upstream) = &tunnel.upstream else {
         return Err(io::Error::other("this client cannot carry TCP"));
     };
-    let stream = upstream.open(TunnelProtocol::Tcp, peer.to_string()).map_err(io::Error::other)?;
+    let stream = upstream.open(TunnelProtocol::Tcp, peer.to_string()).await.map_err(io::Error::other)?;
     // Both arms are cancel-safe: dropping the stream resets it.
     tokio::select! {
         result = relay::relay(visitor, &stream, up, down) => result,

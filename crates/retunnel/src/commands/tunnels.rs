@@ -62,7 +62,12 @@ async fn serve(wanted: Wanted, settings: Settings, signals: &mut Signals, output
         }
     };
     watcher.spinner.finish_and_clear();
-    show(&client, opened?, watcher, signals, output).await
+    let outcome = match opened {
+        Ok(opened) => show(&client, opened, watcher, signals, output).await,
+        Err(error) => Err(error),
+    };
+    let _ = tokio::time::timeout(GOODBYE, client.close()).await;
+    outcome
 }
 
 /// Open tunnels, and whether they come from a command line.

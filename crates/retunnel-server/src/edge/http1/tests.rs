@@ -127,7 +127,7 @@ fn forwarded(head: &RequestHead, by_trusted_proxy: bool) -> String {
 fn rows_22_to_24_hop_by_hop_and_identity_headers() {
     let head = parse(
         "GET / HTTP/1.1\r\nHost: a.test\r\nConnection: X-Forwarded-For, x-real-ip, Host, Content-Length, X-Private\r\n\
-         X-Private: 1\r\nKeep-Alive: 5\r\nTE: trailers\r\nTrailer: A\r\nProxy-Authorization: x\r\nProxy-Connection: x\r\n\
+         X-Private: 1\r\nKeep-Alive: 5\r\nTE: gzip, trailers\r\nTrailer: A\r\nProxy-Authorization: x\r\nProxy-Connection: x\r\n\
          Upgrade: h2c\r\nX-Forwarded-For: 6.6.6.6\r\nx_forwarded_for: 6.6.6.6\r\nForwarded: for=6.6.6.6\r\n\
          X-Real-IP: 6.6.6.6\r\nX-Forwarded-Host: evil\r\nX-Forwarded-Proto: https\r\nCookie: a=1\r\nCookie: b=2\r\nX-B: 2",
     )
@@ -135,7 +135,7 @@ fn rows_22_to_24_hop_by_hop_and_identity_headers() {
     assert_eq!(
         forwarded(&head, false),
         "GET / HTTP/1.1\r\nHost: a.test\r\nCookie: a=1\r\nCookie: b=2\r\nX-B: 2\r\nX-Forwarded-For: 192.0.2.7\r\n\
-         X-Forwarded-Proto: http\r\nX-Forwarded-Host: a.test\r\n\r\n"
+         X-Forwarded-Proto: http\r\nX-Forwarded-Host: a.test\r\nConnection: TE\r\nTE: trailers\r\n\r\n"
     );
     let trusted = forwarded(&head, true);
     assert!(trusted.contains("X-Forwarded-For: 6.6.6.6, 192.0.2.7\r\n"), "{trusted}");

@@ -103,6 +103,10 @@ pub(crate) fn request(head: &RequestHead, visitor: Visitor, out: &mut BytesMut) 
     if let Some(protocols) = &head.upgrade {
         put(out, b"Connection", b"Upgrade");
         put(out, b"Upgrade", protocols);
+    } else if tokens(head.headers.all("te")).any(|coding| coding.eq_ignore_ascii_case(b"trailers")) {
+        // Trailers are passed on, and some services send them only to those who ask.
+        put(out, b"Connection", b"TE");
+        put(out, b"TE", b"trailers");
     }
     out.put_slice(b"\r\n");
 }
@@ -123,7 +127,8 @@ pub(crate) fn response(head: &ResponseHead, answer: Answer, out: &mut BytesMut) 
     let named: Vec<&[u8]> = tokens(head.headers.all("connection")).collect();
     for (name, value) in head.headers.iter() {
         let names_framing = eq(name, "content-length");
-        let dropped = is_hop_by_hop(name)
+        let announces_trailers = answer.framing == Framing::Chunked && eq(name, "trailer");
+        let dropped = (is_hop_by_hop(name) && !announces_trailers)
             || (names_framing && !(head.body == Framing::None && head.status != 204 && head.status >= 200))
             || (!names_framing && named.iter().any(|named| named.eq_ignore_ascii_case(name)));
         if !dropped {

@@ -1,0 +1,84 @@
+# The list of commands. `make help` explains them.
+
+CARGO ?= cargo
+PYTHON ?= python3
+PYTHON_CLIENTS := 2.0.1 2.5.3
+# Ignored by git; everything the tests prepare goes here.
+BUILD := $(CURDIR)/target
+VENVS := $(BUILD)/python
+FUZZ_SECONDS ?= 60
+COVERAGE_MIN ?= 85
+
+export RETUNNEL_TEST_VENVS := $(VENVS)
+export RETUNNEL_TEST_CLIENTS := $(PYTHON_CLIENTS)
+
+.PHONY: help install-dev test test-quick test-verbose format format-check lint typecheck check build demo bench fuzz \
+	coverage upload
+
+help: ## Show this list
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
+
+install-dev: $(foreach version,$(PYTHON_CLIENTS),$(VENVS)/$(version)/.ready) ## Prepare what the tests need
+	$(CARGO) fetch --locked
+
+# A virtual environment with one published Python client. Its marker is written last, so that a broken one is made anew.
+$(VENVS)/%/.ready:
+	@command -v $(PYTHON) >/dev/null || { echo "make test needs Python 3: install python3 and its venv module"; exit 1; }
+	@rm -rf $(@D) && mkdir -p $(VENVS)
+	@$(PYTHON) -m venv $(@D) 2>/dev/null || { rm -rf $(@D); \
+		$(PYTHON) -m pip install -q --target $(VENVS)/.virtualenv virtualenv && \
+		PYTHONPATH=$(VENVS)/.virtualenv $(PYTHON) -m virtualenv -q $(@D); } || \
+		{ echo "cannot make a virtual environment: install python3-venv or python3-pip"; exit 1; }
+	@for try in 1 2 3; do \
+		$(@D)/bin/pip install -q --disable-pip-version-check retunnel==$* && break; \
+		[ $$try = 3 ] && { echo "cannot install the published client retunnel $* from PyPI"; exit 1; } || sleep 2; \
+	done
+	@touch $@
+
+test: install-dev ## Run all tests, published Python clients included
+	@echo "published Python clients under test: $(PYTHON_CLIENTS)"
+	$(CARGO) test --workspace --locked
+
+test-quick: ## Run the tests that need nothing but Rust
+	$(CARGO) test --workspace --locked --exclude retunnel-e2e
+
+test-verbose: install-dev ## Run all tests and show what they print
+	$(CARGO) test --workspace --locked -- --nocapture
+
+format: ## Format the code
+	$(CARGO) fmt --all
+
+format-check: ## Check that the code is formatted
+	$(CARGO) fmt --all --check
+
+lint: ## Check lints and documentation
+	$(CARGO) clippy --workspace --all-targets --locked -- -D warnings
+	$(CARGO) check -p retunnel --no-default-features --locked
+	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --workspace --no-deps --document-private-items --locked
+
+typecheck: ## Check types of everything
+	$(CARGO) check --workspace --all-targets --all-features --locked
+
+check: format-check lint test ## Everything that must be green before a merge
+
+build: ## Build the release program
+	$(CARGO) build --release --locked -p retunnel
+
+demo: ## Start a server, a sample service and a tunnel, and show a request going through
+	$(CARGO) run -q --locked -p retunnel -- demo $(DEMO_ARGS)
+
+bench: build ## Measure authentication with 1,000,000 accounts, and the relay
+	$(CARGO) bench --locked -p retunnel-server --bench authentication
+	$(CARGO) bench --locked -p retunnel-e2e --bench relay
+
+fuzz: ## Run every fuzz target for FUZZ_SECONDS (default 60)
+	@$(CARGO) +nightly fuzz --version >/dev/null 2>&1 || $(CARGO) install --locked cargo-fuzz
+	@for target in $$($(CARGO) +nightly fuzz list); do \
+		echo "== $$target"; $(CARGO) +nightly fuzz run $$target -- -max_total_time=$(FUZZ_SECONDS) || exit 1; \
+	done
+
+coverage: install-dev ## Measure line coverage of the libraries (at least COVERAGE_MIN percent)
+	CARGO="$(CARGO)" COVERAGE_MIN=$(COVERAGE_MIN) scripts/coverage
+
+upload: ## Check that every crate can be published
+	$(CARGO) publish --workspace --dry-run --locked --allow-dirty

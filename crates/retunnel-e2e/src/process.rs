@@ -1,0 +1,251 @@
+//! The program as processes.
+
+use std::{
+    net::SocketAddr,
+    path::{Path, PathBuf},
+    process::Stdio,
+};
+
+use serde_json::Value;
+use tempfile::TempDir;
+use tokio::{
+    io::{AsyncBufReadExt, BufReader, Lines},
+    process::{Child, ChildStdout, Command},
+    time::timeout,
+};
+
+use crate::PATIENCE;
+
+/// The built program, beside the running test.
+///
+/// # Panics
+/// When it was not built.
+#[must_use]
+pub fn program() -> PathBuf {
+    let test = std::env::current_exe().unwrap();
+    let target = test.parent().and_then(Path::parent).unwrap();
+    let program = target.join(format!("retunnel{}", std::env::consts::EXE_SUFFIX));
+    assert!(program.exists(), "{} is missing; build it with `cargo build -p retunnel`", program.display());
+    program
+}
+
+/// A home directory and nothing of the caller's environment that could leak into a test.
+pub fn isolated(command: &mut Command, home: &Path) {
+    command.env("HOME", home).current_dir(home).kill_on_drop(true).stdin(Stdio::null());
+    for (name, _) in std::env::vars_os() {
+        if name.to_string_lossy().starts_with("RETUNNEL_") {
+            command.env_remove(name);
+        }
+    }
+}
+
+/// A process whose first line of output was awaited.
+#[derive(Debug)]
+pub struct Running {
+    child: Child,
+    lines: Lines<BufReader<ChildStdout>>,
+}
+
+impl Running {
+    async fn start(mut command: Command) -> Self {
+        // Tests show what went wrong when they fail: stderr goes where theirs goes.
+        let mut child = command.stdout(Stdio::piped()).spawn().unwrap();
+        let lines = BufReader::new(child.stdout.take().unwrap()).lines();
+        Self { child, lines }
+    }
+
+    /// The next line of output.
+    ///
+    /// # Panics
+    /// When the program ends or says nothing.
+    pub async fn line(&mut self) -> String {
+        timeout(PATIENCE, self.lines.next_line()).await.expect("a line in time").unwrap().expect("a line, not the end")
+    }
+
+    /// The process id.
+    #[must_use]
+    pub fn id(&self) -> u32 {
+        self.child.id().expect("running")
+    }
+
+    /// Sends a signal by its name, as `TERM`.
+    pub async fn signal(&self, name: &str) {
+        let status = Command::new("kill").arg(format!("-{name}")).arg(self.id().to_string()).status().await.unwrap();
+        assert!(status.success());
+    }
+
+    /// Waits for the end and gives the exit code; `None` when a signal ended it.
+    pub async fn exit(&mut self) -> Option<i32> {
+        timeout(PATIENCE, self.child.wait()).await.expect("an end in time").unwrap().code()
+    }
+
+    /// Ends the process without a word.
+    pub async fn kill(mut self) {
+        self.child.kill().await.unwrap();
+    }
+
+    /// Resident memory in bytes (Linux).
+    #[must_use]
+    pub fn memory(&self) -> u64 {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.id())).unwrap();
+        let line = status.lines().find(|line| line.starts_with("VmRSS:")).expect("a resident size");
+        line.split_whitespace().nth(1).unwrap().parse::<u64>().unwrap() * 1024
+    }
+
+    /// Highest resident memory so far, in bytes (Linux).
+    #[must_use]
+    pub fn peak_memory(&self) -> u64 {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.id())).unwrap();
+        let line = status.lines().find(|line| line.starts_with("VmHWM:")).expect("a peak size");
+        line.split_whitespace().nth(1).unwrap().parse::<u64>().unwrap() * 1024
+    }
+
+    /// Open file descriptors (Linux).
+    #[must_use]
+    pub fn descriptors(&self) -> usize {
+        std::fs::read_dir(format!("/proc/{}/fd", self.id())).unwrap().count()
+    }
+}
+
+/// A server with its own data.
+#[derive(Debug)]
+pub struct Server {
+    /// The process.
+    pub process: Running,
+    /// Where it listens.
+    pub address: SocketAddr,
+    data: TempDir,
+    options: Vec<String>,
+}
+
+/// Base domain of every test server.
+pub const DOMAIN: &str = "tunnel.test";
+
+impl Server {
+    /// Starts a server with more options.
+    pub async fn start(options: &[&str]) -> Self {
+        let options: Vec<String> = options.iter().map(|&option| option.to_owned()).collect();
+        Self::start_in(tempfile::tempdir().unwrap(), "127.0.0.1:0", options).await
+    }
+
+    async fn start_in(data: TempDir, listen: &str, options: Vec<String>) -> Self {
+        let mut command = Command::new(program());
+        isolated(&mut command, data.path());
+        command.args(["--log-level", "warn", "server", "--listen", listen, "--domain", DOMAIN, "--quiet"]);
+        command.arg("--data-dir").arg(data.path().join("data")).args(&options);
+        let mut process = Running::start(command).await;
+        let line = process.line().await;
+        let address = line.strip_prefix("listening on http://").expect(&line).parse().unwrap();
+        Self { process, address, data, options }
+    }
+
+    /// Kills the server and starts it again on the same address and data.
+    pub async fn restart(self) -> Self {
+        let (data, options, listen) = (self.data, self.options, self.address.to_string());
+        self.process.kill().await;
+        Self::start_in(data, &listen, options).await
+    }
+
+    /// Kills the server; what is needed to start it again is kept.
+    pub async fn stop(self) -> Stopped {
+        self.process.kill().await;
+        Stopped { data: self.data, options: self.options, listen: self.address.to_string() }
+    }
+
+    /// Public host name of a tunnel.
+    #[must_use]
+    pub fn host(&self, name: &str) -> String {
+        format!("{name}.{DOMAIN}")
+    }
+}
+
+/// A server that does not run.
+#[derive(Debug)]
+pub struct Stopped {
+    data: TempDir,
+    options: Vec<String>,
+    listen: String,
+}
+
+impl Stopped {
+    /// Starts it again on the same address and data.
+    pub async fn start(self) -> Server {
+        Server::start_in(self.data, &self.listen, self.options).await
+    }
+}
+
+/// A home directory: one user, and so one account per server.
+#[derive(Debug)]
+pub struct User {
+    home: TempDir,
+}
+
+impl Default for User {
+    fn default() -> Self {
+        Self { home: tempfile::tempdir().unwrap() }
+    }
+}
+
+impl User {
+    /// The home directory.
+    #[must_use]
+    pub fn home(&self) -> &Path {
+        self.home.path()
+    }
+
+    /// The program as this user would call it.
+    #[must_use]
+    pub fn command(&self, args: &[&str]) -> Command {
+        let mut command = Command::new(program());
+        isolated(&mut command, self.home());
+        command.args(args);
+        command
+    }
+
+    /// Runs the program to its end: exit code, stdout, stderr.
+    pub async fn run(&self, args: &[&str]) -> (i32, String, String) {
+        let output = timeout(PATIENCE, self.command(args).output()).await.expect("an end in time").unwrap();
+        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+        (output.status.code().unwrap_or(-1), text(&output.stdout), text(&output.stderr))
+    }
+
+    /// Opens a tunnel: `http` or `tcp` with more arguments.
+    pub async fn tunnel(&self, server: SocketAddr, args: &[&str]) -> Tunnel {
+        let mut command = self.command(&["--json", "--log-level", "warn"]);
+        command.args(args).args(["--server", &server.to_string()]);
+        let mut process = Running::start(command).await;
+        let info: Value = serde_json::from_str(&process.line().await).unwrap();
+        Tunnel { process, info }
+    }
+}
+
+/// A client process with one open tunnel.
+#[derive(Debug)]
+pub struct Tunnel {
+    /// The process.
+    pub process: Running,
+    /// The line of JSON it printed.
+    pub info: Value,
+}
+
+impl Tunnel {
+    /// Name below the server's domain.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        self.info["subdomain"].as_str().expect("an HTTP tunnel")
+    }
+
+    /// Public port of a TCP tunnel.
+    #[must_use]
+    pub fn port(&self) -> u16 {
+        self.info["remote_port"].as_u64().and_then(|port| port.try_into().ok()).expect("a TCP tunnel")
+    }
+}
+
+/// A range of ports that a test server may give away. Ranges of tests that run at the same time rarely meet, and a port
+/// that is taken is skipped by the server.
+#[must_use]
+pub fn port_range() -> String {
+    let first = 20_000 + u16::try_from(std::process::id() % 400).unwrap() * 25;
+    format!("{first}-{}", first + 399)
+}

@@ -1,0 +1,76 @@
+//! A TCP proxy between client and server whose wire can be cut or go silent.
+
+use std::{net::SocketAddr, sync::Arc};
+
+use tokio::{
+    io::copy_bidirectional,
+    net::{TcpListener, TcpStream},
+    sync::watch,
+    task::JoinSet,
+};
+
+/// State of the wire.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Wire {
+    Good,
+    /// Sockets stay open, nothing passes.
+    BlackHole,
+}
+
+/// Forwards connections while its wire is good.
+#[derive(Debug)]
+pub struct Proxy {
+    /// Where clients connect.
+    pub address: SocketAddr,
+    wire: watch::Sender<(Wire, u64)>,
+    _task: JoinSet<()>,
+}
+
+impl Proxy {
+    /// Starts a proxy in front of `target`.
+    pub async fn start(target: SocketAddr) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let wire = watch::Sender::new((Wire::Good, 0));
+        let state = Arc::new(wire.subscribe());
+        let mut task = JoinSet::new();
+        task.spawn(async move {
+            let mut connections = JoinSet::new();
+            while let Ok((socket, _)) = listener.accept().await {
+                let mut state = state.as_ref().clone();
+                connections.spawn(async move { forward(socket, target, &mut state).await });
+            }
+        });
+        Self { address, wire, _task: task }
+    }
+
+    /// From now on nothing passes on the connections there are, and they stay open. New ones work.
+    pub fn black_hole(&self) {
+        self.wire.send_modify(|(wire, generation)| {
+            *wire = Wire::BlackHole;
+            *generation += 1;
+        });
+    }
+
+    /// Every connection there is ends at once. New ones work.
+    pub fn cut(&self) {
+        self.wire.send_modify(|(wire, generation)| {
+            *wire = Wire::Good;
+            *generation += 1;
+        });
+    }
+}
+
+async fn forward(mut socket: TcpStream, target: SocketAddr, state: &mut watch::Receiver<(Wire, u64)>) {
+    let Ok(mut upstream) = TcpStream::connect(target).await else { return };
+    let born = state.borrow_and_update().1;
+    let _ = (socket.set_nodelay(true), upstream.set_nodelay(true));
+    tokio::select! {
+        _ = copy_bidirectional(&mut socket, &mut upstream) => return,
+        _ = state.wait_for(|(_, generation)| *generation != born) => {}
+    }
+    // Silence keeps the sockets until somebody else ends the test.
+    if state.borrow().0 == Wire::BlackHole {
+        std::future::pending::<()>().await;
+    }
+}
