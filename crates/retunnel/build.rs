@@ -1,6 +1,10 @@
 //! Writes the list of libraries for `retunnel credits` from the lock file.
 
-use std::{collections::BTreeMap, env, fs, path::PathBuf};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    env, fs,
+    path::{Path, PathBuf},
+};
 
 fn main() {
     let manifest = PathBuf::from(env::var_os("CARGO_MANIFEST_DIR").expect("cargo sets it"));
@@ -31,9 +35,18 @@ fn main() {
                 && version.as_ref().is_none_or(|version| version == known_version)
                 && needed.insert((known.clone(), known_version.clone()), ()).is_none()
             {
+                // Only the manifests of our own packages tell what is for tests alone.
+                let test_only = if known.starts_with("retunnel") {
+                    test_only(&manifest.join("..").join(known).join("Cargo.toml"))
+                } else {
+                    BTreeSet::new()
+                };
                 for dependency in dependencies {
                     let mut words = dependency.split(' ').map(str::to_owned);
-                    open.push((words.next().unwrap_or_default(), words.next()));
+                    let (name, version) = (words.next().unwrap_or_default(), words.next());
+                    if !test_only.contains(&name) {
+                        open.push((name, version));
+                    }
                 }
             }
         }
@@ -45,4 +58,22 @@ fn main() {
         .collect();
     let out = PathBuf::from(env::var_os("OUT_DIR").expect("cargo sets it")).join("credits.txt");
     fs::write(out, list).expect("the build directory can be written");
+}
+
+/// Packages under `[dev-dependencies]` and nowhere else in a manifest.
+fn test_only(manifest: &Path) -> BTreeSet<String> {
+    println!("cargo::rerun-if-changed={}", manifest.display());
+    let text = fs::read_to_string(manifest).unwrap_or_default();
+    let (mut section, mut shipped, mut tests) = ("", BTreeSet::new(), BTreeSet::new());
+    for line in text.lines() {
+        let name = line.split(['.', '=', ' ']).next().unwrap_or_default();
+        if line.starts_with('[') {
+            section = line.trim();
+        } else if !name.is_empty() && section == "[dev-dependencies]" {
+            tests.insert(name.to_owned());
+        } else if !name.is_empty() && section.ends_with("dependencies]") {
+            shipped.insert(name.to_owned());
+        }
+    }
+    &tests - &shipped
 }
