@@ -8,7 +8,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 #[derive(Debug, Parser)]
 #[command(
     name = "retunnel",
-    version,
+    disable_version_flag = true,
     about = "A public address for a local service, and the server to host it yourself",
     after_help = "Try it without a server:   retunnel demo\n\
                   Host the server:           retunnel server\n\
@@ -20,6 +20,9 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 pub(crate) struct Cli {
     #[command(flatten)]
     pub(crate) global: Global,
+    /// Print the version
+    #[arg(long, short = 'V')]
+    pub(crate) version: bool,
     #[command(subcommand)]
     pub(crate) command: Option<Command>,
 }

@@ -18,6 +18,19 @@ pub(crate) const CONFIG: u8 = 78;
 #[error("{0}")]
 pub(crate) struct Usage(pub(crate) String);
 
+/// A failure and its causes in one line. Most texts name their cause already; it is not said twice.
+pub(crate) fn text(error: &anyhow::Error) -> String {
+    let mut text = String::new();
+    for cause in error.chain().map(ToString::to_string) {
+        if text.is_empty() {
+            text = cause;
+        } else if !text.contains(&cause) {
+            text = format!("{text}: {cause}");
+        }
+    }
+    text
+}
+
 /// The exit code of a failure, and what to do next.
 pub(crate) fn of(error: &anyhow::Error) -> (u8, Option<String>) {
     for cause in error.chain() {

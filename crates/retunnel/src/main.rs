@@ -25,13 +25,16 @@ fn main() -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             let (code, hint) = exit::of(&error);
-            output.error(&format!("{error:#}"), hint.as_deref());
+            output.error(&exit::text(&error), hint.as_deref());
             ExitCode::from(code)
         }
     }
 }
 
 fn run(cli: Cli, output: Output) -> anyhow::Result<()> {
+    if cli.version {
+        return commands::version::run(output);
+    }
     let variables = Variables::load()?;
     let Some(command) = cli.command else {
         output.result(&Cli::command().render_help().ansi().to_string());

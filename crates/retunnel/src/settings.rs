@@ -19,13 +19,37 @@ pub(crate) struct Variables {
 impl Variables {
     /// Reads `.env` when there is one.
     pub(crate) fn load() -> Result<Self> {
-        let dotenv = match dotenvy::from_path_iter(".env") {
-            Ok(entries) => entries
-                .collect::<Result<HashMap<_, _>, _>>()
-                .map_err(|error| Usage(format!("the file .env cannot be read: {error}")))?,
-            Err(_) => HashMap::new(),
+        let unreadable = |reason: String| Usage(format!("the file .env cannot be read: {reason}"));
+        let entries = match dotenvy::from_path_iter(".env") {
+            Ok(entries) => entries,
+            Err(error) if error.not_found() => return Ok(Self::default()),
+            Err(error) => return Err(unreadable(error.to_string()).into()),
         };
+        let mut dotenv = HashMap::new();
+        for entry in entries {
+            match entry {
+                Ok((name, value)) => drop(dotenv.insert(name, value)),
+                // Other programs may write lines of their own kind. The error's text would show the value.
+                Err(dotenvy::Error::LineParse(line, _)) if !line.contains("RETUNNEL_") => {}
+                Err(dotenvy::Error::LineParse(line, _)) => {
+                    let name = line.split('=').next().unwrap_or_default().trim();
+                    return Err(unreadable(format!("the value of {name} needs quotes")).into());
+                }
+                Err(error) => return Err(unreadable(error.to_string()).into()),
+            }
+        }
         Ok(Self { dotenv })
+    }
+
+    /// The value of a variable that decides who gets in. Set but empty is an error: it must not mean "nobody asked".
+    pub(crate) fn security_value(&self, name: &str) -> Result<Option<String>> {
+        let value = std::env::var_os(name).map(|value| value.to_string_lossy().into_owned());
+        match value.or_else(|| self.dotenv.get(name).cloned()) {
+            Some(value) if value.trim().is_empty() => {
+                Err(Usage(format!("{name} is set but empty; give it a value or unset it")).into())
+            }
+            value => Ok(value),
+        }
     }
 
     /// The value of a variable that is set and not empty.
@@ -72,11 +96,12 @@ impl Settings {
             Some(text) => text.parse()?,
             None => ServerEndpoint::default(),
         };
-        let given = connection
-            .token
-            .clone()
-            .or_else(|| variables.value("RETUNNEL_AUTH_TOKEN"))
-            .or_else(|| file_token.filter(|token| !token.is_empty()).map(str::to_owned));
+        let given = match &connection.token {
+            Some(token) if token.trim().is_empty() => return Err(Usage("--token is empty".into()).into()),
+            Some(token) => Some(token.clone()),
+            None => variables.security_value("RETUNNEL_AUTH_TOKEN")?,
+        };
+        let given = given.or_else(|| file_token.filter(|token| !token.is_empty()).map(str::to_owned));
         let given = given.map(Token::new);
         let saved_here = file.token_for(&server.authority());
         // A saved token may belong to another server, or to an earlier life of this one; then an account is made here.

@@ -18,7 +18,11 @@ pub(crate) fn run(args: HttpArgs, global: &Global, variables: &Variables, output
     if let Some(hostname) = args.hostname {
         spec = spec.hostname(hostname);
     }
-    if let Some(auth) = args.auth.or_else(|| variables.value("RETUNNEL_BASIC_AUTH")) {
+    let auth = match args.auth {
+        Some(auth) => Some(auth),
+        None => variables.security_value("RETUNNEL_BASIC_AUTH")?,
+    };
+    if let Some(auth) = auth {
         spec = spec.auth(auth)?;
     }
     let settings = Settings::new(&args.connection, variables, None, None, global.insecure, output)?;

@@ -66,6 +66,7 @@ async fn serve(wanted: Wanted, settings: Settings, signals: &mut Signals, output
         Ok(opened) => show(&client, opened, watcher, signals, output).await,
         Err(error) => Err(error),
     };
+    // The server frees names at once when it hears a goodbye.
     let _ = tokio::time::timeout(GOODBYE, client.close()).await;
     outcome
 }
@@ -242,7 +243,7 @@ impl Watcher {
     }
 
     fn begin(&mut self) {
-        let text = format!("Connecting to {}...", self.settings.server);
+        let text = format!("Connecting to ReTunnel server... ({})", self.settings.server);
         if self.output.is_interactive() {
             self.spinner = ProgressBar::new_spinner().with_message(text);
             if let Ok(style) = ProgressStyle::with_template("{spinner:.cyan} {msg}") {

@@ -1,0 +1,482 @@
+//! Runs the built binary as a user would: words in; exit code, stdout and stderr out.
+
+use std::{
+    fs,
+    io::{BufRead, BufReader, Read, Write},
+    net::TcpListener,
+    path::{Path, PathBuf},
+    process::{Child, ChildStderr, ChildStdout, Command, Stdio},
+};
+
+use serde_json::Value;
+use tempfile::TempDir;
+
+/// A home and working directory of its own, and nothing of the caller's settings.
+struct Home(TempDir);
+
+/// What a finished run left.
+struct Ran {
+    code: Option<i32>,
+    stdout: String,
+    stderr: String,
+}
+
+impl Home {
+    fn new() -> Self {
+        Self(tempfile::tempdir().unwrap())
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.0.path().join(name)
+    }
+
+    fn write(&self, name: &str, text: &str) {
+        fs::write(self.path(name), text).unwrap();
+    }
+
+    fn command(&self, arguments: &[&str]) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_retunnel"));
+        command.args(arguments).current_dir(self.0.path()).stdin(Stdio::null());
+        for (name, _) in std::env::vars_os().filter(|(name, _)| name.to_string_lossy().starts_with("RETUNNEL_")) {
+            command.env_remove(name);
+        }
+        command.env("HOME", self.0.path()).env_remove("XDG_DATA_HOME");
+        command
+    }
+
+    fn run(&self, arguments: &[&str]) -> Ran {
+        run(&mut self.command(arguments))
+    }
+
+    fn run_with_input(&self, arguments: &[&str], input: &str) -> Ran {
+        let mut child = self
+            .command(arguments)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        child.stdin.take().unwrap().write_all(input.as_bytes()).unwrap();
+        ran(child.wait_with_output().unwrap())
+    }
+}
+
+fn run(command: &mut Command) -> Ran {
+    ran(command.output().unwrap())
+}
+
+fn ran(output: std::process::Output) -> Ran {
+    Ran {
+        code: output.status.code(),
+        stdout: String::from_utf8(output.stdout).unwrap(),
+        stderr: String::from_utf8(output.stderr).unwrap(),
+    }
+}
+
+impl Ran {
+    #[track_caller]
+    fn ends_with(&self, code: i32) -> &Self {
+        assert_eq!(self.code, Some(code), "stdout: {}\nstderr: {}", self.stdout, self.stderr);
+        self
+    }
+
+    #[track_caller]
+    fn says(&self, text: &str) -> &Self {
+        assert!(self.stderr.contains(text), "expected `{text}` in: {}", self.stderr);
+        self
+    }
+
+    #[track_caller]
+    fn json(&self) -> Value {
+        assert_eq!(self.stdout.lines().count(), 1, "one line: {}", self.stdout);
+        serde_json::from_str(&self.stdout).unwrap()
+    }
+}
+
+/// A running program, killed at the end of its test whatever happens.
+struct Running {
+    child: Child,
+    stdout: BufReader<ChildStdout>,
+    stderr: BufReader<ChildStderr>,
+}
+
+impl Running {
+    fn start(command: &mut Command) -> Self {
+        let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        let stdout = BufReader::new(child.stdout.take().unwrap());
+        let stderr = BufReader::new(child.stderr.take().unwrap());
+        Self { child, stdout, stderr }
+    }
+
+    fn line(&mut self) -> String {
+        let mut line = String::new();
+        self.stdout.read_line(&mut line).unwrap();
+        line.trim_end().to_owned()
+    }
+
+    /// Reads stderr up to the line with this text.
+    #[track_caller]
+    fn wait_for(&mut self, text: &str) -> String {
+        let mut seen = String::new();
+        while !seen.contains(text) {
+            let before = seen.len();
+            self.stderr.read_line(&mut seen).unwrap();
+            assert!(seen.len() > before, "expected `{text}` in: {seen}");
+        }
+        seen
+    }
+
+    fn signal(&self, name: &str) {
+        let done = Command::new("kill").args([name, &self.child.id().to_string()]).status().unwrap();
+        assert!(done.success());
+    }
+
+    /// Waits for the end; exit code and what was still said.
+    fn end(mut self) -> (Option<i32>, String) {
+        let mut rest = String::new();
+        self.stderr.read_to_string(&mut rest).unwrap();
+        (self.child.wait().unwrap().code(), rest)
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// An address of this machine where nothing listens.
+fn closed_address() -> String {
+    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().to_string()
+}
+
+fn exists(path: &Path) -> bool {
+    path.try_exists().unwrap()
+}
+
+#[test]
+fn without_a_command_it_helps() {
+    let home = Home::new();
+    let ran = home.run(&[]);
+    ran.ends_with(0);
+    for part in ["Usage: retunnel", "http", "authtoken", "credits", "--json", "retunnel http 8080"] {
+        assert!(ran.stdout.contains(part), "{part}: {}", ran.stdout);
+    }
+    assert!(home.run(&["--help"]).ends_with(0).stdout.contains("Usage: retunnel"));
+    assert!(home.run(&["help"]).ends_with(0).stdout.contains("Usage: retunnel"));
+    assert!(home.run(&["help", "http"]).ends_with(0).stdout.contains("--subdomain"));
+    home.run(&["help", "nope"]).ends_with(2).says("no command `nope`");
+    assert!(!exists(&home.path(".retunnel.conf")), "looking changes nothing");
+}
+
+#[test]
+fn version_in_every_form() {
+    let home = Home::new();
+    let version = env!("CARGO_PKG_VERSION");
+    for words in [["version"], ["--version"], ["-V"]] {
+        assert_eq!(home.run(&words).ends_with(0).stdout, format!("retunnel {version}\n"));
+    }
+    for words in [["--json", "version"], ["version", "--json"], ["--json", "--version"]] {
+        assert_eq!(home.run(&words).ends_with(0).json(), serde_json::json!({ "version": version }));
+    }
+}
+
+#[test]
+fn credits_name_what_is_inside() {
+    let home = Home::new();
+    let text = home.run(&["credits", "-q"]).ends_with(0).stdout.clone();
+    assert!(text.lines().any(|line| line.starts_with("tokio 1.")), "{text}");
+    for absent in ["retunnel", "tempfile", "proptest"] {
+        assert!(!text.lines().any(|line| line.starts_with(absent)), "{absent} is not shipped by others with us");
+    }
+    let list = home.run(&["--json", "credits"]).ends_with(0).json();
+    assert_eq!(list["libraries"].as_array().unwrap().len(), text.lines().count());
+}
+
+#[test]
+fn wrong_words_end_with_2() {
+    let home = Home::new();
+    for words in [
+        &["nope"][..],
+        &["http"],
+        &["http", "0"],
+        &["http", "65536"],
+        &["http", "word"],
+        &["tcp", "22", "--remote-port", "0"],
+        &["http", "80", "--auth", "nocolon"],
+        &["http", "80", "--subdomain", "under_score"],
+        &["http", "80", "--subdomain", "a", "--hostname", "b.test"],
+        &["http", "80", "--log-level", "loud"],
+        &["authtoken", "a", "--stdin"],
+        &["config", "--show", "--path"],
+        &["start"],
+        &["start", "missing.yml"],
+        &["config", "--check"],
+    ] {
+        let ran = home.run(words);
+        assert_eq!((ran.code, ran.stdout.as_str()), (Some(2), ""), "{words:?}: {}", ran.stderr);
+        assert!(!ran.stderr.is_empty(), "{words:?}");
+    }
+}
+
+#[test]
+fn row_50_empty_security_settings_are_errors() {
+    let home = Home::new();
+    let ran = run(home.command(&["http", "80"]).env("RETUNNEL_BASIC_AUTH", ""));
+    ran.ends_with(2);
+    home.write(".env", "RETUNNEL_BASIC_AUTH=\n");
+    home.run(&["http", "80"]).ends_with(2).says("RETUNNEL_BASIC_AUTH");
+    home.write(".env", "RETUNNEL_AUTH_TOKEN=''\n");
+    home.run(&["http", "80"]).ends_with(2).says("RETUNNEL_AUTH_TOKEN");
+}
+
+#[test]
+fn broken_dotenv_lines_of_others_do_not_matter_and_ours_stay_secret() {
+    let home = Home::new();
+    home.write(".env", "OTHER=a 'b\n");
+    home.run(&["version"]).ends_with(0);
+    home.write(".env", "RETUNNEL_AUTH_TOKEN=very 'secret\n");
+    let ran = home.run(&["http", "80"]);
+    ran.ends_with(2).says(".env");
+    assert!(!ran.stderr.contains("secret"), "{}", ran.stderr);
+}
+
+#[test]
+fn authtoken_is_saved_and_never_shown() {
+    let home = Home::new();
+    let saved = |home: &Home| -> Value {
+        serde_json::from_str(&fs::read_to_string(home.path(".retunnel.conf")).unwrap()).unwrap()
+    };
+    let ran = home.run(&["authtoken", "rt_first_0123456789"]);
+    ran.ends_with(0);
+    assert!(!(ran.stdout + &ran.stderr).contains("rt_first_"));
+    assert_eq!(saved(&home), serde_json::json!({ "auth_token": "rt_first_0123456789" }));
+    #[cfg(unix)]
+    {
+        use std::os::unix::fs::PermissionsExt;
+        let mode = fs::metadata(home.path(".retunnel.conf")).unwrap().permissions().mode();
+        assert_eq!(mode & 0o777, 0o600);
+    }
+    home.write(".retunnel.conf", r#"{"auth_token": null, "theirs": [1]}"#);
+    home.run_with_input(&["authtoken", "--stdin"], "rt_second_0123456789\n").ends_with(0);
+    assert_eq!(saved(&home), serde_json::json!({ "auth_token": "rt_second_0123456789", "theirs": [1] }));
+    let shown = home.run(&["config", "--show"]).ends_with(0).stdout.clone();
+    assert!(shown.contains("****6789") && !shown.contains("rt_second_"), "{shown}");
+
+    home.run(&["authtoken", ""]).ends_with(2);
+    home.run_with_input(&["authtoken", "--stdin"], "").ends_with(2);
+    home.run_with_input(&["authtoken"], "").ends_with(1);
+    assert_eq!(saved(&home)["auth_token"], "rt_second_0123456789");
+}
+
+#[test]
+fn row_46_a_broken_config_file_ends_with_78_and_stays() {
+    let home = Home::new();
+    for text in ["", "{\"auth_token\": \"rt_half", "[]"] {
+        home.write(".retunnel.conf", text);
+        for words in [&["http", "80"][..], &["config", "--show"], &["authtoken", "rt_new"]] {
+            home.run(words).ends_with(78).says(".retunnel.conf");
+        }
+        assert_eq!(fs::read_to_string(home.path(".retunnel.conf")).unwrap(), text);
+    }
+}
+
+#[test]
+fn config_explains_itself() {
+    let home = Home::new();
+    let path = home.run(&["config", "--path"]).ends_with(0).stdout.clone();
+    assert_eq!(Path::new(path.trim_end()), home.path(".retunnel.conf"));
+    let example = home.run(&["config", "--example"]).ends_with(0).stdout.clone();
+    home.write("retunnel.yml", &example);
+    home.run(&["config", "--check"]).ends_with(0).says("valid");
+    home.write("bad.yml", "tunnels:\n  - name: a\n    protocol: http\n    local_prot: 80\n");
+    home.run(&["config", "--check", "bad.yml"]).ends_with(2).says("local_prot");
+    home.run(&["start", "bad.yml"]).ends_with(2).says("local_prot");
+    home.write("empty.yml", "tunnels: []\n");
+    home.run(&["start", "empty.yml"]).ends_with(2).says("no tunnels");
+    home.run(&["start", "retunnel.yml", "nope"]).ends_with(2).says("no tunnel `nope`");
+}
+
+#[test]
+fn the_named_server_comes_from_option_environment_dotenv_then_file() {
+    let home = Home::new();
+    let named = |command: &mut Command| {
+        let mut running = Running::start(command);
+        running.wait_for("Connecting to ReTunnel server...")
+    };
+    home.write(".retunnel.conf", r#"{"server_url": "ws://file.invalid:1"}"#);
+    assert!(named(&mut home.command(&["http", "80"])).contains("file.invalid"));
+    home.write(".env", "RETUNNEL_SERVER_ENDPOINT=dotenv.invalid:1\n");
+    assert!(named(&mut home.command(&["http", "80"])).contains("dotenv.invalid"));
+    let mut command = home.command(&["http", "80"]);
+    assert!(named(command.env("RETUNNEL_SERVER_ENDPOINT", "environment.invalid:1")).contains("environment.invalid"));
+    let mut command = home.command(&["http", "80", "--server", "option.invalid:1"]);
+    assert!(named(command.env("RETUNNEL_SERVER_ENDPOINT", "environment.invalid:1")).contains("option.invalid"));
+}
+
+#[test]
+fn an_unreachable_named_server_is_retried_and_ctrl_c_ends_it() {
+    let home = Home::new();
+    for signal in ["-INT", "-TERM"] {
+        let mut client = Running::start(&mut home.command(&["http", "80", "--server", &closed_address()]));
+        client.wait_for("trying again");
+        client.signal(signal);
+        let (code, rest) = client.end();
+        assert_eq!(code, Some(0), "{rest}");
+        assert!(rest.contains("Shutting down"), "{rest}");
+    }
+}
+
+#[cfg(feature = "server")]
+mod with_server {
+    use std::net::TcpStream;
+
+    use super::*;
+
+    fn server(home: &Home) -> (Running, String) {
+        let mut command = home.command(&["server", "--listen", "127.0.0.1:0", "--domain", "example.test"]);
+        let data = home.path("data");
+        command.args(["--registration", "open", "--tcp-ports", "off", "--data-dir", data.to_str().unwrap()]);
+        let mut server = Running::start(&mut command);
+        let line = server.line();
+        let address = line.strip_prefix("listening on http://").expect(&line).to_owned();
+        (server, address)
+    }
+
+    /// A local service that answers every connection with `hello`.
+    fn service() -> u16 {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let port = listener.local_addr().unwrap().port();
+        std::thread::spawn(move || {
+            for socket in listener.incoming() {
+                let mut socket = socket.unwrap();
+                let mut head = Vec::new();
+                let mut byte = [0];
+                while !head.ends_with(b"\r\n\r\n") && socket.read(&mut byte).unwrap_or(0) == 1 {
+                    head.push(byte[0]);
+                }
+                let _ = socket.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\nConnection: close\r\n\r\nhello");
+            }
+        });
+        port
+    }
+
+    fn get(address: &str, host: &str) -> String {
+        let mut socket = TcpStream::connect(address).unwrap();
+        write!(socket, "GET / HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n").unwrap();
+        let mut answer = String::new();
+        socket.read_to_string(&mut answer).unwrap();
+        answer
+    }
+
+    #[test]
+    fn http_prints_json_serves_and_says_goodbye() {
+        let home = Home::new();
+        let (server, address) = server(&home);
+        let port = service().to_string();
+        let mut client =
+            Running::start(&mut home.command(&["--json", "http", &port, "--server", &address, "--subdomain", "shop"]));
+        let line: Value = serde_json::from_str(&client.line()).unwrap();
+        let (_, server_port) = address.rsplit_once(':').unwrap();
+        assert_eq!(line["url"], format!("http://shop.example.test:{server_port}"));
+        assert_eq!(line["protocol"], "http");
+        assert_eq!(line["local_port"].to_string(), port);
+        assert_eq!(line["subdomain"], "shop");
+        assert!(get(&address, "shop.example.test").ends_with("hello"));
+        client.signal("-INT");
+        assert_eq!(client.end(), (Some(0), String::new()), "--json is silent on stderr");
+        server.signal("-TERM");
+        let (code, rest) = server.end();
+        assert_eq!(code, Some(0), "{rest}");
+    }
+
+    #[test]
+    fn text_has_the_url_alone_on_stdout_and_the_rest_on_stderr() {
+        let home = Home::new();
+        let (_server, address) = server(&home);
+        let port = service().to_string();
+        let mut client =
+            Running::start(&mut home.command(&["http", &port, "--server", &address, "-s", "app", "-a", "ann:secret"]));
+        let url = client.line();
+        assert!(url.starts_with("http://app.example.test:"), "{url}");
+        client.wait_for("Connecting to ReTunnel server...");
+        client.wait_for(&format!("Forwarding {url} -> localhost:{port}"));
+        client.wait_for("Press Ctrl+C to stop");
+        assert!(get(&address, "app.example.test").starts_with("HTTP/1.1 401 "));
+        client.signal("-TERM");
+        let (code, rest) = client.end();
+        assert_eq!(code, Some(0), "{rest}");
+        assert!(rest.contains("Shutting down...") && rest.contains("Tunnel closed."), "{rest}");
+        assert!(exists(&home.path(".retunnel.conf")), "the new account's token is kept");
+    }
+
+    #[test]
+    fn start_opens_what_it_can_and_reports_the_rest() {
+        let home = Home::new();
+        let (_server, address) = server(&home);
+        let port = service();
+        home.write(
+            "retunnel.yml",
+            &format!(
+                "server_addr: ${{SERVER_FOR_TEST:{address}}}\ntunnels:\n\
+                 - {{name: web, protocol: http, local_port: {port}, subdomain: web}}\n\
+                 - {{name: ssh, protocol: tcp, local_port: 22}}\n\
+                 - {{name: shop, protocol: http, local_port: {port}, subdomain: shop}}\n"
+            ),
+        );
+        let mut client = Running::start(&mut home.command(&["start"]));
+        assert!(client.line().starts_with("web=http://web.example.test:"));
+        assert!(client.line().starts_with("shop=http://shop.example.test:"));
+        client.wait_for("tunnel `ssh` is not open");
+        assert!(get(&address, "shop.example.test").ends_with("hello"));
+        client.signal("-INT");
+        assert_eq!(client.end().0, Some(0));
+
+        let mut client = Running::start(&mut home.command(&["start", "retunnel.yml", "shop", "--json"]));
+        let line: Value = serde_json::from_str(&client.line()).unwrap();
+        assert_eq!(line["tunnels"][0]["name"], "shop");
+        assert_eq!(line["tunnels"].as_array().unwrap().len(), 1);
+    }
+
+    #[test]
+    fn refusals_end_with_1_and_say_what_to_do() {
+        let home = Home::new();
+        let (_server, address) = server(&home);
+        home.run(&["http", "80", "--server", &address, "--token", "rt_wrong"]).ends_with(1).says("authtoken");
+        let mut first = Running::start(&mut home.command(&["http", "80", "--server", &address, "-s", "mine"]));
+        first.line();
+        let other = Home::new();
+        other.run(&["http", "80", "--server", &address, "-s", "mine"]).ends_with(1).says("--subdomain");
+        other.run(&["tcp", "80", "--server", &address]).ends_with(1);
+    }
+
+    #[test]
+    fn server_options_come_from_flag_environment_then_file() {
+        let home = Home::new();
+        home.write("server.yml", "listen: 127.0.0.1:0\ndomain: file.test\nregistration: closed\n");
+        let data = home.path("data");
+        let mut command = home.command(&["--json", "server", "--config", "server.yml", "--registration", "open"]);
+        command.env("RETUNNEL_SERVER_DOMAIN", "environment.test").env("RETUNNEL_SERVER_DATA_DIR", &data);
+        let mut server = Running::start(&mut command);
+        let line: Value = serde_json::from_str(&server.line()).unwrap();
+        assert_eq!(line["domain"], "environment.test");
+        assert_eq!(Path::new(line["data_dir"].as_str().unwrap()), data);
+        home.write("server.yml", "listne: 127.0.0.1:0\n");
+        home.run(&["server", "--config", "server.yml"]).ends_with(2).says("listne");
+        home.run(&["server", "--listen", "nowhere"]).ends_with(2).says("listen");
+        home.run(&["server", "--registration", "maybe"]).ends_with(2).says("registration");
+    }
+
+    #[test]
+    fn demo_once_shows_a_request() {
+        let home = Home::new();
+        let ran = home.run(&["demo", "--once"]);
+        ran.ends_with(0).says("200 OK");
+        assert!(ran.stdout.starts_with("http://"), "{}", ran.stdout);
+        assert_eq!(home.run(&["demo", "--once", "--json"]).ends_with(0).json()["status"], 200);
+        let port = closed_address().rsplit_once(':').unwrap().1.to_owned();
+        home.run(&["demo", "--once", &port]).ends_with(1).says("502");
+        assert!(!exists(&home.path(".retunnel.conf")), "the demo leaves nothing behind");
+    }
+}
