@@ -28,7 +28,7 @@ pub(crate) struct Cli {
 }
 
 /// Options of every command, before or after it.
-#[derive(Debug, Args)]
+#[derive(Debug, Clone, Args)]
 pub(crate) struct Global {
     /// Print results as one line of JSON; implies --quiet
     #[arg(long, global = true)]

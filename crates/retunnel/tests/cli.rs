@@ -295,6 +295,8 @@ fn config_explains_itself() {
     home.run(&["start", "bad.yml"]).ends_with(2).says("local_prot");
     home.write("empty.yml", "tunnels: []\n");
     home.run(&["start", "empty.yml"]).ends_with(2).says("no tunnels");
+    home.write("loud.yml", &format!("log_level: loud\n{example}"));
+    home.run(&["start", "loud.yml"]).ends_with(2).says("log_level");
     home.run(&["start", "retunnel.yml", "nope"]).ends_with(2).says("no tunnel `nope`");
 }
 
@@ -322,6 +324,7 @@ fn an_unreachable_named_server_is_retried_and_ctrl_c_ends_it() {
         let mut client = Running::start(&mut home.command(&["http", "80", "--server", &closed_address()]));
         client.wait_for("trying again");
         client.signal(signal);
+        assert_eq!(client.line(), "", "no result on stdout");
         let (code, rest) = client.end();
         assert_eq!(code, Some(0), "{rest}");
         assert!(rest.contains("Shutting down"), "{rest}");

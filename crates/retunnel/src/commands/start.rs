@@ -1,10 +1,11 @@
 //! `retunnel start`: the tunnels of a file.
 
 use anyhow::Result;
+use clap::ValueEnum;
 use retunnel_client::config::yaml::TunnelsFile;
 
 use crate::{
-    args::{Global, StartArgs},
+    args::{Global, LogLevel, StartArgs},
     commands::tunnels::{self, Wanted},
     exit::Usage,
     output::Output,
@@ -30,7 +31,13 @@ pub(crate) fn run(args: StartArgs, global: &Global, variables: &Variables, outpu
     if specs.is_empty() {
         return Err(Usage(format!("{shown} has no tunnels")).into());
     }
+    // Option and environment win over the file.
+    let mut global = global.clone();
+    if let (None, None, Some(level)) = (global.log_level, variables.value("RETUNNEL_LOG_LEVEL"), &file.log_level) {
+        let level = LogLevel::from_str(level, true).map_err(|reason| Usage(format!("{shown}: log_level: {reason}")))?;
+        global.log_level = Some(level);
+    }
     let (server, token) = (file.server_addr.as_deref(), file.auth_token.as_deref());
     let settings = Settings::new(&args.connection, variables, server, token, global.insecure, output)?;
-    tunnels::run(Wanted::Several(specs), settings, global, variables, output)
+    tunnels::run(Wanted::Several(specs), settings, &global, variables, output)
 }
