@@ -1,5 +1,7 @@
 //! Runs the built binary as a user would: words in; exit code, stdout and stderr out.
 
+#![expect(clippy::unwrap_used, reason = "a test stops at the first surprise")]
+
 use std::{
     fs,
     io::{BufRead, BufReader, Read, Write},
