@@ -141,7 +141,7 @@ pub(crate) struct State {
     pub(crate) ended: Option<LinkError>,
     pub(crate) rtt: Option<Duration>,
     /// The shortest round trip: what the path takes when nothing waits in front of a ping.
-    min_rtt: Duration,
+    min_rtt: Option<Duration>,
     /// Sent pings that have no answer yet: number and time.
     pings: VecDeque<(u64, Instant)>,
     next_ping: u64,
@@ -172,7 +172,7 @@ impl State {
             closing: None,
             ended: None,
             rtt: None,
-            min_rtt: Duration::MAX,
+            min_rtt: None,
             pings: VecDeque::new(),
             next_ping: 0,
             heard_at: Instant::now(),
@@ -184,6 +184,8 @@ impl State {
     pub(crate) fn set_peer_window(&mut self, bytes: u32) {
         if self.peer_window.is_none() {
             self.peer_window = Some(bytes);
+            // Windows grow once the path is known.
+            self.queue_ping(Instant::now());
             for id in self.streams.keys().copied().collect::<Vec<_>>() {
                 if let Some(stream) = self.streams.get_mut(&id) {
                     stream.send_credit += bytes;
@@ -493,7 +495,7 @@ impl State {
                     if sent == number {
                         let rtt = now.duration_since(at);
                         self.rtt = Some(rtt);
-                        self.min_rtt = self.min_rtt.min(rtt);
+                        self.min_rtt = Some(self.min_rtt.map_or(rtt, |shortest| shortest.min(rtt)));
                     }
                 }
             }
@@ -560,7 +562,7 @@ impl State {
     fn give_credit(&mut self, id: u32) {
         let rtt = self.rtt.unwrap_or(Duration::from_millis(1));
         // A window beyond what the path holds at 8 Gbit/s only moves bytes from the socket into our memory.
-        let path_holds = self.min_rtt.as_secs_f64() * 1e9;
+        let path_holds = self.min_rtt.map_or(0.0, |rtt| rtt.as_secs_f64() * 1e9);
         let max_window = self.config.max_window.min(path_holds as u32);
         let room = self.buffered < self.config.max_buffered / 2;
         let Some(stream) = self.streams.get_mut(&id) else { return };
