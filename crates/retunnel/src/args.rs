@@ -14,7 +14,12 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
                   Host the server:           retunnel server\n\
                   Publish port 8080:         retunnel http 8080\n\
                   Publish SSH:               retunnel tcp 22\n\
-                  Several tunnels at once:   retunnel config --example > retunnel.yml && retunnel start",
+                  Several tunnels at once:   retunnel config --example > retunnel.yml && retunnel start\n\
+                  In a script:               retunnel --json http 8080 | jq -r .url\n\n\
+                  Values come from the option, then RETUNNEL_* of the environment, then a file .env here, then \
+                  ~/.retunnel.conf.\n\
+                  Exit codes: 0 fine or Ctrl+C, 1 failed or refused, 2 wrong usage, 69 server not there, \
+                  75 refused for now, 78 configuration file unusable.",
     disable_help_subcommand = true
 )]
 pub(crate) struct Cli {

@@ -131,8 +131,9 @@ pub(crate) async fn show(
     let stats = client.stats();
     drop(opened);
     output.status(&format!(
-        "Tunnel closed. {} requests, {} received, {} sent, up {}",
+        "Tunnel closed. {} request{}, {} received, {} sent, up {}",
         stats.requests,
+        if stats.requests == 1 { "" } else { "s" },
         output::bytes(stats.bytes_in),
         output::bytes(stats.bytes_out),
         output::duration(stats.uptime),
