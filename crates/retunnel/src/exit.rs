@@ -131,3 +131,46 @@ fn hint(code: &RefusalCode) -> Option<String> {
     };
     Some(text.into())
 }
+
+#[cfg(test)]
+mod tests {
+    use std::io;
+
+    use retunnel_client::ServerEndpoint;
+
+    use super::*;
+
+    fn refused_by(status: u16) -> ConnectError {
+        let source = ApiError::Status { status, code: String::new(), detail: "no".into(), retry_after: Some(9) };
+        ConnectError::Register { endpoint: ServerEndpoint::default(), source }
+    }
+
+    #[test]
+    fn nobody_at_the_default_address_names_server_and_demo() {
+        let error = ConnectError::Unreachable {
+            endpoint: ServerEndpoint::default(),
+            source: io::ErrorKind::ConnectionRefused.into(),
+        };
+        let (code, hint) = of(&anyhow::Error::from(error).context("connecting"));
+        let hint = hint.expect("a hint");
+        assert_eq!(code, UNAVAILABLE);
+        assert!(hint.contains("`retunnel server`") && hint.contains("`retunnel demo`"), "{hint}");
+    }
+
+    #[test]
+    fn every_kind_of_failure_has_its_code() {
+        let code = |error: anyhow::Error| of(&error).0;
+        assert_eq!(code(refused_by(429).into()), TEMPORARY);
+        assert_eq!(code(refused_by(503).into()), TEMPORARY);
+        assert_eq!(code(refused_by(403).into()), FAILURE);
+        assert_eq!(code(Usage("x".into()).into()), USAGE);
+        assert_eq!(code(ConfigError::Invalid { path: "a".into(), reason: "b".into() }.into()), CONFIG);
+        assert_eq!(code(anyhow::anyhow!("anything")), FAILURE);
+    }
+
+    #[test]
+    fn a_cause_is_said_once() {
+        let error = anyhow::anyhow!("deep").context("cannot do it: deep").context("starting");
+        assert_eq!(text(&error), "starting: cannot do it: deep");
+    }
+}
