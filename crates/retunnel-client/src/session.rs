@@ -82,7 +82,9 @@ pub(crate) async fn supervise(
         }
         let refused_for_good =
             matches!(cause, ConnectError::Refused { .. } | ConnectError::Register { .. }) && cause.is_final();
-        if refused_for_good || (!stood && (cause.is_final() || !config.keep_trying)) {
+        // No account yet and none to be had now: whoever started us decides when to ask again.
+        let no_account = matches!(&cause, ConnectError::Register { source: crate::error::ApiError::Status { .. }, .. });
+        if refused_for_good || (!stood && (no_account || cause.is_final() || !config.keep_trying)) {
             break cause;
         }
         let retry_in = backoff.next(cause.is_connection_refused(), cause.retry_after());

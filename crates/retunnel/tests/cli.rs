@@ -333,6 +333,23 @@ fn an_unreachable_named_server_is_retried_and_ctrl_c_ends_it() {
     }
 }
 
+#[test]
+fn too_many_registrations_end_with_75() {
+    let home = Home::new();
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap().to_string();
+    std::thread::spawn(move || {
+        let (mut socket, _) = listener.accept().unwrap();
+        let mut head = [0; 4096];
+        let _ = socket.read(&mut head).unwrap();
+        let body = r#"{"detail": "too many registrations"}"#;
+        let head =
+            "HTTP/1.1 429 Too Many Requests\r\nContent-Type: application/json\r\nRetry-After: 30\r\nConnection: close";
+        write!(socket, "{head}\r\nContent-Length: {}\r\n\r\n{body}", body.len()).unwrap();
+    });
+    home.run(&["http", "80", "--server", &address]).ends_with(75).says("too many registrations");
+}
+
 #[cfg(feature = "server")]
 mod with_server {
     use std::net::TcpStream;
