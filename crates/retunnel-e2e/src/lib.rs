@@ -5,6 +5,7 @@
 
 #![expect(clippy::unwrap_used, reason = "a failed test says where")]
 
+pub mod apps;
 pub mod process;
 pub mod proxy;
 pub mod service;

@@ -47,7 +47,7 @@ pub struct Running {
 }
 
 impl Running {
-    async fn start(mut command: Command) -> Self {
+    pub(crate) async fn start(mut command: Command) -> Self {
         // Tests show what went wrong when they fail: stderr goes where theirs goes.
         let mut child = command.stdout(Stdio::piped()).spawn().unwrap();
         let lines = BufReader::new(child.stdout.take().unwrap()).lines();

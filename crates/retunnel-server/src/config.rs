@@ -15,7 +15,7 @@ use thiserror::Error;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Registration {
-    /// Anybody. The default while the server listens on a loopback address.
+    /// Anybody. The default while the server listens on a loopback address and no public URL is set.
     Open,
     /// Whoever has an invitation (`retunnel server invite`). The default otherwise.
     Invite,
@@ -337,7 +337,8 @@ impl ServerFile {
         }
         config.registration = match self.registration {
             Some(text) => text.parse()?,
-            None if config.listen.ip().is_loopback() => Registration::Open,
+            // Behind a proxy a loopback address is public.
+            None if config.listen.ip().is_loopback() && self.public_url.is_none() => Registration::Open,
             None => Registration::Invite,
         };
         config.public_url = self.public_url.map(|text| text.parse()).transpose()?;
@@ -389,6 +390,8 @@ mod tests {
     fn row_50_security_settings_take_effect_and_fail_closed() {
         assert_eq!(config("listen: 0.0.0.0:1").expect("valid").registration, Registration::Invite);
         assert_eq!(config("listen: 127.0.0.1:1").expect("valid").registration, Registration::Open);
+        let behind_proxy = config("listen: 127.0.0.1:1\npublic-url: https://a.test").expect("valid");
+        assert_eq!(behind_proxy.registration, Registration::Invite);
         assert_eq!(config("registration: closed").expect("valid").registration, Registration::Closed);
         assert_eq!(config("trusted-proxies: [10.0.0.0/8, 127.0.0.1]").expect("valid").trusted_proxies.len(), 2);
         for (yaml, key) in [

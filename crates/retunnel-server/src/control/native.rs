@@ -24,14 +24,14 @@ use retunnel_proto::{
 };
 use tokio::{
     io::{AsyncRead, AsyncReadExt, AsyncWrite},
-    sync::Notify,
+    sync::{Notify, broadcast::Receiver},
     time::{Instant, MissedTickBehavior, interval, sleep_until},
 };
 use tokio_util::sync::CancellationToken;
 use tracing::{Instrument, debug, info, info_span};
 
 use crate::{
-    auth::Account,
+    auth::{Account, Revoked},
     control::open::{Opening, open_tunnel},
     core::Core,
     limits::UnauthenticatedPermit,
@@ -165,6 +165,8 @@ async fn session(
         Ok(_) => return link.close(ReasonCode::PROTOCOL, "expected Auth"),
         Err(_) => return link.close(ReasonCode::PROTOCOL, "no Auth in time"),
     };
+    // Taken before the token is checked, so that no revocation falls between.
+    let revoked = core.auth.revocations();
     let (account, guard) = match enter(&core, &hello, peer).await {
         Ok(entered) => entered,
         Err(refusal) => {
@@ -185,7 +187,7 @@ async fn session(
     let span = info_span!("session", client = %client_id, account = %account.email, %peer);
     let session =
         Session { core, link, account, tunnels: HashMap::new(), changed: Arc::default(), clean: false, _guard: guard };
-    session.run(events).instrument(span).await;
+    session.run(events, revoked).instrument(span).await;
 }
 
 async fn enter(core: &Arc<Core>, hello: &Hello, peer: SocketAddr) -> Result<(Account, SessionGuard), Refusal> {
@@ -225,9 +227,8 @@ struct Session {
 }
 
 impl Session {
-    async fn run(mut self, mut events: Events) {
+    async fn run(mut self, mut events: Events, mut revoked: Receiver<Revoked>) {
         info!("native session started");
-        let mut revoked = self.core.auth.revocations();
         let mut sweep = interval(Duration::from_secs(1));
         sweep.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let changed = Arc::clone(&self.changed);

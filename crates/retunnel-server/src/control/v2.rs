@@ -23,14 +23,14 @@ use retunnel_proto::{
 };
 use tokio::{
     io::{AsyncRead, AsyncWrite},
-    sync::{Notify, mpsc, oneshot},
+    sync::{Notify, broadcast::Receiver, mpsc, oneshot},
     time::{Instant, MissedTickBehavior, interval, timeout},
 };
 use tokio_websockets::{Limits, Message, ServerBuilder, WebSocketStream};
 use tracing::{Instrument, debug, info, info_span, warn};
 
 use crate::{
-    auth::Account,
+    auth::{Account, Revoked},
     control::open::{Opening, open_tunnel},
     core::Core,
     limits::UnauthenticatedPermit,
@@ -229,6 +229,8 @@ pub(crate) async fn serve_control<IO>(
         Ok(_) => return refuse(socket, Refusal::new(RefusalCode::InvalidRequest, "expected Auth")).await,
         Err(error) => return refuse(socket, Refusal::new(RefusalCode::InvalidRequest, error.to_string())).await,
     };
+    // Taken before the token is checked, so that no revocation falls between.
+    let revoked = core.auth.revocations();
     let (account, _guard) = match enter(&core, &auth, token, peer).await {
         Ok(entered) => entered,
         Err(refusal) => {
@@ -256,7 +258,7 @@ pub(crate) async fn serve_control<IO>(
         info_span!("session", client = %client_id, account = %shared.account.email, %peer, version = %auth.version);
     let session =
         ControlSession { core: Arc::clone(&core), shared, tunnels: HashMap::new(), changed: Arc::default(), queue };
-    session.run(socket).instrument(span).await;
+    session.run(socket, revoked).instrument(span).await;
     core.registry.remove_v2_session(&client_id);
 }
 
@@ -289,12 +291,12 @@ struct ControlSession {
 }
 
 impl ControlSession {
-    async fn run<IO>(mut self, mut socket: WebSocketStream<IO>)
+    async fn run<IO>(mut self, mut socket: WebSocketStream<IO>, revoked: Receiver<Revoked>)
     where
         IO: AsyncRead + AsyncWrite + Unpin,
     {
         info!("2.x session started");
-        let cause = self.serve(&mut socket).await;
+        let cause = self.serve(&mut socket, revoked).await;
         info!(cause, "2.x session ended");
         for tunnel in self.tunnels.values() {
             self.core.registry.lose(tunnel);
@@ -305,11 +307,10 @@ impl ControlSession {
         close(socket).await;
     }
 
-    async fn serve<IO>(&mut self, socket: &mut WebSocketStream<IO>) -> &'static str
+    async fn serve<IO>(&mut self, socket: &mut WebSocketStream<IO>, mut revoked: Receiver<Revoked>) -> &'static str
     where
         IO: AsyncRead + AsyncWrite + Unpin,
     {
-        let mut revoked = self.core.auth.revocations();
         let mut tick = interval(PING_EVERY);
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let changed = Arc::clone(&self.changed);

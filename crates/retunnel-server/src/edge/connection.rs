@@ -35,7 +35,7 @@ const HEAD_READ: usize = 4 * 1024;
 /// How long an answer may take to be read by a peer that is to be closed.
 const LINGER: Duration = Duration::from_secs(2);
 /// Bytes thrown away while lingering.
-const LINGER_BYTES: usize = 1024 * 1024;
+const LINGER_BYTES: usize = 32 * 1024 * 1024;
 /// Longest part of a request target in a report.
 const REPORTED_TARGET: usize = 256;
 /// How often a request whose client was lost before it answered is passed to the client's next session.
