@@ -1,4 +1,4 @@
-//! Configuration files: the saved token ([`file`]) and tunnel definitions ([`yaml`]).
+//! Configuration files: the saved token ([`mod@file`]) and tunnel definitions ([`yaml`]).
 
 pub mod file;
 pub mod yaml;

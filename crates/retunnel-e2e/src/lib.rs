@@ -3,7 +3,11 @@
 //! Nothing here stands in for a part of the system: programs are processes, connections are sockets. Whatever is started
 //! ends with its handle, and every wait is for a condition, with a deadline that a loaded machine meets.
 
-#![expect(clippy::unwrap_used, reason = "a failed test says where")]
+#![expect(
+    clippy::unwrap_used,
+    clippy::unused_async,
+    reason = "a failed test says where; whatever starts something is async"
+)]
 
 pub mod apps;
 pub mod process;

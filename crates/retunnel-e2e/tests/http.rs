@@ -1,6 +1,8 @@
 //! HTTP through a real tunnel: the built server, the built client, a hyper service, visitors on sockets.
 
-use std::time::{Duration, Instant};
+#![expect(clippy::unwrap_used, reason = "a failed test says where")]
+
+use std::time::Duration;
 
 use futures_util::{SinkExt, StreamExt};
 use retunnel_e2e::{
@@ -11,7 +13,11 @@ use retunnel_e2e::{
     visitor::{self, Visitor, get, post, request},
 };
 use serde_json::Value;
-use tokio::{io::AsyncWriteExt, task::JoinSet, time::timeout};
+use tokio::{
+    io::AsyncWriteExt,
+    task::JoinSet,
+    time::{Instant, timeout},
+};
 use tokio_websockets::{ClientBuilder, Message};
 
 struct World {

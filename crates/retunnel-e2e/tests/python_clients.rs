@@ -1,5 +1,7 @@
 //! The published Python clients, unchanged, against the built server: library and command line of each version.
 
+#![expect(clippy::unwrap_used, clippy::print_stdout, reason = "a failed test says where")]
+
 use retunnel_e2e::{
     apps::{App, PythonClient, Use},
     eventually,

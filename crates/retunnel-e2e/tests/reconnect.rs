@@ -1,6 +1,6 @@
 //! Everything that can be lost comes back: links, servers, clients, names.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use retunnel_e2e::{
     eventually,
@@ -9,6 +9,7 @@ use retunnel_e2e::{
     service,
     visitor::{Visitor, get},
 };
+use tokio::time::Instant;
 
 async fn served(address: std::net::SocketAddr, host: &str) -> Option<()> {
     (get(address, host, "/status/204").await.status == 204).then_some(())

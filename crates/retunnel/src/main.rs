@@ -1,5 +1,7 @@
 //! `retunnel`: the client and the server as one program.
 
+#![expect(rustdoc::bare_urls, reason = "option texts are shown in a terminal")]
+
 mod args;
 mod commands;
 mod exit;
