@@ -160,6 +160,7 @@ async fn a_gigabyte_passes_each_way_in_little_memory() {
         assert!(!piece.is_empty(), "{left} bytes are missing");
         left -= piece.len();
     }
+    println!("after the download: server {} MiB", world.server.process.peak_memory() >> 20);
     visitor.send(format!("POST /sink HTTP/1.1\r\nHost: {}\r\nContent-Length: {SIZE}\r\n\r\n", world.host)).await;
     let piece = pattern(1 << 20);
     for _ in 0..SIZE >> 20 {

@@ -11,6 +11,7 @@
 mod config;
 mod driver;
 mod error;
+mod received;
 mod relay;
 mod state;
 mod stream;

@@ -14,7 +14,7 @@ use retunnel_proto::{
 };
 use tokio::time::Instant;
 
-use crate::{LinkConfig, LinkError, OpenError, Role};
+use crate::{LinkConfig, LinkError, OpenError, Role, received::Received};
 
 /// Bytes of one stream that wait to be sent while the link is not crowded.
 const SEND_BUFFER: usize = 64 * 1024;
@@ -53,7 +53,7 @@ enum SendEnd {
 
 #[derive(Debug)]
 pub(crate) struct Stream {
-    received: BytesMut,
+    received: Received,
     receive_ended: bool,
     /// What the peer may still send.
     receive_credit: u32,
@@ -78,7 +78,7 @@ pub(crate) struct Stream {
 impl Stream {
     fn new(config: &LinkConfig, send_credit: u32) -> Self {
         Self {
-            received: BytesMut::new(),
+            received: Received::default(),
             receive_ended: false,
             receive_credit: config.initial_window,
             consumed: 0,
@@ -416,7 +416,7 @@ impl State {
             self.give_credit(id);
             return;
         }
-        stream.received.extend_from_slice(bytes);
+        stream.received.push(bytes);
         wakers.extend(stream.read_waker.take());
         self.buffered += bytes.len();
         let in_budget = self.config.budget.add(bytes.len());
@@ -542,14 +542,7 @@ impl State {
         if stream.received.is_empty() {
             return if stream.receive_ended { ReadOutcome::End } else { ReadOutcome::Wait };
         }
-        let len = stream.received.len().min(into.len());
-        into[..len].copy_from_slice(&stream.received[..len]);
-        if len == stream.received.len() {
-            // An idle stream owns no memory.
-            stream.received = BytesMut::new();
-        } else {
-            bytes::Buf::advance(&mut stream.received, len);
-        }
+        let len = stream.received.read(into);
         stream.consumed += len as u32;
         self.buffered -= len;
         self.config.budget.sub(len);
@@ -601,7 +594,7 @@ impl State {
             stream.receive_ended = false;
             self.buffered -= stream.received.len();
             self.config.budget.sub(stream.received.len());
-            stream.received = BytesMut::new();
+            stream.received = Received::default();
         }
         wakers.extend(stream.read_waker.take());
         wakers.extend(stream.write_waker.take());
@@ -625,7 +618,7 @@ impl State {
         self.end_sending(id);
         if let Some(stream) = self.streams.get_mut(&id) {
             let unread = stream.received.len();
-            stream.received = BytesMut::new();
+            stream.received = Received::default();
             stream.consumed += unread as u32;
             stream.detached_until = Some(Instant::now() + DETACHED_GRACE);
             self.buffered -= unread;

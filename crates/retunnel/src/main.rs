@@ -17,9 +17,6 @@ use args::{Cli, Command};
 use output::Output;
 use settings::Variables;
 
-#[global_allocator]
-static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
-
 fn main() -> ExitCode {
     let cli = Cli::parse();
     let output = Output { json: cli.global.json, quiet: cli.global.quiet || cli.global.json };

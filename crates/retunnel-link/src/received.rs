@@ -1,0 +1,100 @@
+//! Bytes that wait for their reader. Memory follows what waits: nothing while a stream is idle, and never a buffer that
+//! doubles because it grew once.
+
+use std::collections::VecDeque;
+
+/// Largest piece that small frames are gathered in.
+const PIECE: usize = 16 * 1024;
+
+#[derive(Debug, Default)]
+pub(crate) struct Received {
+    pieces: VecDeque<Vec<u8>>,
+    /// Bytes of the first piece that were read already.
+    taken: usize,
+    len: usize,
+}
+
+impl Received {
+    pub(crate) const fn len(&self) -> usize {
+        self.len
+    }
+
+    pub(crate) const fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    pub(crate) fn push(&mut self, mut bytes: &[u8]) {
+        if let Some(last) = self.pieces.back_mut() {
+            let room = (last.capacity() - last.len()).min(bytes.len());
+            last.extend_from_slice(&bytes[..room]);
+            self.len += room;
+            bytes = &bytes[room..];
+        }
+        if !bytes.is_empty() {
+            // The first piece is exact; where more comes before it is read, the next ones have room.
+            let mut piece = Vec::with_capacity(bytes.len().max(self.len.min(PIECE)));
+            piece.extend_from_slice(bytes);
+            self.pieces.push_back(piece);
+            self.len += bytes.len();
+        }
+    }
+
+    /// Moves as much as fits and gives the count.
+    pub(crate) fn read(&mut self, into: &mut [u8]) -> usize {
+        let mut count = 0;
+        while count < into.len()
+            && let Some(piece) = self.pieces.front()
+        {
+            let rest = &piece[self.taken..];
+            let step = rest.len().min(into.len() - count);
+            into[count..count + step].copy_from_slice(&rest[..step]);
+            count += step;
+            self.taken += step;
+            if self.taken == piece.len() {
+                self.pieces.pop_front();
+                self.taken = 0;
+            }
+        }
+        self.len -= count;
+        if self.len == 0 {
+            self.pieces = VecDeque::new();
+        }
+        count
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    proptest! {
+        #[test]
+        fn bytes_come_out_as_they_went_in(steps in prop::collection::vec((0_usize..40_000, 0_usize..40_000), 1..40)) {
+            let (mut received, mut next_in, mut next_out) = (Received::default(), 0_usize, 0_usize);
+            let byte = |n: usize| u8::try_from(n % 251).expect("small");
+            for (push, read) in steps {
+                received.push(&(next_in..next_in + push).map(byte).collect::<Vec<_>>());
+                next_in += push;
+                let mut into = vec![0; read];
+                let count = received.read(&mut into);
+                prop_assert_eq!(count, read.min(next_in - next_out));
+                prop_assert!(into[..count].iter().enumerate().all(|(n, found)| *found == byte(next_out + n)));
+                next_out += count;
+                prop_assert_eq!(received.len(), next_in - next_out);
+            }
+        }
+    }
+
+    #[test]
+    fn many_small_frames_cost_little_more_than_their_bytes() {
+        let mut received = Received::default();
+        for _ in 0..100_000 {
+            received.push(b"x");
+        }
+        let held: usize = received.pieces.iter().map(Vec::capacity).sum();
+        assert!(held < 100_000 + 2 * PIECE, "{held}");
+        assert!(received.pieces.len() < 40, "{}", received.pieces.len());
+    }
+}
