@@ -107,6 +107,21 @@ impl Running {
     }
 }
 
+impl Drop for Running {
+    /// Kills the process, or lets it end by itself where its coverage counts are wanted.
+    fn drop(&mut self) {
+        let (Some(id), Some(_)) = (self.child.id(), std::env::var_os("RETUNNEL_TEST_GENTLE")) else { return };
+        let _ = std::process::Command::new("kill").args(["-TERM", &id.to_string()]).status();
+        for _ in 0..200 {
+            if !matches!(self.child.try_wait(), Ok(None)) {
+                return;
+            }
+            #[expect(clippy::disallowed_methods, reason = "drop cannot wait otherwise")]
+            std::thread::sleep(std::time::Duration::from_millis(10));
+        }
+    }
+}
+
 /// A server with its own data.
 #[derive(Debug)]
 pub struct Server {

@@ -302,7 +302,7 @@ impl Watcher {
             }
             Event::Connected { .. } => {
                 if self.told {
-                    self.say("Connected again");
+                    self.say("Connected");
                 }
                 self.told = false;
                 self.trouble = None;
