@@ -110,3 +110,14 @@ async fn passwords_are_asked_for() {
         }
     }
 }
+
+#[tokio::test]
+async fn the_default_domain_is_shown_as_it_is() {
+    // The last `--domain` counts.
+    let (app, server) = (App::python(0).await, Server::start(&["--domain", "localhost"]).await);
+    for version in ["2.0.1", "2.5.3"] {
+        let client = PythonClient::start(version, Use::Command, server.address, &app.port(), "", "").await;
+        assert!(client.host().ends_with(&format!(".LOCALHOST:{}", server.address.port())), "{}", client.url);
+        assert_eq!(get(server.address, client.host(), "/echo").await.status, 200);
+    }
+}

@@ -20,7 +20,8 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
                   ~/.retunnel.conf.\n\
                   Exit codes: 0 fine or Ctrl+C, 1 failed or refused, 2 wrong usage, 69 server not there, \
                   75 refused for now, 78 configuration file unusable.",
-    disable_help_subcommand = true
+    disable_help_subcommand = true,
+    args_override_self = true
 )]
 pub(crate) struct Cli {
     #[command(flatten)]

