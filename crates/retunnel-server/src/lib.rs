@@ -16,6 +16,8 @@ pub mod config;
 mod control;
 mod core;
 mod edge;
+#[doc(hidden)]
+pub mod fuzzing;
 pub mod limits;
 mod registry;
 mod rest;
