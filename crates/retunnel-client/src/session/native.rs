@@ -1,0 +1,175 @@
+//! A native session: control messages and streams over one link.
+
+use bytes::Bytes;
+use retunnel_link::{Events as LinkEvents, Link, LinkConfig, LinkError, LinkEvent, LinkStream, Role, link};
+use retunnel_proto::{
+    message::{Auth, AuthResp, ClientMessage, CloseTunnel, ServerMessage, TunnelClosed},
+    native::{
+        self, ReasonCode,
+        control::{FromClient, FromServer, Hello, HelloResp, Open},
+    },
+};
+use tokio::{sync::mpsc, task::JoinSet, time::timeout};
+use tracing::{debug, warn};
+
+use super::{
+    AUTH_WITHIN, CLOSE_WITHIN,
+    tunnels::{Served, Tunnels},
+};
+use crate::{
+    client::Command,
+    error::{ConnectError, RelayError},
+    event::SessionInfo,
+    relay,
+    transport::Dialer,
+};
+
+/// A session that stands.
+pub(crate) struct Session {
+    link: Link,
+    events: LinkEvents,
+    /// Drives the link; ended with the session.
+    _driver: JoinSet<LinkError>,
+    relays: JoinSet<()>,
+}
+
+/// Connects and authenticates.
+pub(crate) async fn establish(dialer: &Dialer, auth: Auth) -> Result<(Session, SessionInfo), ConnectError> {
+    let endpoint = || dialer.endpoint.clone();
+    let socket = dialer.link().await?;
+    let link_config = LinkConfig::default();
+    let window = link_config.initial_window;
+    let (link, mut events, driver) = link(socket, Role::Client, link_config);
+    let mut drivers = JoinSet::new();
+    drivers.spawn(driver);
+    let lost = |source| ConnectError::Lost { endpoint: endpoint(), source };
+    send(&link, FromClient::Hello(Hello { link_version: native::VERSION, window, auth })).await.map_err(lost)?;
+    // A farewell may overtake the refusal it belongs to.
+    let first_message = async {
+        loop {
+            match events.next().await {
+                Some(LinkEvent::Control(payload)) => return Some(payload),
+                Some(_) => {}
+                None => return None,
+            }
+        }
+    };
+    let answer = match timeout(AUTH_WITHIN, first_message).await {
+        Ok(Some(payload)) => FromServer::decode(&payload),
+        Ok(None) => return Err(lost(link.closed().await)),
+        Err(_) => return Err(dialer.too_slow(AUTH_WITHIN)),
+    };
+    match answer {
+        Ok(FromServer::Hello(HelloResp { window, welcome, .. })) => {
+            link.set_peer_window(window);
+            let info = SessionInfo {
+                account: welcome.account,
+                client_id: welcome.client_id.to_string(),
+                server: dialer.endpoint.to_string(),
+                server_version: welcome.server_version,
+            };
+            Ok((Session { link, events, _driver: drivers, relays: JoinSet::new() }, info))
+        }
+        Ok(FromServer::Message(ServerMessage::AuthResp(AuthResp { result: Err(refusal) }))) => {
+            Err(ConnectError::Refused { endpoint: endpoint(), refusal })
+        }
+        Ok(_) => Err(lost(LinkError::Protocol("expected an answer to Auth"))),
+        Err(error) => Err(lost(LinkError::Decode(error))),
+    }
+}
+
+async fn send(link: &Link, message: FromClient) -> Result<(), LinkError> {
+    match message.encode() {
+        Some(payload) => link.send_control(payload).await,
+        None => Ok(()),
+    }
+}
+
+impl Session {
+    /// Serves until the link ends, and says why it did.
+    pub(crate) async fn run(
+        mut self,
+        mut tunnels: Tunnels,
+        commands: &mut mpsc::UnboundedReceiver<Command>,
+    ) -> LinkError {
+        for key in tunnels.wanted(commands) {
+            self.ask(&mut tunnels, key).await;
+        }
+        tunnels.connected();
+        let closing = tunnels.shared.closing.clone();
+        loop {
+            // Every arm is cancel-safe.
+            tokio::select! {
+                event = self.events.next() => match event {
+                    Some(LinkEvent::Control(payload)) => control(&mut tunnels, &payload),
+                    Some(LinkEvent::Opened { open, stream }) => self.relay(&tunnels, &open, stream),
+                    Some(LinkEvent::GoAway { code, reason }) => debug!(%code, reason, "the server is about to end the session"),
+                    Some(_) => {}
+                    None => break,
+                },
+                Some(command) = commands.recv() => match command {
+                    Command::Open(key) => self.ask(&mut tunnels, key).await,
+                    Command::Close(key) => self.close(&mut tunnels, key).await,
+                },
+                Some(_) = self.relays.join_next() => {}
+                key = tunnels.due() => self.ask(&mut tunnels, key).await,
+                () = closing.cancelled() => {
+                    self.link.close(ReasonCode::NONE, "the client was closed");
+                    let _ = timeout(CLOSE_WITHIN, self.link.closed()).await;
+                    break;
+                }
+            }
+        }
+        let cause = timeout(CLOSE_WITHIN, self.link.closed()).await.unwrap_or(LinkError::Dropped);
+        // The streams have ended with the link; their relays reset the local connections now.
+        let _ = timeout(CLOSE_WITHIN, async { while self.relays.join_next().await.is_some() {} }).await;
+        cause
+    }
+
+    async fn ask(&self, tunnels: &mut Tunnels, key: u64) {
+        if let Some(request) = tunnels.request(key) {
+            // A failed send shows as the end of the link.
+            let _ = send(&self.link, FromClient::Message(ClientMessage::ReqTunnel(request))).await;
+        }
+    }
+
+    async fn close(&self, tunnels: &mut Tunnels, key: u64) {
+        for tunnel_id in tunnels.close(key) {
+            let close = ClientMessage::CloseTunnel(CloseTunnel { tunnel_id });
+            let _ = send(&self.link, FromClient::Message(close)).await;
+        }
+    }
+
+    fn relay(&mut self, tunnels: &Tunnels, open: &Open, stream: LinkStream) {
+        match tunnels.find(&open.tunnel) {
+            Some(served) => drop(self.relays.spawn(relay(stream, served))),
+            None => stream.reset(ReasonCode::UNKNOWN_TUNNEL, "this client has no such tunnel"),
+        }
+    }
+}
+
+fn control(tunnels: &mut Tunnels, payload: &Bytes) {
+    match FromServer::decode(payload) {
+        Ok(FromServer::Message(ServerMessage::NewTunnel(tunnel))) => tunnels.opened(tunnel),
+        Ok(FromServer::Message(ServerMessage::ErrorResp(error))) => {
+            let refusal = error.refusal.clone();
+            if !error.request_id.is_some_and(|id| tunnels.refused(&id, error.refusal)) {
+                warn!(%refusal, "the server did not understand a message");
+            }
+        }
+        Ok(FromServer::Message(ServerMessage::TunnelClosed(TunnelClosed { tunnel_id, refusal }))) => {
+            tunnels.closed(&tunnel_id, refusal);
+        }
+        Ok(FromServer::Message(ServerMessage::Requests(report))) => tunnels.report(report),
+        Ok(_) => debug!("message not expected in this state"),
+        Err(error) => debug!(%error, "message of a newer server ignored"),
+    }
+}
+
+async fn relay(stream: LinkStream, served: Served) {
+    match relay::serve(stream, &served.target, &served.stats).await {
+        Ok(()) => {}
+        Err(error @ RelayError::LocalUnreachable { .. }) => served.unreachable(&error),
+        Err(error) => debug!(tunnel = served.name, %error, "connection failed"),
+    }
+}

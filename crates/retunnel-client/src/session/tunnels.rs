@@ -1,0 +1,185 @@
+//! What a session knows about its tunnels: which were asked for, which are open, and what their owners are told.
+
+use std::{collections::HashMap, sync::Arc, time::Duration};
+
+use retunnel_proto::{
+    RequestId, TunnelId,
+    message::{NewTunnel, Refusal, ReqTunnel, Requests},
+};
+use tokio::{sync::mpsc, task::JoinSet, time::sleep};
+
+use crate::{
+    client::{Command, Shared, name_of},
+    error::{RelayError, TunnelError},
+    event::{Event, SessionInfo},
+    stats::Stats,
+    target::LocalTarget,
+    tunnel::TunnelInfo,
+};
+
+/// Pause before a tunnel that was refused for now is asked for again.
+const RETRY: Duration = Duration::from_secs(3);
+
+/// The tunnels of one session.
+pub(crate) struct Tunnels {
+    pub(crate) shared: Arc<Shared>,
+    info: SessionInfo,
+    /// Requests without an answer.
+    asked: HashMap<RequestId, u64>,
+    open: HashMap<TunnelId, u64>,
+    /// Tunnels to ask for again after a pause.
+    retries: JoinSet<u64>,
+}
+
+/// What a relay needs of its tunnel.
+#[derive(Clone)]
+pub(crate) struct Served {
+    pub(crate) name: String,
+    pub(crate) target: LocalTarget,
+    pub(crate) stats: Arc<Stats>,
+    shared: Arc<Shared>,
+}
+
+impl Served {
+    /// The local service did not take a connection.
+    pub(crate) fn unreachable(&self, error: &RelayError) {
+        self.shared.emit(Event::LocalUnreachable { tunnel: self.name.clone(), reason: error.to_string() });
+    }
+}
+
+impl Tunnels {
+    pub(crate) fn new(shared: Arc<Shared>, info: SessionInfo) -> Self {
+        Self { shared, info, asked: HashMap::new(), open: HashMap::new(), retries: JoinSet::new() }
+    }
+
+    /// The tunnels to ask for at the beginning. Older commands are part of the state by now.
+    pub(crate) fn wanted(&self, commands: &mut mpsc::UnboundedReceiver<Command>) -> Vec<u64> {
+        while commands.try_recv().is_ok() {}
+        self.shared.lock().tunnels.keys().copied().collect()
+    }
+
+    /// The session serves from now on.
+    pub(crate) fn connected(&self) {
+        self.shared.lock().session = Some(self.info.clone());
+        self.shared.emit(Event::Connected { session: self.info.clone() });
+        self.shared.changed.notify_waiters();
+    }
+
+    /// The request for a tunnel, again or for the first time; `None` when nobody wants it or it was asked for.
+    pub(crate) fn request(&mut self, key: u64) -> Option<ReqTunnel> {
+        let request = {
+            let state = self.shared.lock();
+            let entry = state.tunnels.get(&key)?;
+            entry.stats.new_session();
+            entry.spec.request(entry.info.as_ref())
+        };
+        if self.open.values().chain(self.asked.values()).any(|known| *known == key) {
+            return None;
+        }
+        self.asked.insert(request.request_id.clone(), key);
+        Some(request)
+    }
+
+    /// A tunnel that was refused for now and is due again. Pending while there is none; cancel-safe.
+    pub(crate) async fn due(&mut self) -> u64 {
+        match self.retries.join_next().await {
+            Some(Ok(key)) => key,
+            _ => std::future::pending().await,
+        }
+    }
+
+    /// The owner gave a tunnel up: its ids, for the server.
+    pub(crate) fn close(&mut self, key: u64) -> Vec<TunnelId> {
+        self.open.extract_if(|_, open| *open == key).map(|(id, _)| id).collect()
+    }
+
+    pub(crate) fn opened(&mut self, tunnel: NewTunnel) {
+        let Some(key) = self.asked.remove(&tunnel.request_id) else { return };
+        // Kept also when nobody wants it any more: the `Close` that follows ends it.
+        self.open.insert(tunnel.tunnel_id.clone(), key);
+        let mut state = self.shared.lock();
+        let Some(entry) = state.tunnels.get_mut(&key) else {
+            drop(state);
+            let _ = self.shared.commands.send(Command::Close(key));
+            return;
+        };
+        let info = TunnelInfo {
+            name: name_of(&entry.spec, &tunnel.subdomain, tunnel.remote_port),
+            url: tunnel.url,
+            protocol: tunnel.protocol,
+            subdomain: tunnel.subdomain,
+            remote_port: tunnel.remote_port,
+            target: entry.spec.target.clone(),
+        };
+        let was_open = entry.info.replace(info.clone()).is_some();
+        let waiter = entry.waiter.take();
+        drop(state);
+        if let Some(waiter) = waiter {
+            let _ = waiter.send(Ok(info.clone()));
+        }
+        self.shared.emit(if was_open { Event::TunnelRestored(info) } else { Event::TunnelOpened(info) });
+    }
+
+    /// The server does not open a tunnel; `false` when nobody asked for it.
+    pub(crate) fn refused(&mut self, request_id: &RequestId, refusal: Refusal) -> bool {
+        let Some(key) = self.asked.remove(request_id) else { return false };
+        let mut state = self.shared.lock();
+        let Some(entry) = state.tunnels.get_mut(&key) else { return true };
+        if let Some(waiter) = entry.waiter.take() {
+            state.tunnels.remove(&key);
+            drop(state);
+            let _ = waiter.send(Err(TunnelError::Refused(refusal)));
+            return true;
+        }
+        let name = entry.info.as_ref().map(|info| info.name.clone()).unwrap_or_default();
+        drop(state);
+        self.shared.emit(Event::TunnelFailed { name, refusal: refusal.clone() });
+        if refusal.code.is_final() {
+            self.ended(key, refusal);
+        } else {
+            self.retries.spawn(async move {
+                sleep(RETRY).await;
+                key
+            });
+        }
+        true
+    }
+
+    /// The server took a tunnel away for good.
+    pub(crate) fn closed(&mut self, tunnel_id: &TunnelId, refusal: Refusal) {
+        if let Some(key) = self.open.remove(tunnel_id) {
+            self.ended(key, refusal);
+        }
+    }
+
+    fn ended(&self, key: u64, refusal: Refusal) {
+        let mut state = self.shared.lock();
+        if let Some(entry) = state.tunnels.remove(&key) {
+            drop(state);
+            entry.closed.send_replace(Some(refusal.clone()));
+            let name = entry.info.map(|info| info.name).unwrap_or_default();
+            self.shared.emit(Event::TunnelClosed { name, refusal });
+        }
+    }
+
+    /// What visitors did, as the server saw it.
+    pub(crate) fn report(&self, report: Requests) {
+        let Some(served) = self.find(&report.tunnel_id) else { return };
+        served.stats.report(&report);
+        for request in report.recent {
+            self.shared.emit(Event::Request { tunnel: served.name.clone(), request });
+        }
+    }
+
+    /// What serves an open tunnel.
+    pub(crate) fn find(&self, tunnel_id: &TunnelId) -> Option<Served> {
+        let state = self.shared.lock();
+        let entry = state.tunnels.get(self.open.get(tunnel_id)?)?;
+        Some(Served {
+            name: entry.info.as_ref().map(|info| info.name.clone()).unwrap_or_default(),
+            target: entry.spec.target.clone(),
+            stats: Arc::clone(&entry.stats),
+            shared: Arc::clone(&self.shared),
+        })
+    }
+}
