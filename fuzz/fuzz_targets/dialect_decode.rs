@@ -1,9 +1,9 @@
-//! Messages of dialect 2 from both sides: what is read is written and read as the same.
+//! Messages of dialects 2 and 3 from both sides: what is read is written and read as the same.
 #![no_main]
 
 use bytes::Bytes;
 use libfuzzer_sys::fuzz_target;
-use retunnel_proto::dialect::v2;
+use retunnel_proto::dialect::{v2, v3};
 
 fuzz_target!(|data: &[u8]| {
     if let Ok(message) = v2::decode_client(data)
@@ -21,4 +21,22 @@ fuzz_target!(|data: &[u8]| {
     if let Ok(request) = v2::decode_request(&shared) {
         assert_eq!(v2::decode_request(&Bytes::from(v2::encode_request(&request))), Ok(request));
     }
+    three(&shared);
 });
+
+fn three(data: &Bytes) {
+    if let Ok(message) = v3::FromClient::decode(data) {
+        assert_eq!(v3::FromClient::decode(&message.encode().into()), Ok(message));
+    }
+    if let Ok(message) = v3::FromServer::decode(data) {
+        let again = v3::FromServer::decode(&message.encode(v3::WireVersion::Two).into());
+        assert_eq!(again, Ok(message.clone()));
+        v3::FromServer::decode(&message.encode(v3::WireVersion::One).into()).expect("our own message");
+    }
+    if let Ok(meta) = v3::HttpMeta::decode(data) {
+        assert_eq!(v3::HttpMeta::decode(&meta.encode()), Ok(meta));
+    }
+    if let Ok(meta) = v3::SocketMeta::decode(data) {
+        assert_eq!(v3::SocketMeta::decode(&meta.encode()), Ok(meta));
+    }
+}

@@ -30,3 +30,27 @@ pub const V2_MAX_RESPONSE: usize = 64 * 1024 * 1024;
 
 /// Most headers in one request or response.
 pub const MAX_HEADERS: usize = 100;
+
+/// Chunk that 3.x messages and bodies are cut into, in bytes.
+pub const V3_CHUNK: usize = 64 * 1024;
+
+/// Largest WebSocket message the clients 3.0.x accept, in bytes (their library's default).
+pub const V3_MAX_FRAME_TO_V1: usize = 1024 * 1024;
+
+/// Largest request body in version 1, in bytes: the frame limit less 64 KiB for the head.
+pub const V3_MAX_REQUEST_BODY_V1: usize = V3_MAX_FRAME_TO_V1 - 64 * 1024;
+
+/// Largest request body the clients from 3.1.0 on take, in bytes.
+pub const V3_MAX_REQUEST_BODY: usize = 10 * 1024 * 1024;
+
+/// Largest WebSocket message taken from a 3.x client or put together from its chunks, in bytes.
+pub const V3_MAX_MESSAGE: usize = 16 * 1024 * 1024;
+
+/// Largest frame taken from a 3.x client, in bytes: a message and room for its head.
+pub const V3_MAX_FRAME: usize = V3_MAX_MESSAGE + 64 * 1024;
+
+/// Streams a 3.x client serves at a time.
+pub const V3_MAX_STREAMS: usize = 256;
+
+/// Frames of one stream that a 3.x client keeps unread; one more and it drops the stream.
+pub const V3_MAX_QUEUED_FRAMES: usize = 256;

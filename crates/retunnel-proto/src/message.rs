@@ -135,8 +135,14 @@ refusal_codes! {
     NameReserved = "name_reserved", true;
     /// The requested name belongs to another account.
     NameUnavailable = "name_unavailable", true;
-    /// Host names of one's own are not registered on this server.
+    /// The requested host name is not registered for this account.
     HostnameNotRegistered = "hostname_not_registered", true;
+    /// The requested host name is registered, but its DNS records were not seen yet.
+    HostnameNotVerified = "hostname_not_verified", true;
+    /// The requested host name belongs to another account.
+    HostnameTaken = "hostname_taken", true;
+    /// The requested host name is none.
+    HostnameInvalid = "hostname_invalid", true;
     /// The requested port is outside the server's range.
     PortOutOfRange = "port_out_of_range", true;
     /// The requested port belongs to another account or cannot be bound.

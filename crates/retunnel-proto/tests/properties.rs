@@ -4,7 +4,7 @@ use bytes::Bytes;
 use proptest::prelude::*;
 use retunnel_proto::{
     ClientId, RequestId, TunnelId,
-    dialect::v2,
+    dialect::{v2, v3},
     message::{
         Auth, ClientMessage, Heartbeat, HttpAuth, NewTunnel, ProxyRequest, ProxyResponse, RegProxy, ReqTunnel,
         ServerMessage, StartProxy, Token, TunnelProtocol,
@@ -73,6 +73,31 @@ fn server_message() -> impl Strategy<Value = ServerMessage> {
     prop_oneof![tunnel, start, Just(ServerMessage::ReqProxy), Just(ServerMessage::Ping), Just(ServerMessage::Pong)]
 }
 
+fn stream_frame() -> impl Strategy<Value = v3::StreamFrame> {
+    let kind = prop::option::of(prop_oneof![Just(v3::MessageKind::Text), Just(v3::MessageKind::Binary)]);
+    let data = (prop::collection::vec(any::<u8>(), 0..300), kind, any::<Option<bool>>())
+        .prop_map(|(data, kind, fin)| v3::StreamEvent::Data { data: data.into(), kind, fin });
+    let event = prop_oneof![
+        data,
+        (any::<Option<u16>>(), prop::option::of(text()))
+            .prop_map(|(code, reason)| v3::StreamEvent::Close { code, reason }),
+        text().prop_map(|reason| v3::StreamEvent::Reset { reason }),
+    ];
+    (any::<u64>(), event).prop_map(|(stream_id, event)| v3::StreamFrame { stream_id, event })
+}
+
+fn tunnel_create() -> impl Strategy<Value = v3::TunnelCreate> {
+    (protocol(), optional(), prop::option::of(text()), prop::option::of(1_u16..), optional()).prop_map(
+        |(protocol, subdomain, path, remote_port, hostname)| v3::TunnelCreate {
+            protocol,
+            subdomain,
+            path,
+            remote_port,
+            hostname,
+        },
+    )
+}
+
 fn headers() -> impl Strategy<Value = Vec<(String, String)>> {
     prop::collection::vec((text(), text()), 0..10)
 }
@@ -85,6 +110,10 @@ proptest! {
         let _ = v2::decode_server(&bytes);
         let _ = v2::decode_request(&shared);
         let _ = v2::decode_response(&shared);
+        let _ = v3::FromClient::decode(&shared);
+        let _ = v3::FromServer::decode(&shared);
+        let _ = v3::HttpMeta::decode(&bytes);
+        let _ = v3::SocketMeta::decode(&bytes);
         let _ = FromClient::decode(&bytes);
         let _ = FromServer::decode(&bytes);
         let _ = Open::decode(&bytes);
@@ -109,6 +138,40 @@ proptest! {
         prop_assert_eq!(v2::decode_client(&bytes[v2::PREFIX_LEN..]), Ok(client));
         let bytes = v2::encode_server(&server).expect("a message of this dialect");
         prop_assert_eq!(v2::decode_server(&bytes), Ok(server));
+    }
+
+    #[test]
+    fn a_changed_byte_of_dialect_3_never_panics(frame in stream_frame(), at in any::<prop::sample::Index>(), byte in any::<u8>()) {
+        let mut bytes = frame.encode();
+        let at = at.index(bytes.len());
+        bytes[at] = byte;
+        let _ = v3::FromClient::decode(&bytes.into());
+    }
+
+    #[test]
+    fn messages_of_dialect_3_survive_a_round_trip(frame in stream_frame(), request in tunnel_create()) {
+        let bytes = Bytes::from(frame.encode());
+        prop_assert_eq!(v3::FromClient::decode(&bytes), Ok(v3::FromClient::Stream(frame.clone())));
+        prop_assert_eq!(v3::FromServer::decode(&bytes), Ok(v3::FromServer::Stream(frame)));
+        let request = v3::FromClient::TunnelCreate(request);
+        prop_assert_eq!(v3::FromClient::decode(&request.encode().into()), Ok(request));
+    }
+
+    #[test]
+    fn requests_of_dialect_3_survive_a_round_trip(
+        headers in headers(),
+        body in prop::collection::vec(any::<u8>(), 0..500),
+        (method, path, tunnel_id) in ("[A-Z]{1,8}", text(), text()),
+        has_body in any::<bool>(),
+    ) {
+        let body = Bytes::from(body);
+        let mode = v3::StreamMode::Http;
+        let open = v3::StreamOpen { stream_id: 1, tunnel_id, mode, method, path, headers, body, has_body };
+        let sent = v3::FromServer::StreamOpen(open.clone());
+        prop_assert_eq!(v3::FromServer::decode(&sent.encode(v3::WireVersion::Two).into()), Ok(sent.clone()));
+        let read = v3::FromServer::decode(&sent.encode(v3::WireVersion::One).into());
+        let Ok(v3::FromServer::StreamOpen(read)) = read else { panic!("{read:?}") };
+        prop_assert_eq!((read.method, read.path, read.body), (open.method, open.path, open.body));
     }
 
     #[test]
@@ -151,6 +214,8 @@ fn row_33_declared_sizes_are_never_believed() {
         for bytes in [bytes, &in_a_map] {
             assert!(v2::decode_client(bytes).is_err());
             assert!(v2::decode_response(&Bytes::copy_from_slice(bytes)).is_err());
+            assert!(v3::FromClient::decode(&Bytes::copy_from_slice(bytes)).is_err());
+            assert!(v3::HttpMeta::decode(bytes).is_err());
             assert!(FromClient::decode(bytes).is_err());
             assert!(FromServer::decode(bytes).is_err());
         }

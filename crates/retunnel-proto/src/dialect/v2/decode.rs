@@ -1,4 +1,4 @@
-//! Bytes to messages. Sizes come from what arrived, never from what a length says.
+//! Bytes to messages.
 
 use bytes::Bytes;
 use rmpv::ValueRef;
@@ -6,84 +6,20 @@ use rmpv::ValueRef;
 use super::{INVALID_TOKEN, strip_prefix};
 use crate::{
     DecodeError,
+    dialect::msgpack::{Fields, unknown},
     id::{ClientId, RequestId, TunnelId},
-    limits::{MAX_DEPTH, MAX_HEADERS, MAX_TEXT},
     message::{
         Auth, AuthResp, ClientMessage, ErrorResp, Heartbeat, HttpAuth, NewTunnel, ProxyRequest, ProxyResponse, Refusal,
         RefusalCode, RegProxy, ReqTunnel, ServerMessage, StartProxy, Token, TunnelProtocol, Welcome,
     },
 };
 
-/// The fields of one map.
-struct Fields<'a>(Vec<(ValueRef<'a>, ValueRef<'a>)>);
-
-impl<'a> Fields<'a> {
-    fn read(message: &'a [u8]) -> Result<Self, DecodeError> {
-        let mut rest = message;
-        let value = rmpv::decode::read_value_ref_with_max_depth(&mut rest, MAX_DEPTH)
-            .map_err(|error| DecodeError::MessagePack(error.to_string()))?;
-        match value {
-            ValueRef::Map(fields) if rest.is_empty() => Ok(Self(fields)),
-            ValueRef::Map(_) => Err(DecodeError::MessagePack("bytes behind the message".into())),
-            _ => Err(DecodeError::MessagePack("not a map".into())),
-        }
+fn protocol(fields: &Fields<'_>) -> Result<TunnelProtocol, DecodeError> {
+    match fields.text("Protocol")? {
+        "http" | "https" | "" => Ok(TunnelProtocol::Http),
+        "tcp" => Ok(TunnelProtocol::Tcp),
+        _ => Err(DecodeError::Field("Protocol")),
     }
-
-    /// The last field of this name, as Python's dictionaries keep it.
-    fn find(&self, name: &str) -> Option<&ValueRef<'a>> {
-        self.0.iter().rev().find(|(key, _)| text_of(key) == Some(name)).map(|(_, value)| value)
-    }
-
-    /// A text; empty when it is missing or nil.
-    fn text(&self, name: &'static str) -> Result<&'a str, DecodeError> {
-        let text = match self.find(name) {
-            None | Some(ValueRef::Nil) => return Ok(""),
-            Some(value) => text_of(value).ok_or(DecodeError::Field(name))?,
-        };
-        if text.len() > MAX_TEXT { Err(DecodeError::Field(name)) } else { Ok(text) }
-    }
-
-    fn optional(&self, name: &'static str) -> Result<Option<String>, DecodeError> {
-        Ok(Some(self.text(name)?).filter(|text| !text.is_empty()).map(str::to_owned))
-    }
-
-    fn type_name(&self) -> Result<&'a str, DecodeError> {
-        match self.find("Type").or_else(|| self.find("type")) {
-            Some(value) => text_of(value).ok_or(DecodeError::Field("Type")),
-            None => Err(DecodeError::MissingType),
-        }
-    }
-
-    fn port(&self, name: &'static str) -> Result<Option<u16>, DecodeError> {
-        match self.find(name) {
-            None | Some(ValueRef::Nil) => Ok(None),
-            Some(ValueRef::Integer(port)) => match port.as_u64().and_then(|port| u16::try_from(port).ok()) {
-                Some(0) => Ok(None),
-                Some(port) => Ok(Some(port)),
-                None => Err(DecodeError::Field(name)),
-            },
-            Some(_) => Err(DecodeError::Field(name)),
-        }
-    }
-
-    fn protocol(&self) -> Result<TunnelProtocol, DecodeError> {
-        match self.text("Protocol")? {
-            "http" | "https" | "" => Ok(TunnelProtocol::Http),
-            "tcp" => Ok(TunnelProtocol::Tcp),
-            _ => Err(DecodeError::Field("Protocol")),
-        }
-    }
-}
-
-fn text_of<'a>(value: &ValueRef<'a>) -> Option<&'a str> {
-    match value {
-        ValueRef::String(text) => text.into_str(),
-        _ => None,
-    }
-}
-
-fn unknown(name: &str) -> DecodeError {
-    DecodeError::UnknownType(name.chars().take(64).collect())
 }
 
 /// Reads a message of a client: `Auth`, `ReqTunnel`, `RegProxy`, `Ping`, `Pong`, `Heartbeat`.
@@ -102,7 +38,7 @@ pub fn decode_client(message: &[u8]) -> Result<ClientMessage, DecodeError> {
         }),
         "ReqTunnel" => ClientMessage::ReqTunnel(ReqTunnel {
             request_id: RequestId::from_text(fields.text("ReqId")?),
-            protocol: fields.protocol()?,
+            protocol: protocol(&fields)?,
             subdomain: fields.optional("Subdomain")?,
             hostname: fields.optional("Hostname")?,
             remote_port: fields.port("RemotePort")?,
@@ -150,7 +86,7 @@ pub fn decode_server(message: &[u8]) -> Result<ServerMessage, DecodeError> {
                     "" => fields.text("Subdomain")?,
                     id => id,
                 }),
-                protocol: fields.protocol()?,
+                protocol: protocol(&fields)?,
                 url: fields.text("Url")?.to_owned(),
                 subdomain: fields.text("Subdomain")?.to_owned(),
                 remote_port: None,
@@ -204,43 +140,17 @@ fn envelope(message: &[u8]) -> Result<&[u8], DecodeError> {
     }
 }
 
-fn headers(fields: &Fields<'_>) -> Result<Vec<(String, String)>, DecodeError> {
-    match fields.find("headers") {
-        None | Some(ValueRef::Nil) => Ok(Vec::new()),
-        Some(ValueRef::Map(entries)) if entries.len() <= MAX_HEADERS => entries
-            .iter()
-            .map(|(name, value)| match (text_of(name), text_of(value)) {
-                (Some(name), Some(value)) => Ok((name.to_owned(), value.to_owned())),
-                _ => Err(DecodeError::Field("headers")),
-            })
-            .collect(),
-        Some(_) => Err(DecodeError::Field("headers")),
-    }
-}
-
-fn body(whole: &Bytes, fields: &Fields<'_>) -> Result<Bytes, DecodeError> {
-    match fields.find("body") {
-        None | Some(ValueRef::Nil) => Ok(Bytes::new()),
-        Some(ValueRef::Binary(body)) => Ok(whole.slice_ref(body)),
-        Some(ValueRef::String(body)) => Ok(whole.slice_ref(body.as_bytes())),
-        Some(_) => Err(DecodeError::Field("body")),
-    }
-}
-
 /// Reads a `Proxy` message with a response. Its body shares the message's memory.
 ///
 /// # Errors
 /// [`DecodeError`].
 pub fn decode_response(message: &Bytes) -> Result<ProxyResponse, DecodeError> {
     let fields = Fields::read(envelope(message)?)?;
-    let status = match fields.find("status") {
-        Some(ValueRef::Integer(status)) => status.as_u64().and_then(|status| u16::try_from(status).ok()),
-        _ => None,
-    };
+    let status = fields.number("status")?.and_then(|status| u16::try_from(status).ok());
     Ok(ProxyResponse {
         status: status.ok_or(DecodeError::Field("status"))?,
-        headers: headers(&fields)?,
-        body: body(message, &fields)?,
+        headers: fields.headers()?,
+        body: fields.bytes("body", message)?,
     })
 }
 
@@ -250,15 +160,11 @@ pub fn decode_response(message: &Bytes) -> Result<ProxyResponse, DecodeError> {
 /// [`DecodeError`].
 pub fn decode_request(message: &Bytes) -> Result<ProxyRequest, DecodeError> {
     let fields = Fields::read(envelope(message)?)?;
-    let long_text = |name: &'static str, default: &str| match fields.find(name) {
-        None | Some(ValueRef::Nil) => Ok(default.to_owned()),
-        Some(value) => text_of(value).map(str::to_owned).ok_or(DecodeError::Field(name)),
-    };
     Ok(ProxyRequest {
-        method: long_text("method", "GET")?,
-        path: long_text("path", "/")?,
-        query: long_text("query", "")?,
-        headers: headers(&fields)?,
-        body: body(message, &fields)?,
+        method: fields.long_text("method", "GET")?.to_owned(),
+        path: fields.long_text("path", "/")?.to_owned(),
+        query: fields.long_text("query", "")?.to_owned(),
+        headers: fields.headers()?,
+        body: fields.bytes("body", message)?,
     })
 }

@@ -1,9 +1,12 @@
 //! Messages to bytes: field names, order and empty values as the published clients write them.
 
-use serde::{Serialize, Serializer, ser::SerializeMap};
+use serde::Serialize;
 
 use super::{INVALID_TOKEN, PREFIX_LEN};
-use crate::message::{ClientMessage, ProxyRequest, ProxyResponse, Refusal, RefusalCode, ServerMessage, Token};
+use crate::{
+    dialect::msgpack::{Bin, Map},
+    message::{ClientMessage, ProxyRequest, ProxyResponse, Refusal, RefusalCode, ServerMessage, Token},
+};
 
 /// `Version` and `MmVersion` of every 2.x release.
 const VERSION: &str = "2.3.40";
@@ -73,26 +76,6 @@ enum Wire<'a> {
         #[serde(rename = "data")]
         data: Bin<'a>,
     },
-}
-
-struct Bin<'a>(&'a [u8]);
-
-impl Serialize for Bin<'_> {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.serialize_bytes(self.0)
-    }
-}
-
-struct Map<'a>(&'a [(String, String)]);
-
-impl Serialize for Map<'_> {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        let mut map = serializer.serialize_map(Some(self.0.len()))?;
-        for (name, value) in self.0 {
-            map.serialize_entry(name, value)?;
-        }
-        map.end()
-    }
 }
 
 #[derive(Serialize)]

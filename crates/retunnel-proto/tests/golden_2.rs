@@ -1,4 +1,4 @@
-//! Bytes recorded from the published clients (`fixtures/record.py`): we read them, and write the same.
+//! Bytes recorded from the published clients 2.x (`fixtures/record_2.py`): we read them, and write the same.
 
 use std::{fs, path::Path};
 
