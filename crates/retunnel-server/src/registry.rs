@@ -169,6 +169,9 @@ impl Registry {
         if inner.leases.find(&tunnel.key, now) == Found::Live(holder.clone()) {
             inner.leases.lose(&tunnel.key, &holder, now);
             inner.tunnel_gone(tunnel.account);
+            for key in inner.leases.trim(&tunnel.account, self.quota.tunnels) {
+                self.freed(&mut inner, key);
+            }
         }
         drop(inner);
         tunnel.closed.cancel();

@@ -7,6 +7,7 @@
 use std::{
     collections::{BTreeSet, HashMap},
     fmt,
+    hash::Hash,
     time::Duration,
 };
 
@@ -87,12 +88,29 @@ pub(crate) struct Leases<A, H> {
     leases: HashMap<Key, Lease<A, H>>,
     /// The held ones by the end of their grace time.
     held: BTreeSet<(Instant, Key)>,
+    /// How many of them each account has.
+    held_by: HashMap<A, usize>,
 }
 
-impl<A: Clone + PartialEq, H: Clone + PartialEq> Leases<A, H> {
+impl<A: Clone + Eq + Hash, H: Clone + PartialEq> Leases<A, H> {
     /// No leases; lost ones are held for `grace`.
     pub(crate) fn new(grace: Duration) -> Self {
-        Self { grace, leases: HashMap::new(), held: BTreeSet::new() }
+        Self { grace, leases: HashMap::new(), held: BTreeSet::new(), held_by: HashMap::new() }
+    }
+
+    fn hold(&mut self, until: Instant, key: Key, account: &A) {
+        if self.held.insert((until, key)) {
+            *self.held_by.entry(account.clone()).or_default() += 1;
+        }
+    }
+
+    fn not_held(&mut self, account: &A) {
+        if let Some(count) = self.held_by.get_mut(account) {
+            *count -= 1;
+            if *count == 0 {
+                self.held_by.remove(account);
+            }
+        }
     }
 
     /// Takes an address for an account. The newest claim of the owner wins at once. Call [`Self::expire`] before, so
@@ -114,6 +132,7 @@ impl<A: Clone + PartialEq, H: Clone + PartialEq> Leases<A, H> {
             LeaseState::Live(old) => Some(old),
             LeaseState::Held(until) => {
                 self.held.remove(&(until, key.clone()));
+                self.not_held(account);
                 None
             }
         };
@@ -127,7 +146,8 @@ impl<A: Clone + PartialEq, H: Clone + PartialEq> Leases<A, H> {
         {
             let until = now + self.grace;
             lease.state = LeaseState::Held(until);
-            self.held.insert((until, key.clone()));
+            let account = lease.account.clone();
+            self.hold(until, key.clone(), &account);
         }
     }
 
@@ -146,7 +166,7 @@ impl<A: Clone + PartialEq, H: Clone + PartialEq> Leases<A, H> {
     /// Puts a lease of an earlier run back: held from now on.
     pub(crate) fn restore(&mut self, key: Key, account: A, now: Instant) {
         let until = now + self.grace;
-        self.held.insert((until, key.clone()));
+        self.hold(until, key.clone(), &account);
         self.leases.insert(key, Lease { account, state: LeaseState::Held(until) });
     }
 
@@ -169,11 +189,31 @@ impl<A: Clone + PartialEq, H: Clone + PartialEq> Leases<A, H> {
         let mut freed = Vec::new();
         while self.held.first().is_some_and(|(until, _)| *until <= now) {
             if let Some((_, key)) = self.held.pop_first() {
-                self.leases.remove(&key);
+                self.free(&key);
                 freed.push(key);
             }
         }
         freed
+    }
+
+    /// Frees what an account holds beyond `max` addresses, the longest held first, and gives their keys: whoever claims
+    /// and loses addresses without end must not keep them all from others.
+    pub(crate) fn trim(&mut self, account: &A, max: usize) -> Vec<Key> {
+        let mut freed = Vec::new();
+        while self.held_by.get(account).is_some_and(|count| *count > max) {
+            let is_theirs = |key: &Key| self.leases.get(key).is_some_and(|lease| lease.account == *account);
+            let Some(oldest) = self.held.iter().find(|(_, key)| is_theirs(key)).cloned() else { break };
+            self.held.remove(&oldest);
+            self.free(&oldest.1);
+            freed.push(oldest.1);
+        }
+        freed
+    }
+
+    fn free(&mut self, key: &Key) {
+        if let Some(lease) = self.leases.remove(key) {
+            self.not_held(&lease.account);
+        }
     }
 
     /// Addresses that are live or held.
@@ -281,6 +321,25 @@ mod tests {
                 }
             }
         }
+    }
+
+    #[test]
+    fn an_account_holds_so_many_addresses_and_no_more() {
+        let now = Instant::now();
+        let mut leases = Leases::new(GRACE);
+        for port in 0..5_u16 {
+            leases.claim(&Key::Port(port), &1, port, now).expect("free");
+            leases.lose(&Key::Port(port), &port, now + Duration::from_secs(port.into()));
+        }
+        leases.claim(&Key::Port(9), &2, 9, now).expect("free");
+        leases.lose(&Key::Port(9), &9, now);
+        assert_eq!(leases.trim(&1, 5), []);
+        assert_eq!(leases.trim(&1, 3), [Key::Port(0), Key::Port(1)]);
+        assert_eq!(leases.claim(&Key::Port(0), &2, 0, now).map(|claimed| claimed.is_new), Ok(true));
+        leases.claim(&Key::Port(4), &1, 4, now).expect("theirs");
+        assert_eq!(leases.trim(&1, 1), [Key::Port(2)]);
+        assert_eq!(leases.expire(now + 2 * GRACE), [Key::Port(9), Key::Port(3)]);
+        assert!(leases.held_by.is_empty());
     }
 
     #[test]
