@@ -49,11 +49,7 @@ pub(crate) async fn serve(
     if !wants_link && !wants_socket {
         return rest(core, Rewind::new(received, socket), peer).await;
     }
-    let Some(permit) = core.gate.enter(peer.ip()) else {
-        debug!(%peer, "too many unauthenticated connections");
-        let _ = socket.write_all(BUSY).await;
-        return;
-    };
+    let permit = core.gate.enter(peer.ip());
     tune(&socket);
     let this = Arc::clone(core);
     if wants_link {
@@ -72,10 +68,6 @@ pub(crate) async fn serve(
         core.tasks.spawn(v2::serve_control(this, io, token, peer, permit));
     }
 }
-
-const BUSY: &[u8] = b"HTTP/1.1 503 Service Unavailable\r\nRetry-After: 2\r\nConnection: close\r\n\
-    Content-Type: application/json\r\nContent-Length: 89\r\n\r\n\
-    {\"detail\":\"too many connections are not authenticated yet\",\"code\":\"too_many_connections\"}";
 
 fn bearer(head: &RequestHead) -> Option<Token> {
     let value = head.header("authorization")?;
@@ -113,17 +105,5 @@ async fn rest(core: &Arc<Core>, io: Rewind, peer: SocketAddr) {
             debug!(%peer, %error, "REST connection failed");
         },
         () = core.stopping.cancelled() => {}
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::BUSY;
-
-    #[test]
-    fn the_busy_answer_has_the_length_it_says() {
-        let text = std::str::from_utf8(BUSY).expect("text");
-        let (head, body) = text.split_once("\r\n\r\n").expect("a head and a body");
-        assert!(head.contains(&format!("Content-Length: {}", body.len())), "{}", body.len());
     }
 }

@@ -1,16 +1,19 @@
 //! Rates and counts that protect the server from single peers. Peers are told apart by IPv4 address or IPv6 /64.
 
 use std::{
-    collections::HashMap,
+    collections::{BTreeMap, BTreeSet, HashMap},
     net::{IpAddr, Ipv6Addr},
     num::NonZeroU32,
     sync::{Arc, Mutex, MutexGuard},
+    time::Duration,
 };
 
 use governor::{
     DefaultKeyedRateLimiter, Quota, RateLimiter,
     clock::{Clock, DefaultClock},
 };
+use tokio::time::timeout;
+use tokio_util::sync::CancellationToken;
 
 use crate::config::Limits;
 
@@ -79,11 +82,27 @@ impl RateLimits {
 
 #[derive(Debug, Default)]
 struct Entered {
-    total: usize,
-    by_peer: HashMap<IpAddr, usize>,
+    /// Number of the newest connection; older ones have smaller numbers.
+    newest: u64,
+    all: BTreeMap<u64, (IpAddr, CancellationToken)>,
+    by_peer: HashMap<IpAddr, BTreeSet<u64>>,
 }
 
-/// Bounds the connections that have not authenticated yet.
+impl Entered {
+    fn remove(&mut self, number: u64) -> Option<CancellationToken> {
+        let (peer, evicted) = self.all.remove(&number)?;
+        if let Some(numbers) = self.by_peer.get_mut(&peer) {
+            numbers.remove(&number);
+            if numbers.is_empty() {
+                self.by_peer.remove(&peer);
+            }
+        }
+        Some(evicted)
+    }
+}
+
+/// Bounds the connections that have not authenticated yet. Where there are too many, the oldest gives way: an honest
+/// client authenticates in a moment, so that silent ones cannot keep it out.
 #[derive(Debug, Clone)]
 pub struct ConnectionGate {
     entered: Arc<Mutex<Entered>>,
@@ -97,24 +116,31 @@ impl ConnectionGate {
     pub fn new(limits: &Limits) -> Self {
         Self {
             entered: Arc::default(),
-            max: limits.max_unauthenticated,
-            max_per_peer: limits.max_unauthenticated_per_address,
+            max: limits.max_unauthenticated.max(1),
+            max_per_peer: limits.max_unauthenticated_per_address.max(1),
         }
     }
 
-    /// Lets a connection in, unless there are too many.
+    /// Lets a connection in.
     #[must_use]
-    pub fn enter(&self, address: IpAddr) -> Option<UnauthenticatedPermit> {
+    pub fn enter(&self, address: IpAddr) -> UnauthenticatedPermit {
         let peer = peer_of(address);
         let mut entered = self.lock();
-        let of_peer = entered.by_peer.get(&peer).copied().unwrap_or(0);
-        if entered.total >= self.max || of_peer >= self.max_per_peer {
-            return None;
+        let of_peer = entered.by_peer.get(&peer).filter(|numbers| numbers.len() >= self.max_per_peer);
+        let oldest = match of_peer {
+            Some(numbers) => numbers.first().copied(),
+            None if entered.all.len() >= self.max => entered.all.keys().next().copied(),
+            None => None,
+        };
+        if let Some(evicted) = oldest.and_then(|number| entered.remove(number)) {
+            evicted.cancel();
         }
-        entered.total += 1;
-        entered.by_peer.insert(peer, of_peer + 1);
+        entered.newest += 1;
+        let (number, evicted) = (entered.newest, CancellationToken::new());
+        entered.all.insert(number, (peer, evicted.clone()));
+        entered.by_peer.entry(peer).or_default().insert(number);
         drop(entered);
-        Some(UnauthenticatedPermit { gate: self.clone(), peer })
+        UnauthenticatedPermit { gate: self.clone(), number, evicted }
     }
 
     fn lock(&self) -> MutexGuard<'_, Entered> {
@@ -126,19 +152,23 @@ impl ConnectionGate {
 #[derive(Debug)]
 pub struct UnauthenticatedPermit {
     gate: ConnectionGate,
-    peer: IpAddr,
+    number: u64,
+    evicted: CancellationToken,
+}
+
+impl UnauthenticatedPermit {
+    /// Waits for what the peer has to say: not longer than `patience`, and not once newer connections need the place.
+    pub async fn within<T>(&self, patience: Duration, said: impl Future<Output = T>) -> Option<T> {
+        tokio::select! {
+            said = timeout(patience, said) => said.ok(),
+            () = self.evicted.cancelled() => None,
+        }
+    }
 }
 
 impl Drop for UnauthenticatedPermit {
     fn drop(&mut self) {
-        let mut entered = self.gate.lock();
-        entered.total -= 1;
-        if let Some(count) = entered.by_peer.get_mut(&self.peer) {
-            *count -= 1;
-            if *count == 0 {
-                entered.by_peer.remove(&self.peer);
-            }
-        }
+        self.gate.lock().remove(self.number);
     }
 }
 
@@ -151,15 +181,21 @@ mod tests {
     const HOST: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
 
     #[test]
-    fn the_gate_gives_places_back() {
+    fn the_oldest_of_too_many_gives_way() {
         let limits = Limits { max_unauthenticated: 3, max_unauthenticated_per_address: 2, ..Limits::default() };
         let gate = ConnectionGate::new(&limits);
-        let (first, _second) = (gate.enter(HOST), gate.enter(HOST));
-        assert!(gate.enter(HOST).is_none(), "too many of one address");
-        let _other = gate.enter("10.0.0.1".parse().expect("an address")).expect("another address");
-        assert!(gate.enter("10.0.0.2".parse().expect("an address")).is_none(), "too many");
-        drop(first);
-        assert!(gate.enter(HOST).is_some());
+        let enter = |address: &str| gate.enter(address.parse().expect("an address"));
+        let gone = |permit: &UnauthenticatedPermit| permit.evicted.is_cancelled();
+        let (other, first, second) = (enter("10.0.0.1"), gate.enter(HOST), gate.enter(HOST));
+        let third = gate.enter(HOST);
+        assert!(gone(&first) && !gone(&other) && !gone(&second), "too many of one address: its own oldest");
+        let fourth = enter("10.0.0.2");
+        assert!(gone(&other) && !gone(&second) && !gone(&third), "too many of all");
+        drop((second, first, other));
+        let fifth = enter("10.0.0.3");
+        assert!(![&third, &fourth, &fifth].into_iter().any(gone), "places are given back");
+        drop((third, fourth, fifth));
+        assert!(gate.lock().all.is_empty() && gate.lock().by_peer.is_empty());
     }
 
     #[test]

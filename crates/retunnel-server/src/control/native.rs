@@ -153,8 +153,8 @@ async fn session(
     permit: UnauthenticatedPermit,
 ) {
     let deadline = core.config.limits.unauthenticated_deadline;
-    let hello = match tokio::time::timeout(deadline, events.next()).await {
-        Ok(Some(LinkEvent::Control(payload))) => match FromClient::decode(&payload) {
+    let hello = match permit.within(deadline, events.next()).await {
+        Some(Some(LinkEvent::Control(payload))) => match FromClient::decode(&payload) {
             Ok(FromClient::Hello(hello)) => hello,
             Ok(_) => {
                 return refuse(&link, Refusal::new(RefusalCode::InvalidRequest, "the first message must be Auth"))
@@ -162,8 +162,8 @@ async fn session(
             }
             Err(error) => return refuse(&link, Refusal::new(RefusalCode::InvalidRequest, error.to_string())).await,
         },
-        Ok(_) => return link.close(ReasonCode::PROTOCOL, "expected Auth"),
-        Err(_) => return link.close(ReasonCode::PROTOCOL, "no Auth in time"),
+        Some(_) => return link.close(ReasonCode::PROTOCOL, "expected Auth"),
+        None => return link.close(ReasonCode::PROTOCOL, "no Auth in time"),
     };
     // Taken before the token is checked, so that no revocation falls between.
     let revoked = core.auth.revocations();

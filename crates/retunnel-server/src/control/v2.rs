@@ -206,21 +206,22 @@ pub(crate) async fn serve_control<IO>(
     IO: AsyncRead + AsyncWrite + Unpin,
 {
     let deadline = core.config.limits.unauthenticated_deadline;
-    let accepted = timeout(deadline, async {
-        let builder = ServerBuilder::new().limits(limits(MAX_UNAUTHENTICATED_MESSAGE));
-        let (_, mut socket) = builder.accept(io).await.ok()?;
-        loop {
-            let message = next_message(&mut socket).await?;
-            if message.is_binary() {
-                return Some((socket, message.into_payload()));
+    let accepted = permit
+        .within(deadline, async {
+            let builder = ServerBuilder::new().limits(limits(MAX_UNAUTHENTICATED_MESSAGE));
+            let (_, mut socket) = builder.accept(io).await.ok()?;
+            loop {
+                let message = next_message(&mut socket).await?;
+                if message.is_binary() {
+                    return Some((socket, message.into_payload()));
+                }
+                if message.is_text() || message.is_close() {
+                    return None;
+                }
             }
-            if message.is_text() || message.is_close() {
-                return None;
-            }
-        }
-    })
-    .await;
-    let Ok(Some((mut socket, first))) = accepted else {
+        })
+        .await;
+    let Some(Some((mut socket, first))) = accepted else {
         debug!(%peer, "control socket without Auth");
         return;
     };
@@ -437,21 +438,22 @@ pub(crate) async fn serve_proxy<IO>(
     IO: AsyncRead + AsyncWrite + Unpin,
 {
     let deadline = core.config.limits.unauthenticated_deadline;
-    let accepted = timeout(deadline, async {
-        let builder = ServerBuilder::new().limits(limits(MAX_UNAUTHENTICATED_MESSAGE));
-        let (_, mut socket) = builder.accept(io).await.ok()?;
-        loop {
-            let message = next_message(&mut socket).await?;
-            if message.is_binary() {
-                return Some((socket, message.into_payload()));
+    let accepted = permit
+        .within(deadline, async {
+            let builder = ServerBuilder::new().limits(limits(MAX_UNAUTHENTICATED_MESSAGE));
+            let (_, mut socket) = builder.accept(io).await.ok()?;
+            loop {
+                let message = next_message(&mut socket).await?;
+                if message.is_binary() {
+                    return Some((socket, message.into_payload()));
+                }
+                if message.is_text() || message.is_close() {
+                    return None;
+                }
             }
-            if message.is_text() || message.is_close() {
-                return None;
-            }
-        }
-    })
-    .await;
-    let Ok(Some((mut socket, first))) = accepted else {
+        })
+        .await;
+    let Some(Some((mut socket, first))) = accepted else {
         debug!(%peer, "data socket without RegProxy");
         return;
     };
