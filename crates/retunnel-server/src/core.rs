@@ -18,6 +18,9 @@ use crate::{
     registry::Registry,
 };
 
+/// Unit of [`Core::whole_bodies`] in bytes.
+pub(crate) const BODY_PIECE: usize = 64 * 1024;
+
 /// Shared by every task of one server.
 #[derive(Debug)]
 pub(crate) struct Core {
@@ -32,6 +35,8 @@ pub(crate) struct Core {
     pub(crate) visitors: Arc<Semaphore>,
     /// Received bytes that wait for their readers, over all links.
     pub(crate) budget: Arc<Budget>,
+    /// Request bodies that are kept whole for 2.x clients, in pieces of [`BODY_PIECE`].
+    pub(crate) whole_bodies: Arc<Semaphore>,
     /// The REST API.
     pub(crate) rest: axum::Router,
     pub(crate) ready: Arc<AtomicBool>,

@@ -12,9 +12,10 @@ use std::{
 };
 
 use retunnel_link::Budget;
+use retunnel_proto::limits::V2_MAX_REQUEST_BODY;
 use thiserror::Error;
 use tokio::{
-    net::{TcpListener, TcpSocket},
+    net::TcpListener,
     sync::Semaphore,
     time::{MissedTickBehavior, interval, timeout},
 };
@@ -24,7 +25,7 @@ use tracing::{error, info, warn};
 use crate::{
     auth::Auth,
     config::ServerConfig,
-    core::Core,
+    core::{BODY_PIECE, Core},
     edge::{accept, connection},
     limits::{ConnectionGate, RateLimits},
     registry::{Key, Quota, Registry},
@@ -34,6 +35,8 @@ use crate::{
 
 /// Connections that wait to be accepted.
 const BACKLOG: u32 = 4096;
+/// Connections beyond the bound that are told so at a time; further ones are just closed.
+const MAX_TURNED_AWAY: usize = 256;
 /// How long tasks may take to end once they were told to.
 const STOP_WITHIN: Duration = Duration::from_secs(2);
 /// Pause after the database refused a write.
@@ -75,7 +78,8 @@ impl Server {
         let failed = |source| StartError::Data { path: data_dir.clone(), source };
         let store = Store::open(&data_dir).await.map_err(failed)?;
         let leases = store.leases().await.map_err(failed)?;
-        let listener = bind(config.listen).map_err(|source| StartError::Listen { address: config.listen, source })?;
+        let listener = accept::listen(config.listen, BACKLOG)
+            .map_err(|source| StartError::Listen { address: config.listen, source })?;
         let address = listener.local_addr().map_err(|source| StartError::Listen { address: config.listen, source })?;
 
         let limits = &config.limits;
@@ -100,6 +104,8 @@ impl Server {
             gate: ConnectionGate::new(limits),
             visitors: Arc::new(Semaphore::new(limits.max_connections)),
             budget: Arc::new(Budget::new(limits.max_buffered)),
+            // Room for one at least, however small the bound.
+            whole_bodies: Arc::new(Semaphore::new(limits.max_buffered.max(V2_MAX_REQUEST_BODY).div_ceil(BODY_PIECE))),
             rest,
             ready,
             relays: TaskTracker::new(),
@@ -114,14 +120,6 @@ impl Server {
         info!(%address, data = %core.config.data_dir.display(), "server started");
         Ok(ServerHandle { core })
     }
-}
-
-fn bind(address: SocketAddr) -> io::Result<TcpListener> {
-    let socket = if address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
-    // A restarted server must get its port back while old connections are still in TIME_WAIT.
-    socket.set_reuseaddr(true)?;
-    socket.bind(address)?;
-    socket.listen(BACKLOG)
 }
 
 /// A running server. Dropping it stops everything at once.
@@ -183,21 +181,26 @@ impl Drop for ServerHandle {
 }
 
 async fn accept_all(core: Arc<Core>, listener: TcpListener) {
+    let turned_away = Arc::new(Semaphore::new(MAX_TURNED_AWAY));
     loop {
         // Both arms are cancel-safe.
         let (socket, peer) = tokio::select! {
             accepted = accept::next(&listener) => accepted,
             () = core.draining.cancelled() => return,
         };
-        let permit = Arc::clone(&core.visitors).try_acquire_owned().ok();
         let this = Arc::clone(&core);
-        match permit {
-            Some(permit) => core.relays.spawn(async move {
+        if let Ok(permit) = Arc::clone(&core.visitors).try_acquire_owned() {
+            core.relays.spawn(async move {
                 connection::serve(&this, socket, peer).await;
                 drop(permit);
-            }),
-            None => core.relays.spawn(async move { connection::turn_away(socket).await }),
-        };
+            });
+        } else if let Ok(permit) = Arc::clone(&turned_away).try_acquire_owned() {
+            core.relays.spawn(async move {
+                connection::turn_away(socket).await;
+                drop(permit);
+            });
+        }
+        // Beyond both bounds a connection is closed without a word.
     }
 }
 

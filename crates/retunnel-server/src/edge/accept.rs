@@ -1,4 +1,4 @@
-//! Accepts connections: never spins and never ends because of a single failure.
+//! Listens and accepts: never spins and never ends because of a single failure.
 
 use std::{
     io,
@@ -6,8 +6,9 @@ use std::{
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
+use socket2::{SockRef, TcpKeepalive};
 use tokio::{
-    net::{TcpListener, TcpStream},
+    net::{TcpListener, TcpSocket, TcpStream},
     time::sleep,
 };
 use tracing::warn;
@@ -15,6 +16,23 @@ use tracing::warn;
 /// Pause after a failed accept. Out of file descriptors the pending connection stays in the queue, so a loop without a
 /// pause would spin; a tenth of a second after some are free it goes on.
 const PAUSE: Duration = Duration::from_millis(100);
+
+/// A peer that vanished without a word is noticed after two minutes at the latest, also on a connection that nothing is
+/// sent on.
+const KEEPALIVE_AFTER: Duration = Duration::from_secs(60);
+const KEEPALIVE_EVERY: Duration = Duration::from_secs(15);
+
+/// Listens. `backlog` connections may wait to be accepted.
+pub(crate) fn listen(address: SocketAddr, backlog: u32) -> io::Result<TcpListener> {
+    let socket = if address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
+    // A restarted server must get its port back while old connections are still in TIME_WAIT.
+    socket.set_reuseaddr(true)?;
+    // Accepted connections inherit it; a wish.
+    let keepalive = TcpKeepalive::new().with_time(KEEPALIVE_AFTER).with_interval(KEEPALIVE_EVERY);
+    let _ = SockRef::from(&socket).set_tcp_keepalive(&keepalive);
+    socket.bind(address)?;
+    socket.listen(backlog)
+}
 
 /// The next connection, however often accepting fails.
 pub(crate) async fn next(listener: &TcpListener) -> (TcpStream, SocketAddr) {

@@ -23,11 +23,15 @@ use crate::{
         accept::unix_millis,
         exchange::{self, Outcome},
         host::Route,
-        http1::request::{self, RequestHead},
+        http1::{
+            Framing,
+            request::{self, RequestHead},
+        },
         page::EdgeError,
         relay,
     },
     registry::{Found, Key},
+    tunnel::Tunnel,
 };
 
 /// Room for reading a head; most fit.
@@ -73,6 +77,9 @@ pub(crate) async fn serve(core: &Arc<Core>, socket: TcpStream, peer: SocketAddr)
             Ok(Arrival::End) => return,
             Err(error) => {
                 debug!(%peer, code = error.code(), "request refused");
+                if core.config.access_log {
+                    info!(target: "retunnel::access", visitor = %peer.ip(), status = error.status(), error = error.code());
+                }
                 connection.answer(&error, b"", false).await;
                 return connection.linger().await;
             }
@@ -146,35 +153,12 @@ impl Connection {
     async fn request(&mut self, core: &Arc<Core>, head: &RequestHead, route: Route) -> bool {
         let started = (Instant::now(), unix_millis());
         let accept = head.header("accept").unwrap_or_default().to_vec();
-        let Route::Tunnel(name) = route else {
-            return self.refuse(&EdgeError::TunnelNotFound, &accept, head).await;
-        };
-        let key = Key::Name(name);
-        let (address, trusted) = visitor_address(core, head, self.peer);
-        let mut tries = 0;
-        loop {
-            tries += 1;
-            let tunnel = match core.registry.find(&key, core.config.limits.hold_visitors).await {
-                Found::Live(tunnel) => tunnel,
-                Found::Held(until) => {
-                    let seconds = until.saturating_duration_since(Instant::now()).as_secs().max(1);
-                    return self.refuse(&EdgeError::TunnelOffline(seconds), &accept, head).await;
-                }
-                Found::Free => return self.refuse(&EdgeError::TunnelNotFound, &accept, head).await,
-            };
-            if let Some(access) = &tunnel.access
-                && !access.admits(&head.headers)
-            {
-                return self.refuse(&EdgeError::Unauthorized, &accept, head).await;
-            }
-            let outcome = exchange::exchange(core, self, head, &tunnel, (address, trusted)).await;
-            if outcome.retry && tries < TRIES {
-                debug!(tunnel = %key, "client lost before it answered; request passed on again");
-                continue;
-            }
-            let keep_alive = self.finish(&outcome, head, &accept).await;
-            let status = outcome.status();
-            let error = outcome.error.as_ref().map_or("", |error| error.code());
+        let visitor = visitor_address(core, head, self.peer);
+        let (outcome, tunnel) = self.pass_on(core, head, route, visitor).await;
+        let keep_alive = self.finish(&outcome, head, &accept).await;
+        let status = outcome.status();
+        let error = outcome.error.as_ref().map_or("", |error| error.code());
+        if let Some(tunnel) = tunnel {
             tunnel.activity.record(|| RequestSummary {
                 method: String::from_utf8_lossy(&head.method).into_owned(),
                 path: shortened(&head.target),
@@ -183,25 +167,62 @@ impl Connection {
                 bytes_out: outcome.bytes_out,
                 bytes_in: outcome.bytes_in,
                 started_ms: started.1,
-                visitor: address.to_string(),
+                visitor: visitor.0.to_string(),
                 error: error.to_owned(),
             });
-            if core.config.access_log {
-                info!(
-                    target: "retunnel::access",
-                    tunnel = %key,
-                    visitor = %address,
-                    method = %String::from_utf8_lossy(&head.method),
-                    path = %shortened(head.path()),
-                    status,
-                    bytes_in = outcome.bytes_in,
-                    bytes_out = outcome.bytes_out,
-                    ms = u64::try_from(started.0.elapsed().as_millis()).unwrap_or(u64::MAX),
-                    error,
-                    truncated = outcome.cut,
-                );
+        }
+        if core.config.access_log {
+            info!(
+                target: "retunnel::access",
+                host = %String::from_utf8_lossy(&head.authority),
+                visitor = %visitor.0,
+                method = %String::from_utf8_lossy(&head.method),
+                path = %shortened(head.path()),
+                status,
+                bytes_in = outcome.bytes_in,
+                bytes_out = outcome.bytes_out,
+                ms = u64::try_from(started.0.elapsed().as_millis()).unwrap_or(u64::MAX),
+                error,
+                truncated = outcome.cut,
+            );
+        }
+        keep_alive && !core.draining.is_cancelled()
+    }
+
+    /// Passes a request on to the tunnel it names, if there is one that admits it.
+    async fn pass_on(
+        &mut self,
+        core: &Arc<Core>,
+        head: &RequestHead,
+        route: Route,
+        visitor: (IpAddr, bool),
+    ) -> (Outcome, Option<Arc<Tunnel>>) {
+        // A refused request's body is not read; without one the connection can stay open.
+        let refused =
+            |error| Outcome { error: Some(error), keep_alive: head.body == Framing::None, ..Outcome::default() };
+        let Route::Tunnel(name) = route else { return (refused(EdgeError::TunnelNotFound), None) };
+        let key = Key::Name(name);
+        let mut tries = 0;
+        loop {
+            tries += 1;
+            let tunnel = match core.registry.find(&key, core.config.limits.hold_visitors).await {
+                Found::Live(tunnel) => tunnel,
+                Found::Held(until) => {
+                    let seconds = until.saturating_duration_since(Instant::now()).as_secs().max(1);
+                    return (refused(EdgeError::TunnelOffline(seconds)), None);
+                }
+                Found::Free => return (refused(EdgeError::TunnelNotFound), None),
+            };
+            if let Some(access) = &tunnel.access
+                && !access.admits(&head.headers)
+            {
+                return (refused(EdgeError::Unauthorized), Some(tunnel));
             }
-            return keep_alive && !core.draining.is_cancelled();
+            let outcome = exchange::exchange(core, self, head, &tunnel, visitor).await;
+            if !outcome.retry || tries == TRIES {
+                return (outcome, Some(tunnel));
+            }
+            debug!(tunnel = %key, "client lost before it answered; request passed on again");
         }
     }
 
@@ -219,12 +240,6 @@ impl Connection {
             }
             None => outcome.keep_alive,
         }
-    }
-
-    /// Answers a request that goes nowhere. The connection stays open when the request had no body.
-    async fn refuse(&mut self, error: &EdgeError, accept: &[u8], head: &RequestHead) -> bool {
-        let keep_alive = head.keep_alive && head.body == crate::edge::http1::Framing::None;
-        self.answer_with(error, accept, head.is_head(), !keep_alive).await && keep_alive
     }
 
     async fn answer(&mut self, error: &EdgeError, accept: &[u8], to_head: bool) -> bool {

@@ -4,7 +4,10 @@ use std::{
     io,
     net::IpAddr,
     pin::pin,
-    sync::atomic::{AtomicBool, AtomicU16, AtomicU64, Ordering::Relaxed},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicU16, AtomicU64, Ordering::Relaxed},
+    },
     time::Duration,
 };
 
@@ -14,6 +17,7 @@ use retunnel_proto::{limits::V2_MAX_REQUEST_BODY, message::TunnelProtocol, nativ
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::tcp::{ReadHalf, WriteHalf},
+    sync::OwnedSemaphorePermit,
     time::{sleep, timeout},
 };
 use tracing::debug;
@@ -23,7 +27,7 @@ use crate::{
         native::NativeUpstream,
         v2::{RelayError, V2Upstream},
     },
-    core::Core,
+    core::{BODY_PIECE, Core},
     edge::{
         buffer::{BUFFER, Buffer},
         connection::Connection,
@@ -269,7 +273,6 @@ async fn over_stream(
                 UpEnd::TooSlow => Err(Failure::Cut),
                 // The local service stopped reading; it may still answer.
                 UpEnd::UpstreamClosed => down.await,
-                UpEnd::Upgraded => down.await,
             },
         }
     };
@@ -293,8 +296,6 @@ enum UpEnd {
     BadBody,
     TooSlow,
     UpstreamClosed,
-    /// Bytes after the request belong to the other protocol once that is agreed.
-    Upgraded,
 }
 
 async fn send_request(
@@ -355,9 +356,7 @@ async fn send_request(
         *received = BytesMut::new();
     }
     progress.request_done.store(true, Relaxed);
-    if head.upgrade.is_some() {
-        return UpEnd::Upgraded;
-    }
+    // Bytes behind a handshake are kept as well: they belong to the other protocol once that is agreed.
     watch(from_visitor, received).await
 }
 
@@ -631,8 +630,8 @@ async fn v2(
     if head.upgrade.is_some() {
         return failed(EdgeError::UpgradeUnsupported, true);
     }
-    let body = match whole_body(core, connection, head).await {
-        Ok(body) => body,
+    let (body, _room) = match whole_body(core, connection, head).await {
+        Ok(whole) => whole,
         Err(Failure::Answer(error)) => return failed(error, false),
         Err(_) => return Outcome { cut: true, ..Outcome::default() },
     };
@@ -684,12 +683,25 @@ async fn v2(
     }
 }
 
-/// Reads a body whole, as dialect 2 needs it.
-async fn whole_body(core: &Core, connection: &mut Connection, head: &RequestHead) -> Result<Bytes, Failure> {
+/// Reads a body whole, as dialect 2 needs it. The permit stands for the memory it takes; all of it is taken before the
+/// first byte is read, so that bodies which wait for room hold none.
+async fn whole_body(
+    core: &Core,
+    connection: &mut Connection,
+    head: &RequestHead,
+) -> Result<(Bytes, Option<OwnedSemaphorePermit>), Failure> {
     let too_large = || Failure::Answer(EdgeError::RequestTooLarge(V2_MAX_REQUEST_BODY));
-    if matches!(head.body, Framing::Length(length) if length > V2_MAX_REQUEST_BODY as u64) {
+    let most = match head.body {
+        Framing::None | Framing::Length(0) => return Ok((Bytes::new(), None)),
+        Framing::Length(length) => usize::try_from(length).unwrap_or(usize::MAX),
+        Framing::Chunked | Framing::UntilClose => V2_MAX_REQUEST_BODY,
+    };
+    if most > V2_MAX_REQUEST_BODY {
         return Err(too_large());
     }
+    let pieces = u32::try_from(most.div_ceil(BODY_PIECE)).unwrap_or(u32::MAX);
+    let room = timeout(core.config.limits.hold_visitors, Arc::clone(&core.whole_bodies).acquire_many_owned(pieces));
+    let Ok(Ok(room)) = room.await else { return Err(Failure::Answer(EdgeError::TooManyConnections)) };
     if head.expects_continue && connection.received.is_empty() {
         connection.socket.write_all(b"HTTP/1.1 100 Continue\r\n\r\n").await.map_err(|_| Failure::Cut)?;
     }
@@ -703,7 +715,7 @@ async fn whole_body(core: &Core, connection: &mut Connection, head: &RequestHead
             return Err(too_large());
         }
         if decoder.is_done() {
-            return Ok(body.freeze());
+            return Ok((body.freeze(), Some(room)));
         }
         connection.received.reserve(BUFFER);
         let reading = connection.socket.read_buf(&mut connection.received);

@@ -6,7 +6,7 @@ use std::{io, net::SocketAddr, sync::Arc};
 use retunnel_link::{Pump, StreamReset};
 use retunnel_proto::message::{RequestSummary, TunnelProtocol};
 use tokio::{
-    net::{TcpListener, TcpSocket, TcpStream},
+    net::{TcpListener, TcpStream},
     time::Instant,
 };
 use tokio_util::sync::CancellationToken;
@@ -31,10 +31,7 @@ const BACKLOG: u32 = 1024;
 /// When the port cannot be bound.
 pub(crate) fn listen(core: &Arc<Core>, port: u16) -> io::Result<CancellationToken> {
     let address = SocketAddr::new(core.config.tcp_bind(), port);
-    let socket = if address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
-    socket.set_reuseaddr(true)?;
-    socket.bind(address)?;
-    let listener = socket.listen(BACKLOG)?;
+    let listener = accept::listen(address, BACKLOG)?;
     let stop = core.stopping.child_token();
     core.tasks.spawn(serve(Arc::clone(core), listener, port, stop.clone()));
     Ok(stop)
