@@ -9,11 +9,18 @@ const CEILING: Duration = Duration::from_secs(16);
 /// While nothing listens at the server's address it is probably restarting: then it is asked more often, at first.
 const RESTART_CEILING: Duration = Duration::from_millis(700);
 const RESTART_WINDOW: Duration = Duration::from_secs(60);
+/// A session that lasted so long was a good one.
+const STEADY: Duration = Duration::from_secs(1);
+/// Longest pause before the first attempt when sessions end as soon as they stand: something in between cuts them, and
+/// without a pause the two ends would do nothing but shake hands.
+const BRIEF_CEILING: Duration = Duration::from_millis(250);
 
 /// Delays between attempts: none before the first, then 1 s doubling up to 16 s, each times a random factor from one
 /// half to one so that a thousand clients do not come back in step.
 #[derive(Debug, Default)]
 pub(crate) struct Backoff {
+    /// Sessions in a row that did not last.
+    brief: u32,
     attempts: u32,
     waited: Duration,
 }
@@ -33,7 +40,8 @@ impl Backoff {
         let attempt = self.attempts;
         self.attempts = self.attempts.saturating_add(1);
         if attempt == 0 && at_least.is_none() {
-            return Duration::ZERO;
+            let pause = Duration::from_millis(if self.brief == 0 { 0 } else { 5 << self.brief.min(10) });
+            return pause.min(BRIEF_CEILING).mul_f64(factor);
         }
         let doubled = FIRST.saturating_mul(1 << attempt.saturating_sub(1).min(10));
         let ceiling = if refused && self.waited < RESTART_WINDOW { RESTART_CEILING } else { CEILING };
@@ -42,9 +50,10 @@ impl Backoff {
         delay
     }
 
-    /// A session stood.
-    pub(crate) fn reset(&mut self) {
-        *self = Self::default();
+    /// A session stood for so long.
+    pub(crate) fn stood(&mut self, lasted: Duration) {
+        let brief = if lasted < STEADY { self.brief.saturating_add(1) } else { 0 };
+        *self = Self { brief, ..Self::default() };
     }
 }
 
@@ -70,10 +79,24 @@ mod tests {
     }
 
     #[test]
+    fn sessions_that_end_at_once_are_not_begun_without_end() {
+        let mut backoff = Backoff::default();
+        let pauses: Vec<_> = (0..9)
+            .map(|_| {
+                backoff.stood(Duration::from_millis(20));
+                backoff.next_with(false, None, 1.0).as_millis()
+            })
+            .collect();
+        assert_eq!(pauses, [10, 20, 40, 80, 160, 250, 250, 250, 250]);
+        backoff.stood(STEADY);
+        assert_eq!(backoff.next_with(false, None, 1.0), Duration::ZERO);
+    }
+
+    #[test]
     fn the_server_may_ask_for_more_time() {
         let mut backoff = Backoff::default();
         assert_eq!(backoff.next_with(false, Some(Duration::from_secs(30)), 0.5), Duration::from_secs(30));
-        backoff.reset();
+        backoff.stood(STEADY);
         assert_eq!(backoff.attempts(), 0);
         let delay = backoff.next(false, Some(Duration::from_secs(2)));
         assert_eq!(delay, Duration::from_secs(2));

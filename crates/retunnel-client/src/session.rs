@@ -10,7 +10,7 @@ use retunnel_link::LinkError;
 use retunnel_proto::message::{Auth, RefusalCode, Token};
 use tokio::{
     sync::mpsc,
-    time::{Duration, sleep},
+    time::{Duration, Instant, sleep},
 };
 
 use self::tunnels::Tunnels;
@@ -50,8 +50,9 @@ pub(crate) async fn supervise(
         let cause = match outcome {
             Ok(established) => {
                 stood = true;
-                backoff.reset();
+                let began = Instant::now();
                 let lost = established.run(&shared, &mut commands).await;
+                backoff.stood(began.elapsed());
                 if closing.is_cancelled() {
                     break ConnectError::Closed;
                 }
