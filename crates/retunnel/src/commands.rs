@@ -5,6 +5,7 @@ pub(crate) mod config;
 pub(crate) mod credits;
 #[cfg(feature = "server")]
 pub(crate) mod demo;
+pub(crate) mod descriptors;
 pub(crate) mod help;
 pub(crate) mod http;
 pub(crate) mod logging;

@@ -12,7 +12,7 @@ use retunnel_server::{
 
 use crate::{
     args::{Global, LogFormat, ServerArgs},
-    commands::{logging, signals::Signals},
+    commands::{descriptors, logging, signals::Signals},
     exit::Usage,
     output::Output,
     settings::Variables,
@@ -20,6 +20,7 @@ use crate::{
 
 pub(crate) fn run(args: ServerArgs, global: &Global, variables: &Variables, output: Output) -> Result<()> {
     logging::start(global, variables, "info", args.log_format == LogFormat::Json, false)?;
+    descriptors::raise();
     let action = args.action.is_some();
     let config = config_of(args)?;
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;

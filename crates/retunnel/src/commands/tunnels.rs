@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 
 use crate::{
     args::Global,
-    commands::{logging, signals::Signals},
+    commands::{descriptors, logging, signals::Signals},
     output::{self, Output},
     settings::{Settings, Variables},
     ui,
@@ -37,6 +37,7 @@ pub(crate) fn run(
     output: Output,
 ) -> Result<()> {
     logging::start(global, variables, "warn", false, output.is_interactive())?;
+    descriptors::raise();
     // One thread relays faster than two that share the work, and leaves the others to the local service.
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let result = runtime.block_on(async {
