@@ -18,6 +18,7 @@ use crate::{
     event::{self, Event, Events, SessionInfo},
     session,
     stats::{Stats, StatsSnapshot},
+    tap::Observer,
     target::LocalTarget,
     transport::{Dialer, ServerEndpoint},
     tunnel::{Tunnel, TunnelInfo, TunnelSpec},
@@ -58,6 +59,7 @@ pub(crate) struct Shared {
     /// As many commands as the caller has tunnels.
     pub(crate) commands: mpsc::UnboundedSender<Command>,
     pub(crate) events: broadcast::Sender<Event>,
+    pub(crate) observer: Option<Arc<dyn Observer>>,
     pub(crate) closing: CancellationToken,
     pub(crate) done: CancellationToken,
 }
@@ -103,6 +105,7 @@ pub struct ClientBuilder {
     pub(crate) register: bool,
     pub(crate) replace_refused_token: bool,
     pub(crate) keep_trying: bool,
+    pub(crate) observer: Option<Arc<dyn Observer>>,
 }
 
 impl ClientBuilder {
@@ -150,6 +153,13 @@ impl ClientBuilder {
         self
     }
 
+    /// Looks at what passes on HTTP tunnels, except where [`TunnelSpec::inspect`] says no. Default nobody.
+    #[must_use]
+    pub fn observer(mut self, observer: Arc<dyn Observer>) -> Self {
+        self.observer = Some(observer);
+        self
+    }
+
     /// Starts connecting in the background. Must be called in a tokio runtime.
     #[must_use]
     pub fn start(self) -> Client {
@@ -159,6 +169,7 @@ impl ClientBuilder {
             changed: Notify::new(),
             commands,
             events: broadcast::channel(event::QUEUE).0,
+            observer: self.observer.clone(),
             closing: CancellationToken::new(),
             done: CancellationToken::new(),
         });
@@ -203,6 +214,7 @@ impl Client {
             register: true,
             replace_refused_token: false,
             keep_trying: false,
+            observer: None,
         }
     }
 

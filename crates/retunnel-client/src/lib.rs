@@ -24,6 +24,7 @@ mod reconnect;
 mod relay;
 mod session;
 mod stats;
+pub mod tap;
 mod target;
 mod transport;
 mod tunnel;

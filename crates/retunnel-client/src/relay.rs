@@ -14,6 +14,7 @@ use tokio_rustls::TlsConnector;
 use crate::{
     error::RelayError,
     stats::Stats,
+    tap::{Tap, TappedSocket},
     target::{Address, LocalTarget},
     transport::{Socket, tls_config},
 };
@@ -21,12 +22,17 @@ use crate::{
 /// How long the local service may take to accept.
 const DIAL_WITHIN: Duration = Duration::from_secs(5);
 
-/// Serves one stream until both sides are done.
+/// Serves one stream until both sides are done. `tap` sees what passes.
 ///
 /// # Errors
 /// [`RelayError::LocalUnreachable`] when the local service takes no connection; the visitor is told then.
-pub(crate) async fn serve(stream: LinkStream, target: &LocalTarget, stats: &Stats) -> Result<(), RelayError> {
-    let mut local =
+pub(crate) async fn serve(
+    stream: LinkStream,
+    target: &LocalTarget,
+    stats: &Stats,
+    tap: Option<Box<Tap>>,
+) -> Result<(), RelayError> {
+    let local =
         match timeout(DIAL_WITHIN, connect(target)).await.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into())) {
             Ok(local) => local,
             Err(error) => {
@@ -36,6 +42,7 @@ pub(crate) async fn serve(stream: LinkStream, target: &LocalTarget, stats: &Stat
                 return Err(RelayError::LocalUnreachable { target: target.to_string(), reason });
             }
         };
+    let mut local = TappedSocket::new(local, tap);
     stats.opened();
     let _open = Open(stats);
     // `down` comes from the local service: seen from the link it is what goes up.

@@ -24,11 +24,21 @@ pub struct TunnelSpec {
     pub(crate) hostname: Option<String>,
     pub(crate) remote_port: Option<u16>,
     pub(crate) auth: Option<HttpAuth>,
+    inspect: bool,
 }
 
 impl TunnelSpec {
     fn new(protocol: TunnelProtocol, target: LocalTarget) -> Self {
-        Self { name: None, protocol, target, subdomain: None, hostname: None, remote_port: None, auth: None }
+        Self {
+            name: None,
+            protocol,
+            target,
+            subdomain: None,
+            hostname: None,
+            remote_port: None,
+            auth: None,
+            inspect: true,
+        }
     }
 
     /// A tunnel for an HTTP service.
@@ -100,6 +110,17 @@ impl TunnelSpec {
                 Err(ValidationError { what: "credentials", value: "***".into(), reason })
             }
         }
+    }
+
+    /// Whether an observer may look at what passes. Default yes.
+    #[must_use]
+    pub const fn inspect(mut self, inspect: bool) -> Self {
+        self.inspect = inspect;
+        self
+    }
+
+    pub(crate) fn is_inspected(&self) -> bool {
+        self.inspect && self.protocol == TunnelProtocol::Http
     }
 
     /// What to call this tunnel while it has no public address.

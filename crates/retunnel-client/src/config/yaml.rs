@@ -71,7 +71,7 @@ pub struct TunnelEntry {
     /// Wanted public port of a TCP tunnel.
     #[serde(default)]
     pub remote_port: Option<u16>,
-    /// Read and ignored until there is an inspector.
+    /// Whether the inspector sees the tunnel; yes by default.
     #[serde(default)]
     pub inspect: Option<bool>,
 }
@@ -123,7 +123,7 @@ impl TunnelEntry {
         if self.name.is_empty() {
             return Err(error("name", "", "a tunnel needs a name"));
         }
-        spec = spec.name(&self.name);
+        spec = spec.name(&self.name).inspect(self.inspect.unwrap_or(true));
         if let Some(subdomain) = self.subdomain.as_deref().filter(|text| !text.is_empty()) {
             spec = spec.subdomain(subdomain)?;
         }

@@ -167,7 +167,7 @@ fn control(tunnels: &mut Tunnels, payload: &Bytes) {
 }
 
 async fn relay(stream: LinkStream, served: Served) {
-    match relay::serve(stream, &served.target, &served.stats).await {
+    match relay::serve(stream, &served.target, &served.stats, served.tap()).await {
         Ok(()) => {}
         Err(error @ RelayError::LocalUnreachable { .. }) => served.unreachable(&error),
         Err(error) => debug!(tunnel = served.name, %error, "connection failed"),

@@ -13,6 +13,7 @@ use crate::{
     error::{RelayError, TunnelError},
     event::{Event, SessionInfo},
     stats::Stats,
+    tap::{Observer, Tap},
     target::LocalTarget,
     tunnel::TunnelInfo,
 };
@@ -37,10 +38,17 @@ pub(crate) struct Served {
     pub(crate) name: String,
     pub(crate) target: LocalTarget,
     pub(crate) stats: Arc<Stats>,
+    /// Looks at the tunnel's exchanges.
+    observer: Option<Arc<dyn Observer>>,
     shared: Arc<Shared>,
 }
 
 impl Served {
+    /// What looks at a new connection to the local service.
+    pub(crate) fn tap(&self) -> Option<Box<Tap>> {
+        Some(Box::new(Tap::new(Arc::clone(self.observer.as_ref()?), self.name.clone())))
+    }
+
     /// The local service did not take a connection.
     pub(crate) fn unreachable(&self, error: &RelayError) {
         self.shared.emit(Event::LocalUnreachable { tunnel: self.name.clone(), reason: error.to_string() });
@@ -179,6 +187,7 @@ impl Tunnels {
             name: entry.info.as_ref().map(|info| info.name.clone()).unwrap_or_default(),
             target: entry.spec.target.clone(),
             stats: Arc::clone(&entry.stats),
+            observer: self.shared.observer.clone().filter(|_| entry.spec.is_inspected()),
             shared: Arc::clone(&self.shared),
         })
     }
