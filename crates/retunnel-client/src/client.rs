@@ -14,6 +14,7 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 use crate::{
+    dialect::Dialect,
     error::{ConnectError, TunnelError},
     event::{self, Event, Events, SessionInfo},
     session,
@@ -106,6 +107,7 @@ pub struct ClientBuilder {
     pub(crate) replace_refused_token: bool,
     pub(crate) keep_trying: bool,
     pub(crate) observer: Option<Arc<dyn Observer>>,
+    pub(crate) dialect: Option<Dialect>,
 }
 
 impl ClientBuilder {
@@ -157,6 +159,13 @@ impl ClientBuilder {
     #[must_use]
     pub fn observer(mut self, observer: Arc<dyn Observer>) -> Self {
         self.observer = Some(observer);
+        self
+    }
+
+    /// Speaks this dialect only. Default `None`: the best one that the server speaks.
+    #[must_use]
+    pub const fn dialect(mut self, dialect: Option<Dialect>) -> Self {
+        self.dialect = dialect;
         self
     }
 
@@ -215,6 +224,7 @@ impl Client {
             replace_refused_token: false,
             keep_trying: false,
             observer: None,
+            dialect: None,
         }
     }
 

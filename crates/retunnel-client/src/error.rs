@@ -70,7 +70,7 @@ pub enum ConnectError {
         patience: Duration,
     },
     /// Something answers there, but not a ReTunnel server.
-    #[error("{endpoint} is not a ReTunnel server, or an old one: it answered `{answer}`")]
+    #[error("{endpoint} is not a ReTunnel server, or speaks another dialect: it answered `{answer}`")]
     NotAServer {
         /// The server.
         endpoint: ServerEndpoint,
@@ -168,6 +168,20 @@ pub enum RelayError {
     /// One of both connections failed midway.
     #[error("{0}")]
     Io(#[from] io::Error),
+    /// The local service's answer is not HTTP/1.1, or ended early.
+    #[error("the local service's answer failed: {0}")]
+    Answer(#[from] hyper::Error),
+}
+
+impl RelayError {
+    /// Stable code, as error pages have it (`docs/errors.md`).
+    pub(crate) fn code(&self) -> &'static str {
+        match self {
+            Self::LocalUnreachable { .. } => "local_unreachable",
+            Self::Answer(error) if error.is_parse() => "local_invalid_response",
+            Self::Io(_) | Self::Answer(_) => "local_closed_early",
+        }
+    }
 }
 
 /// What is wrong with a configuration file.

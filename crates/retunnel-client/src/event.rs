@@ -5,7 +5,7 @@ use std::time::Duration;
 use retunnel_proto::message::{Refusal, RequestSummary, Token};
 use tokio::sync::broadcast;
 
-use crate::tunnel::TunnelInfo;
+use crate::{dialect::Dialect, tunnel::TunnelInfo};
 
 /// Events a slow listener may miss.
 pub(crate) const QUEUE: usize = 1024;
@@ -81,14 +81,16 @@ pub enum Event {
 #[derive(Debug, Clone)]
 #[non_exhaustive]
 pub struct SessionInfo {
-    /// Account the server took this client for.
+    /// Account the server took this client for; empty when the dialect does not tell it.
     pub account: String,
     /// The session's id.
     pub client_id: String,
     /// The server.
     pub server: String,
-    /// The server's version.
+    /// The server's version; empty when the dialect does not tell it.
     pub server_version: String,
+    /// What both speak.
+    pub dialect: Dialect,
 }
 
 /// A client's events. A listener that is too slow misses the oldest.

@@ -18,8 +18,10 @@
 pub mod api;
 mod client;
 pub mod config;
+mod dialect;
 pub mod error;
 mod event;
+mod exchange;
 mod reconnect;
 mod relay;
 mod session;
@@ -30,6 +32,7 @@ mod transport;
 mod tunnel;
 
 pub use client::{Client, ClientBuilder};
+pub use dialect::Dialect;
 pub use error::{ApiError, ConfigError, ConnectError, Error, RelayError, TunnelError, ValidationError};
 pub use event::{Event, Events, SessionInfo};
 pub use retunnel_proto::{

@@ -32,16 +32,13 @@ pub(crate) async fn serve(
     stats: &Stats,
     tap: Option<Box<Tap>>,
 ) -> Result<(), RelayError> {
-    let local =
-        match timeout(DIAL_WITHIN, connect(target)).await.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into())) {
-            Ok(local) => local,
-            Err(error) => {
-                stats.failed();
-                let reason = reason_of(&error);
-                stream.reset(ReasonCode::LOCAL_UNREACHABLE, &format!("{reason}: {target}"));
-                return Err(RelayError::LocalUnreachable { target: target.to_string(), reason });
-            }
-        };
+    let local = match reach(target, stats).await {
+        Ok(local) => local,
+        Err(error) => {
+            stream.reset(ReasonCode::LOCAL_UNREACHABLE, &error.to_string());
+            return Err(error);
+        }
+    };
     let mut local = TappedSocket::new(local, tap);
     stats.opened();
     let _open = Open(stats);
@@ -73,6 +70,18 @@ impl Drop for Open<'_> {
     fn drop(&mut self) {
         self.0.closed();
     }
+}
+
+/// A connection to the local service.
+///
+/// # Errors
+/// [`RelayError::LocalUnreachable`].
+pub(crate) async fn reach(target: &LocalTarget, stats: &Stats) -> Result<Socket, RelayError> {
+    let dialed = timeout(DIAL_WITHIN, connect(target)).await.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()));
+    dialed.map_err(|error| {
+        stats.failed();
+        RelayError::LocalUnreachable { target: target.to_string(), reason: reason_of(&error) }
+    })
 }
 
 fn reason_of(error: &io::Error) -> String {

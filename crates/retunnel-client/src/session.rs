@@ -3,6 +3,8 @@
 
 mod native;
 mod tunnels;
+mod v2;
+mod visit;
 
 use std::sync::Arc;
 
@@ -13,10 +15,12 @@ use tokio::{
     time::{Duration, Instant, sleep},
 };
 
+pub(crate) use self::tunnels::Served;
 use self::tunnels::Tunnels;
 use crate::{
     api::ApiClient,
     client::{ClientBuilder, Command, Shared},
+    dialect::Dialect,
     error::{ApiError, ConnectError, TunnelError},
     event::{Event, SessionInfo},
     reconnect::Backoff,
@@ -26,7 +30,11 @@ use crate::{
 /// How long the server may take to answer `Auth`.
 const AUTH_WITHIN: Duration = Duration::from_secs(10);
 /// How long a farewell may take.
-const CLOSE_WITHIN: Duration = Duration::from_millis(500);
+pub(crate) const CLOSE_WITHIN: Duration = Duration::from_millis(500);
+/// Time between questions whether the server is there, where the transport does not ask by itself.
+const TICK: Duration = Duration::from_secs(3);
+/// Without a word for so long, the server is gone.
+const SILENCE: Duration = Duration::from_secs(9);
 
 /// Keeps a session up until the client is closed or the server refuses it for good.
 pub(crate) async fn supervise(
@@ -40,9 +48,10 @@ pub(crate) async fn supervise(
     let mut may_replace = config.replace_refused_token;
     let mut backoff = Backoff::default();
     let mut stood = false;
+    let mut dialects = config.dialect.map_or_else(|| Dialect::ALL.to_vec(), |only| vec![only]);
     let failure = loop {
         shared.emit(Event::Connecting { attempt: backoff.attempts() + 1 });
-        let attempt = establish(&shared, &dialer, &mut token, config.register);
+        let attempt = establish(&shared, &dialer, &mut token, config.register, &dialects);
         let outcome = tokio::select! {
             outcome = attempt => outcome,
             () = closing.cancelled() => break ConnectError::Closed,
@@ -50,6 +59,7 @@ pub(crate) async fn supervise(
         let cause = match outcome {
             Ok(established) => {
                 stood = true;
+                prefer(&mut dialects, established.info.dialect);
                 let began = Instant::now();
                 let lost = established.run(&shared, &mut commands).await;
                 backoff.stood(began.elapsed());
@@ -85,6 +95,11 @@ pub(crate) async fn supervise(
     end(&shared, failure);
 }
 
+/// The native dialect is always tried first, in case the server learned it; behind it the one that worked.
+fn prefer(dialects: &mut [Dialect], worked: Dialect) {
+    dialects.sort_by_key(|dialect| (*dialect != Dialect::Native, *dialect != worked));
+}
+
 fn end(shared: &Shared, failure: ConnectError) {
     let cause = failure.to_string();
     {
@@ -104,9 +119,15 @@ fn end(shared: &Shared, failure: ConnectError) {
     shared.changed.notify_waiters();
 }
 
+/// A session of some dialect.
+enum Session {
+    Native(native::Session),
+    V2(Box<v2::Session>),
+}
+
 /// A session that stands, and what it is called.
 struct Established {
-    session: native::Session,
+    session: Session,
     info: SessionInfo,
 }
 
@@ -114,7 +135,10 @@ impl Established {
     /// Serves until the session ends, and says why it did.
     async fn run(self, shared: &Arc<Shared>, commands: &mut mpsc::UnboundedReceiver<Command>) -> LinkError {
         let tunnels = Tunnels::new(Arc::clone(shared), self.info);
-        self.session.run(tunnels, commands).await
+        match self.session {
+            Session::Native(session) => session.run(tunnels, commands).await,
+            Session::V2(session) => session.run(tunnels, commands).await,
+        }
     }
 }
 
@@ -123,6 +147,7 @@ async fn establish(
     dialer: &Dialer,
     token: &mut Option<Token>,
     register: bool,
+    dialects: &[Dialect],
 ) -> Result<Established, ConnectError> {
     if token.is_none() && register {
         let api = ApiClient::new(dialer.endpoint.clone(), dialer.insecure);
@@ -140,6 +165,26 @@ async fn establish(
         arch: std::env::consts::ARCH.into(),
         version: format!("retunnel/{}", crate::VERSION),
     };
-    let (session, info) = native::establish(dialer, auth).await?;
-    Ok(Established { session, info })
+    let mut failure: Option<ConnectError> = None;
+    for dialect in dialects {
+        let attempt = match dialect {
+            Dialect::Native => {
+                native::establish(dialer, auth.clone()).await.map(|(session, info)| (Session::Native(session), info))
+            }
+            Dialect::V3 => Err(ConnectError::NotAServer {
+                endpoint: dialer.endpoint.clone(),
+                answer: "nothing: this version does not speak dialect 3".into(),
+            }),
+            Dialect::V2 => {
+                v2::establish(dialer, auth.clone()).await.map(|(session, info)| (Session::V2(Box::new(session)), info))
+            }
+        };
+        match attempt {
+            Ok((session, info)) => return Ok(Established { session, info }),
+            // It does not speak this one. The first answer names the server best.
+            Err(cause @ ConnectError::NotAServer { .. }) => drop(failure.get_or_insert(cause)),
+            Err(cause) => return Err(cause),
+        }
+    }
+    Err(failure.unwrap_or(ConnectError::Closed))
 }

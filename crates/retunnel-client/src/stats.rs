@@ -46,6 +46,15 @@ struct Seen {
     recent: VecDeque<RequestSummary>,
 }
 
+impl Seen {
+    fn remember(&mut self, request: RequestSummary) {
+        if self.recent.len() == RECENT {
+            self.recent.pop_front();
+        }
+        self.recent.push_back(request);
+    }
+}
+
 #[derive(Debug)]
 pub(crate) struct Stats {
     bytes_in: AtomicU64,
@@ -104,11 +113,15 @@ impl Stats {
         let mut seen = self.seen();
         seen.current = seen.current.max(report.total);
         for request in &report.recent {
-            if seen.recent.len() == RECENT {
-                seen.recent.pop_front();
-            }
-            seen.recent.push_back(request.clone());
+            seen.remember(request.clone());
         }
+    }
+
+    /// A request that this side counts, because the server's dialect has no reports.
+    pub(crate) fn request(&self, request: RequestSummary) {
+        let mut seen = self.seen();
+        seen.current += 1;
+        seen.remember(request);
     }
 
     pub(crate) fn snapshot(&self) -> StatsSnapshot {

@@ -71,7 +71,7 @@ impl TappedSocket {
     }
 
     /// The connection is reset, not closed.
-    pub(crate) fn abort(self) {
+    pub(crate) fn abort(&self) {
         self.socket.abort();
     }
 }

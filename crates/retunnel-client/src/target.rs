@@ -49,6 +49,15 @@ impl LocalTarget {
         }
     }
 
+    /// What a request names as its host when the visitor named none.
+    pub(crate) fn authority(&self) -> String {
+        match &self.address {
+            Address::Tcp { host, port, .. } if host.contains(':') => format!("[{host}]:{port}"),
+            Address::Tcp { host, port, .. } => format!("{host}:{port}"),
+            Address::Unix(_) => "localhost".into(),
+        }
+    }
+
     /// Addresses of `localhost`, in the order to try.
     pub(crate) const fn loopbacks(port: u16) -> [SocketAddr; 2] {
         [SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), port), SocketAddr::new(IpAddr::V6(Ipv6Addr::LOCALHOST), port)]
@@ -104,14 +113,7 @@ impl fmt::Display for LocalTarget {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match &self.address {
             Address::Unix(path) => write!(f, "unix:{}", path.display()),
-            Address::Tcp { host, port, .. } => {
-                let scheme = if self.tls { "https://" } else { "" };
-                if host.contains(':') {
-                    write!(f, "{scheme}[{host}]:{port}")
-                } else {
-                    write!(f, "{scheme}{host}:{port}")
-                }
-            }
+            Address::Tcp { .. } => write!(f, "{}{}", if self.tls { "https://" } else { "" }, self.authority()),
         }
     }
 }

@@ -1,5 +1,7 @@
 //! The way to the server: name, socket, TLS, and the HTTP upgrade that turns the connection into a link.
 
+pub(crate) mod websocket;
+
 use std::{
     fmt, io,
     net::IpAddr,

@@ -11,7 +11,7 @@ use tokio::process::Command;
 use crate::process::{Running, isolated, program};
 
 /// Folder of the programs.
-fn apps() -> PathBuf {
+pub(crate) fn apps() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("apps")
 }
 
@@ -54,7 +54,7 @@ impl App {
 }
 
 /// Where the test command prepared its environments.
-fn environments() -> PathBuf {
+pub(crate) fn environments() -> PathBuf {
     match std::env::var_os("RETUNNEL_TEST_VENVS") {
         Some(path) => path.into(),
         None => program().parent().and_then(Path::parent).unwrap().join("python"),

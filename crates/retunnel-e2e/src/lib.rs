@@ -10,6 +10,7 @@
 )]
 
 pub mod apps;
+pub mod foreign;
 pub mod process;
 pub mod proxy;
 pub mod service;

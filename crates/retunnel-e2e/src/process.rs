@@ -74,6 +74,13 @@ impl Running {
         assert!(status.success());
     }
 
+    /// Asks the process to end; one that has ended already is fine.
+    pub(crate) fn end(&self) {
+        if let Some(id) = self.child.id() {
+            let _ = std::process::Command::new("kill").args(["-TERM", &id.to_string()]).status();
+        }
+    }
+
     /// Waits for the end and gives the exit code; `None` when a signal ended it.
     pub async fn exit(&mut self) -> Option<i32> {
         timeout(PATIENCE, self.child.wait()).await.expect("an end in time").unwrap().code()

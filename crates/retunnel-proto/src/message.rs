@@ -155,6 +155,8 @@ refusal_codes! {
     InvalidRequest = "invalid_request", true;
     /// The client's version of the protocol is not spoken here.
     UnsupportedVersion = "unsupported_version", true;
+    /// What the server speaks cannot carry such a tunnel.
+    DialectUnsupported = "dialect_unsupported", true;
     /// A newer session of the same account took this tunnel over.
     Superseded = "superseded", true;
     /// The server is stopping or restarting.
@@ -390,7 +392,7 @@ impl Requests {
 }
 
 /// One visitor's request as the edge saw it.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct RequestSummary {
     /// Request method; empty for a TCP connection.
     #[serde(default)]
@@ -449,7 +451,7 @@ pub struct Heartbeat {
 }
 
 /// One request on a 2.x data socket: the inner map of the `Proxy` envelope.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct ProxyRequest {
     /// Request method.
     pub method: String,

@@ -113,6 +113,9 @@ pub(crate) struct Connection {
     /// The account's token [env: RETUNNEL_AUTH_TOKEN]; prefer `retunnel authtoken`
     #[arg(long, value_name = "TOKEN")]
     pub(crate) token: Option<String>,
+    /// What to speak with the server; auto is the best that it knows [env: RETUNNEL_DIALECT] [default: auto]
+    #[arg(long, value_name = "DIALECT", value_parser = ["auto", "native", "2"])]
+    pub(crate) dialect: Option<String>,
 }
 
 #[derive(Debug, Args)]

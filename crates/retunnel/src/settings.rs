@@ -64,6 +64,14 @@ pub(crate) fn config_path() -> Result<PathBuf> {
     Ok(home.join(FILE_NAME))
 }
 
+/// What a tunnels file says about the connection.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct FromFile<'a> {
+    pub(crate) server: Option<&'a str>,
+    pub(crate) token: Option<&'a str>,
+    pub(crate) dialect: Option<&'a str>,
+}
+
 /// A client as all sources together describe it, and where a new token is saved.
 pub(crate) struct Settings {
     pub(crate) builder: ClientBuilder,
@@ -72,12 +80,11 @@ pub(crate) struct Settings {
 }
 
 impl Settings {
-    /// Puts the sources together. `file_server` and `file_token` come from a tunnels file.
+    /// Puts the sources together.
     pub(crate) fn new(
         connection: &Connection,
         variables: &Variables,
-        file_server: Option<&str>,
-        file_token: Option<&str>,
+        tunnels_file: FromFile<'_>,
         insecure: bool,
         output: Output,
     ) -> Result<Self> {
@@ -90,7 +97,7 @@ impl Settings {
             .server
             .clone()
             .or_else(|| variables.value("RETUNNEL_SERVER_ENDPOINT"))
-            .or_else(|| file_server.map(str::to_owned))
+            .or_else(|| tunnels_file.server.map(str::to_owned))
             .or_else(|| file.server_url().map(str::to_owned));
         let server: ServerEndpoint = match named {
             Some(text) => text.parse()?,
@@ -101,8 +108,17 @@ impl Settings {
             Some(token) => Some(token.clone()),
             None => variables.security_value("RETUNNEL_AUTH_TOKEN")?,
         };
-        let given = given.or_else(|| file_token.filter(|token| !token.is_empty()).map(str::to_owned));
+        let given = given.or_else(|| tunnels_file.token.filter(|token| !token.is_empty()).map(str::to_owned));
         let given = given.map(Token::new);
+        let named = connection
+            .dialect
+            .clone()
+            .or_else(|| variables.value("RETUNNEL_DIALECT"))
+            .or_else(|| tunnels_file.dialect.map(str::to_owned));
+        let dialect = match named.as_deref() {
+            None | Some("auto") => None,
+            Some(name) => Some(name.parse()?),
+        };
         let saved_here = file.token_for(&server.authority());
         // A saved token may belong to another server, or to an earlier life of this one; then an account is made here.
         // One that was named is used or refused.
@@ -112,7 +128,8 @@ impl Settings {
             .token(given.or(saved_here).or_else(|| file.auth_token()))
             .replace_refused_token(is_guess)
             .keep_trying(!server.is_default())
-            .insecure(insecure);
+            .insecure(insecure)
+            .dialect(dialect);
         Ok(Self { builder, server, path })
     }
 }

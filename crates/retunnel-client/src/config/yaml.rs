@@ -14,6 +14,7 @@ pub const EXAMPLE: &str = r#"# retunnel.yml - start all tunnels with `retunnel s
 # ${NAME} and ${NAME:default} are replaced by environment variables anywhere inside a value.
 server_addr: ${RETUNNEL_SERVER_ENDPOINT:localhost:6400}
 # auth_token: ${RETUNNEL_AUTH_TOKEN}
+# dialect: auto               # or native, 3, 2: what to speak with the server
 
 tunnels:
   - name: web
@@ -38,6 +39,8 @@ pub struct TunnelsFile {
     pub auth_token: Option<String>,
     /// Read and ignored, as the published clients do.
     pub region: Option<String>,
+    /// What to speak with the server: `auto`, `native`, `3` or `2`.
+    pub dialect: Option<String>,
     /// Log level.
     pub log_level: Option<String>,
     /// The tunnels.

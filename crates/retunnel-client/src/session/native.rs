@@ -18,6 +18,7 @@ use super::{
 };
 use crate::{
     client::Command,
+    dialect::Dialect,
     error::{ConnectError, RelayError},
     event::SessionInfo,
     relay,
@@ -67,6 +68,7 @@ pub(crate) async fn establish(dialer: &Dialer, auth: Auth) -> Result<(Session, S
                 client_id: welcome.client_id.to_string(),
                 server: dialer.endpoint.to_string(),
                 server_version: welcome.server_version,
+                dialect: Dialect::Native,
             };
             Ok((Session { link, events, _driver: drivers, relays: JoinSet::new() }, info))
         }

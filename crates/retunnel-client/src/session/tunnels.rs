@@ -4,7 +4,7 @@ use std::{collections::HashMap, sync::Arc, time::Duration};
 
 use retunnel_proto::{
     RequestId, TunnelId,
-    message::{NewTunnel, Refusal, ReqTunnel, Requests},
+    message::{NewTunnel, Refusal, ReqTunnel, RequestSummary, Requests},
 };
 use tokio::{sync::mpsc, task::JoinSet, time::sleep};
 
@@ -47,6 +47,12 @@ impl Served {
     /// What looks at a new connection to the local service.
     pub(crate) fn tap(&self) -> Option<Box<Tap>> {
         Some(Box::new(Tap::new(Arc::clone(self.observer.as_ref()?), self.name.clone())))
+    }
+
+    /// A visitor's request is done.
+    pub(crate) fn request(&self, request: RequestSummary) {
+        self.stats.request(request.clone());
+        self.shared.emit(Event::Request { tunnel: self.name.clone(), request });
     }
 
     /// The local service did not take a connection.
@@ -177,6 +183,18 @@ impl Tunnels {
         for request in report.recent {
             self.shared.emit(Event::Request { tunnel: served.name.clone(), request });
         }
+    }
+
+    /// The open tunnels.
+    pub(crate) fn ids(&self) -> impl Iterator<Item = &TunnelId> + Clone {
+        self.open.keys()
+    }
+
+    /// The names of open HTTP tunnels.
+    pub(crate) fn subdomains(&self) -> Vec<String> {
+        let state = self.shared.lock();
+        let open = self.open.values().filter_map(|key| state.tunnels.get(key)?.info.as_ref());
+        open.map(|info| info.subdomain.clone()).filter(|subdomain| !subdomain.is_empty()).collect()
     }
 
     /// What serves an open tunnel.

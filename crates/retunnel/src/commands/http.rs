@@ -7,7 +7,7 @@ use crate::{
     args::{Global, HttpArgs},
     commands::tunnels::{self, Wanted},
     output::Output,
-    settings::{Settings, Variables},
+    settings::{FromFile, Settings, Variables},
 };
 
 pub(crate) fn run(args: HttpArgs, global: &Global, variables: &Variables, output: Output) -> Result<()> {
@@ -25,6 +25,6 @@ pub(crate) fn run(args: HttpArgs, global: &Global, variables: &Variables, output
     if let Some(auth) = auth {
         spec = spec.auth(auth)?;
     }
-    let settings = Settings::new(&args.connection, variables, None, None, global.insecure, output)?;
+    let settings = Settings::new(&args.connection, variables, FromFile::default(), global.insecure, output)?;
     tunnels::run(Wanted::One(spec), settings, global, variables, output)
 }

@@ -9,7 +9,7 @@ use crate::{
     commands::tunnels::{self, Wanted},
     exit::Usage,
     output::Output,
-    settings::{Settings, Variables},
+    settings::{FromFile, Settings, Variables},
 };
 
 pub(crate) fn run(args: StartArgs, global: &Global, variables: &Variables, output: Output) -> Result<()> {
@@ -37,7 +37,11 @@ pub(crate) fn run(args: StartArgs, global: &Global, variables: &Variables, outpu
         let level = LogLevel::from_str(level, true).map_err(|reason| Usage(format!("{shown}: log_level: {reason}")))?;
         global.log_level = Some(level);
     }
-    let (server, token) = (file.server_addr.as_deref(), file.auth_token.as_deref());
-    let settings = Settings::new(&args.connection, variables, server, token, global.insecure, output)?;
+    let from_file = FromFile {
+        server: file.server_addr.as_deref(),
+        token: file.auth_token.as_deref(),
+        dialect: file.dialect.as_deref(),
+    };
+    let settings = Settings::new(&args.connection, variables, from_file, global.insecure, output)?;
     tunnels::run(Wanted::Several(specs), settings, &global, variables, output)
 }

@@ -178,6 +178,7 @@ fn described(tunnel: &Tunnel, client: &Client) -> Value {
         "subdomain": if info.protocol == TunnelProtocol::Http { Value::from(info.subdomain.clone()) } else { Value::Null },
         "remote_port": info.remote_port,
         "server": session.as_ref().map(|session| session.server.clone()),
+        "dialect": session.as_ref().map(|session| session.dialect.as_str()),
         "account": session.map(|session| session.account),
     })
 }

@@ -24,7 +24,9 @@ pub fn error_code(code: &RefusalCode, by_path: bool) -> &str {
         RefusalCode::HostnameTaken => "HOSTNAME_TAKEN",
         RefusalCode::HostnameInvalid => "INVALID_HOSTNAME",
         RefusalCode::TcpDisabled => "TCP_DISABLED",
-        RefusalCode::InvalidRequest | RefusalCode::UnsupportedVersion => "UNSUPPORTED_PROTOCOL",
+        RefusalCode::InvalidRequest | RefusalCode::UnsupportedVersion | RefusalCode::DialectUnsupported => {
+            "UNSUPPORTED_PROTOCOL"
+        }
         RefusalCode::Superseded => "SUBDOMAIN_TAKEN",
         RefusalCode::PortsExhausted => "POOL_EXHAUSTED",
         RefusalCode::Internal => "TUNNEL_CREATE_FAILED",

@@ -1,0 +1,256 @@
+//! One visitor's request, done with the local service by HTTP/1.1: for dialects that carry requests as messages. The
+//! native link carries bytes instead and needs nothing of this ([`crate::relay`]).
+
+use std::{
+    io,
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll, ready},
+};
+
+use bytes::Bytes;
+use http_body_util::{BodyExt, Full, combinators::UnsyncBoxBody};
+use hyper::{
+    HeaderMap, Method, Request, Response, StatusCode, Uri,
+    body::Incoming,
+    client::conn::http1,
+    header::{self, HeaderName, HeaderValue},
+};
+use hyper_util::rt::TokioIo;
+use tokio::{
+    io::{AsyncRead, AsyncWrite, ReadBuf},
+    task::JoinSet,
+};
+
+use crate::{error::RelayError, relay, session::Served, stats::Stats, tap::TappedSocket};
+
+/// Headers that concern one connection only (RFC 9110, 7.6.1), and an expectation that the server has answered.
+const OF_ONE_HOP: [HeaderName; 8] = [
+    header::CONNECTION,
+    header::TE,
+    header::TRAILER,
+    header::TRANSFER_ENCODING,
+    header::UPGRADE,
+    header::EXPECT,
+    HeaderName::from_static("keep-alive"),
+    HeaderName::from_static("proxy-connection"),
+];
+
+pub(crate) type RequestBody = UnsyncBoxBody<Bytes, io::Error>;
+
+/// A body that is there as a whole.
+pub(crate) fn whole(body: Bytes) -> RequestBody {
+    Full::new(body).map_err(|never| match never {}).boxed_unsync()
+}
+
+/// A request for the local service, checked: nothing of a peer's text can end a header or name another host.
+///
+/// # Errors
+/// What is wrong with it.
+pub(crate) fn request(
+    method: &str,
+    target: &str,
+    headers: &[(String, String)],
+    body: RequestBody,
+) -> Result<Request<RequestBody>, &'static str> {
+    let method = Method::from_bytes(method.as_bytes()).map_err(|_| "the method is not valid")?;
+    if method == Method::CONNECT || !(target.starts_with('/') || (target == "*" && method == Method::OPTIONS)) {
+        return Err("the target is not a path");
+    }
+    let mut request = Request::new(body);
+    *request.method_mut() = method;
+    *request.uri_mut() = path_and_query(target)?;
+    let fields = request.headers_mut();
+    for (name, value) in headers {
+        let name = HeaderName::from_bytes(name.as_bytes()).map_err(|_| "a header's name is not valid")?;
+        let value = HeaderValue::from_bytes(value.as_bytes()).map_err(|_| "a header's value is not valid")?;
+        fields.append(name, value);
+    }
+    if fields.get_all(header::HOST).iter().count() > 1 {
+        return Err("there are two hosts");
+    }
+    strip_hop(fields);
+    Ok(request)
+}
+
+/// A path that begins with two slashes is not a host.
+fn path_and_query(target: &str) -> Result<Uri, &'static str> {
+    let invalid = "the target has characters that must be escaped";
+    let parts = target.parse::<hyper::http::uri::PathAndQuery>().map_err(|_| invalid)?;
+    if parts.as_str() != target {
+        return Err(invalid);
+    }
+    Ok(Uri::from(parts))
+}
+
+/// Removes what concerns one connection only.
+pub(crate) fn strip_hop(headers: &mut HeaderMap) {
+    let named: Vec<HeaderName> = headers
+        .get_all(header::CONNECTION)
+        .iter()
+        .filter_map(|value| value.to_str().ok())
+        .flat_map(|value| value.split(','))
+        .filter_map(|name| name.trim().parse().ok())
+        .filter(|name| !matches!(*name, header::HOST | header::CONTENT_LENGTH))
+        .collect();
+    for name in named.iter().chain(&OF_ONE_HOP) {
+        headers.remove(name);
+    }
+}
+
+/// The local service's answer. Dropping it ends the connection.
+pub(crate) struct Exchange {
+    pub(crate) response: Response<Incoming>,
+    /// Moves the connection's bytes while the answer is read.
+    _connection: JoinSet<()>,
+}
+
+/// Sends a request and waits for the head of the answer.
+///
+/// # Errors
+/// [`RelayError`].
+pub(crate) async fn send(served: &Served, mut request: Request<RequestBody>) -> Result<Exchange, RelayError> {
+    let local = Counted::connect(served).await?;
+    if !request.headers().contains_key(header::HOST) {
+        let host = HeaderValue::try_from(served.target.authority()).unwrap_or(HeaderValue::from_static("localhost"));
+        request.headers_mut().insert(header::HOST, host);
+    }
+    let (mut sender, driver) = http1::Builder::new().title_case_headers(true).handshake(TokioIo::new(local)).await?;
+    let mut connection = JoinSet::new();
+    connection.spawn(async move {
+        // Its failure is the failure of the answer.
+        let _ = driver.with_upgrades().await;
+    });
+    let response = sender.send_request(request).await?;
+    Ok(Exchange { response, _connection: connection })
+}
+
+/// Whether an answer to `method` has a body, whatever its headers say.
+pub(crate) fn has_body(method: &str, status: StatusCode) -> bool {
+    method != "HEAD"
+        && !status.is_informational()
+        && !matches!(status, StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED)
+}
+
+/// The headers of an answer in order, their bytes as Latin-1, without what concerns one connection.
+pub(crate) fn answer_headers(headers: &mut HeaderMap) -> Vec<(String, String)> {
+    strip_hop(headers);
+    headers
+        .iter()
+        .map(|(name, value)| (name.to_string(), value.as_bytes().iter().copied().map(char::from).collect()))
+        .collect()
+}
+
+/// A connection to the local service whose bytes are counted.
+pub(crate) struct Counted {
+    socket: TappedSocket,
+    stats: Arc<Stats>,
+}
+
+impl Counted {
+    /// Connects to a tunnel's local service.
+    ///
+    /// # Errors
+    /// [`RelayError::LocalUnreachable`].
+    pub(crate) async fn connect(served: &Served) -> Result<Self, RelayError> {
+        let socket = relay::reach(&served.target, &served.stats).await?;
+        served.stats.opened();
+        Ok(Self { socket: TappedSocket::new(socket, served.tap()), stats: Arc::clone(&served.stats) })
+    }
+}
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        self.stats.closed();
+    }
+}
+
+impl AsyncRead for Counted {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let before = buf.filled().len();
+        let polled = Pin::new(&mut self.socket).poll_read(cx, buf);
+        self.stats.add_bytes(0, (buf.filled().len() - before) as u64);
+        polled
+    }
+}
+
+impl AsyncWrite for Counted {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        let written = ready!(Pin::new(&mut self.socket).poll_write(cx, buf))?;
+        self.stats.add_bytes(written as u64, 0);
+        Poll::Ready(Ok(written))
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        let written = ready!(Pin::new(&mut self.socket).poll_write_vectored(cx, bufs))?;
+        self.stats.add_bytes(written as u64, 0);
+        Poll::Ready(Ok(written))
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.socket.is_write_vectored()
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.socket).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.socket).poll_shutdown(cx)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn made(method: &str, target: &str, headers: &[(&str, &str)]) -> Result<Request<RequestBody>, &'static str> {
+        let headers: Vec<_> = headers.iter().map(|(n, v)| ((*n).to_owned(), (*v).to_owned())).collect();
+        request(method, target, &headers, whole(Bytes::new()))
+    }
+
+    #[test]
+    fn targets_are_paths_and_stay_as_they_are() {
+        for target in ["/", "/a%2Fb//c?x=1&y=%20", "//host/x", "/?", "/a?b?c", "/ä", "/x|y^z"] {
+            match made("GET", target, &[]) {
+                Ok(request) => assert_eq!(request.uri().to_string(), target),
+                Err(reason) => panic!("{target}: {reason}"),
+            }
+        }
+        assert_eq!(made("OPTIONS", "*", &[]).expect("valid").uri(), "*");
+        for target in ["http://169.254.169.254/", "*", "", "a", "/a b", "/a#b", "/\r\nX: y", "169.254.169.254:80"] {
+            assert!(made("GET", target, &[]).is_err(), "{target}");
+        }
+        assert!(made("CONNECT", "/", &[]).is_err());
+        assert!(made("GET\r\n", "/", &[]).is_err());
+    }
+
+    #[test]
+    fn headers_cannot_smuggle() {
+        let request = made(
+            "POST",
+            "/",
+            &[
+                ("Host", "a"),
+                ("Connection", "X-One, host, content-length"),
+                ("X-One", "1"),
+                ("Content-Length", "3"),
+                ("Transfer-Encoding", "chunked"),
+                ("Expect", "100-continue"),
+                ("X-Two", "1"),
+                ("x-two", "2"),
+            ],
+        )
+        .expect("valid");
+        let names: Vec<_> = request.headers().iter().map(|(name, _)| name.as_str()).collect();
+        assert_eq!(names, ["host", "content-length", "x-two", "x-two"]);
+        for (name, value) in [("X\r\nY", "1"), ("X", "1\r\nY: 2"), (":method", "GET"), ("", "x")] {
+            assert!(made("GET", "/", &[(name, value)]).is_err(), "{name} {value}");
+        }
+        assert!(made("GET", "/", &[("Host", "a"), ("host", "b")]).is_err());
+    }
+}

@@ -1,0 +1,374 @@
+//! A session with a server that knows dialect 2 only: a control WebSocket, and for each visitor's request a data WebSocket
+//! that this side opens when it is asked to ([`data`]).
+
+mod data;
+
+use std::{
+    collections::{HashMap, VecDeque},
+    io,
+    sync::Arc,
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
+
+use bytes::Bytes;
+use futures_util::{SinkExt, StreamExt};
+use retunnel_link::LinkError;
+use retunnel_proto::{
+    ClientId, RequestId, TunnelId, TunnelProtocol,
+    dialect::v2,
+    limits::{MAX_CONTROL_MESSAGE, V2_MAX_RESPONSE},
+    message::{Auth, AuthResp, ClientMessage, Heartbeat, Refusal, RefusalCode, ServerMessage, Token},
+    random_text,
+};
+use tokio::{
+    sync::{Semaphore, mpsc},
+    task::JoinSet,
+    time::{Instant, interval, timeout},
+};
+use tokio_websockets::Message;
+use tracing::debug;
+
+use self::data::Arrival;
+use super::{AUTH_WITHIN, SILENCE, TICK, tunnels::Tunnels};
+use crate::{
+    client::Command,
+    dialect::Dialect,
+    error::ConnectError,
+    event::SessionInfo,
+    transport::{
+        Dialer,
+        websocket::{WebSocket, close, farewell},
+    },
+};
+
+/// Data sockets at a time.
+const MAX_SOCKETS: usize = 256;
+/// Requests for a data socket that wait for one of them; a server queues no more than it has visitors.
+const MAX_WAITING: usize = 1024;
+/// Answers of one session that are in memory at a time, in KiB: four of the largest.
+const ANSWERS_KIB: usize = 4 * V2_MAX_RESPONSE / 1024;
+/// How long the server may take to answer a request for a tunnel.
+const TUNNEL_WITHIN: Duration = Duration::from_secs(10);
+/// Some servers take a client that sends no `Ping` for so long for dead.
+const PING_EVERY: Duration = Duration::from_secs(20);
+/// And a tunnel without a `Heartbeat`.
+const HEARTBEAT_EVERY: Duration = Duration::from_secs(30);
+
+/// A session that stands.
+pub(crate) struct Session {
+    control: WebSocket,
+    opener: Arc<Opener>,
+}
+
+/// What it takes to open a data socket.
+pub(crate) struct Opener {
+    dialer: Dialer,
+    token: Option<Token>,
+    client_id: ClientId,
+    answers: Arc<Semaphore>,
+}
+
+/// Connects and authenticates.
+pub(crate) async fn establish(dialer: &Dialer, auth: Auth) -> Result<(Session, SessionInfo), ConnectError> {
+    let endpoint = || dialer.endpoint.clone();
+    let lost = |source| ConnectError::Lost { endpoint: endpoint(), source };
+    let mut control = dialer.websocket("/api/v1/ws/tunnel", auth.token.as_ref(), MAX_CONTROL_MESSAGE).await?;
+    let client_id = format!("client-{}", random_text(12));
+    let token = auth.token.clone();
+    // Servers know the version that every published client names, and no other.
+    let auth = Auth { client_id: client_id.clone(), version: String::new(), ..auth };
+    send(&mut control, &ClientMessage::Auth(auth)).await.map_err(lost)?;
+    let answer = match timeout(AUTH_WITHIN, next(&mut control)).await {
+        Ok(answer) => answer.map_err(lost)?,
+        Err(_) => return Err(dialer.too_slow(AUTH_WITHIN)),
+    };
+    let welcome = match v2::decode_server(&answer) {
+        Ok(ServerMessage::AuthResp(AuthResp { result: Ok(welcome) })) => welcome,
+        Ok(ServerMessage::AuthResp(AuthResp { result: Err(refusal) })) => {
+            close(control).await;
+            return Err(ConnectError::Refused { endpoint: endpoint(), refusal: spelled_out(refusal) });
+        }
+        Ok(_) => return Err(not_2(dialer, "another message than AuthResp")),
+        Err(error) => return Err(not_2(dialer, &error.to_string())),
+    };
+    let client_id = match welcome.client_id.as_str() {
+        "" => ClientId::from_text(client_id),
+        _ => welcome.client_id,
+    };
+    let info = SessionInfo {
+        account: welcome.account,
+        client_id: client_id.to_string(),
+        server: dialer.endpoint.to_string(),
+        server_version: welcome.server_version,
+        dialect: Dialect::V2,
+    };
+    let answers = Arc::new(Semaphore::new(ANSWERS_KIB));
+    let opener = Arc::new(Opener { dialer: dialer.clone(), token, client_id, answers });
+    Ok((Session { control, opener }, info))
+}
+
+fn not_2(dialer: &Dialer, answer: &str) -> ConnectError {
+    ConnectError::NotAServer { endpoint: dialer.endpoint.clone(), answer: answer.to_owned() }
+}
+
+/// The dialect has one text for everything; our servers put the code behind it.
+fn spelled_out(refusal: Refusal) -> Refusal {
+    let code = refusal.message.rsplit_once(" [").and_then(|(text, code)| Some((text, code.strip_suffix(']')?)));
+    match code.map(|(text, code)| (text, RefusalCode::from(code))) {
+        Some((text, code)) if !matches!(code, RefusalCode::Other(_)) => Refusal::new(code, text),
+        _ => refusal,
+    }
+}
+
+async fn send(socket: &mut WebSocket, message: &ClientMessage) -> Result<(), LinkError> {
+    let Some(bytes) = v2::encode_client(message) else { return Ok(()) };
+    send_message(socket, Message::binary(bytes)).await
+}
+
+async fn send_message(socket: &mut WebSocket, message: Message) -> Result<(), LinkError> {
+    match timeout(SILENCE, socket.send(message)).await {
+        Ok(sent) => sent.map_err(failed),
+        Err(_) => Err(LinkError::Silent(SILENCE)),
+    }
+}
+
+fn failed(error: tokio_websockets::Error) -> LinkError {
+    match error {
+        tokio_websockets::Error::Io(error) => LinkError::Io(Arc::new(error)),
+        error => LinkError::Io(Arc::new(io::Error::other(error))),
+    }
+}
+
+/// The next binary message. Cancel-safe.
+async fn next(socket: &mut WebSocket) -> Result<Bytes, LinkError> {
+    loop {
+        match socket.next().await {
+            Some(Ok(message)) if message.is_binary() => return Ok(message.into_payload().into()),
+            Some(Ok(message)) if message.is_close() => return Err(LinkError::Io(Arc::new(farewell(&message)))),
+            Some(Ok(_)) => {}
+            Some(Err(error)) => return Err(failed(error)),
+            None => return Err(LinkError::ClosedByPeer),
+        }
+    }
+}
+
+impl Session {
+    /// Serves until the control socket ends, and says why it did.
+    pub(crate) async fn run(self, tunnels: Tunnels, commands: &mut mpsc::UnboundedReceiver<Command>) -> LinkError {
+        let Self { mut control, opener } = self;
+        let mut running = Running {
+            tunnels,
+            opener,
+            outgoing: VecDeque::new(),
+            asked: HashMap::new(),
+            waiting: 0,
+            arrivals: JoinSet::new(),
+            relays: JoinSet::new(),
+        };
+        let closing = running.tunnels.shared.closing.clone();
+        let cause = tokio::select! {
+            cause = running.serve(&mut control, commands) => cause,
+            () = closing.cancelled() => LinkError::Dropped,
+        };
+        close(control).await;
+        cause
+    }
+}
+
+struct Running {
+    tunnels: Tunnels,
+    opener: Arc<Opener>,
+    /// As many as one event gives rise to; sent before the next.
+    outgoing: VecDeque<ClientMessage>,
+    /// Until when a request for a tunnel must be answered.
+    asked: HashMap<RequestId, Instant>,
+    /// Requests for a data socket that wait for others to end.
+    waiting: usize,
+    /// Data sockets on which a request is expected.
+    arrivals: JoinSet<Option<Arrival>>,
+    /// Data sockets whose request is with the local service.
+    relays: JoinSet<Option<Arrival>>,
+}
+
+impl Running {
+    async fn serve(&mut self, control: &mut WebSocket, commands: &mut mpsc::UnboundedReceiver<Command>) -> LinkError {
+        for key in self.tunnels.wanted(commands) {
+            self.ask(key);
+        }
+        self.tunnels.connected();
+        let mut tick = interval(TICK);
+        let mut heard = Instant::now();
+        let (mut pinged, mut beaten) = (heard, heard);
+        loop {
+            while let Some(message) = self.outgoing.pop_front() {
+                if let Err(error) = send(control, &message).await {
+                    return error;
+                }
+            }
+            // Every arm is cancel-safe; messages are written at the top.
+            tokio::select! {
+                message = control.next() => {
+                    heard = Instant::now();
+                    match message {
+                        Some(Ok(message)) if message.is_binary() => self.message(message.as_payload()),
+                        Some(Ok(message)) if message.is_close() => return LinkError::Io(Arc::new(farewell(&message))),
+                        Some(Ok(_)) => {}
+                        Some(Err(error)) => return failed(error),
+                        None => return LinkError::ClosedByPeer,
+                    }
+                }
+                Some(command) = commands.recv() => match command {
+                    Command::Open(key) => self.ask(key),
+                    // The dialect has no word for it: visitors of the tunnel get 502 from now on.
+                    Command::Close(key) => drop(self.tunnels.close(key)),
+                },
+                key = self.tunnels.due() => self.ask(key),
+                Some(arrived) = self.arrivals.join_next() => self.arrived(arrived.ok().flatten()),
+                Some(done) = self.relays.join_next() => self.relayed(done.ok().flatten()),
+                now = tick.tick() => {
+                    if now.duration_since(heard) > SILENCE {
+                        return LinkError::Silent(now.duration_since(heard));
+                    }
+                    if let Err(error) = send_message(control, Message::ping(Bytes::new())).await {
+                        return error;
+                    }
+                    self.expire(now);
+                    if now.duration_since(pinged) >= PING_EVERY {
+                        pinged = now;
+                        self.outgoing.push_back(ClientMessage::Ping);
+                    }
+                    if now.duration_since(beaten) >= HEARTBEAT_EVERY {
+                        beaten = now;
+                        self.beat();
+                    }
+                }
+            }
+        }
+    }
+
+    fn ask(&mut self, key: u64) {
+        let Some(request) = self.tunnels.request(key) else { return };
+        if request.protocol == TunnelProtocol::Tcp {
+            let message = "the server speaks dialect 2, which cannot carry TCP";
+            self.tunnels.refused(&request.request_id, Refusal::new(RefusalCode::DialectUnsupported, message));
+            return;
+        }
+        self.asked.insert(request.request_id.clone(), Instant::now() + TUNNEL_WITHIN);
+        self.outgoing.push_back(ClientMessage::ReqTunnel(request));
+    }
+
+    /// A request without an answer counts as refused for now.
+    fn expire(&mut self, now: Instant) {
+        let late: Vec<RequestId> = self.asked.extract_if(|_, deadline| *deadline < now).map(|(id, _)| id).collect();
+        for request_id in late {
+            let message = format!("the server did not answer within {} s", TUNNEL_WITHIN.as_secs());
+            self.tunnels.refused(&request_id, Refusal::new(RefusalCode::Internal, message));
+        }
+    }
+
+    fn beat(&mut self) {
+        let timestamp = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs_f64();
+        for subdomain in self.tunnels.subdomains() {
+            self.outgoing.push_back(ClientMessage::Heartbeat(Heartbeat { subdomain, timestamp }));
+        }
+    }
+
+    fn message(&mut self, payload: &[u8]) {
+        match v2::decode_server(payload) {
+            Ok(ServerMessage::NewTunnel(tunnel)) => {
+                self.asked.remove(&tunnel.request_id);
+                self.tunnels.opened(tunnel);
+            }
+            Ok(ServerMessage::ErrorResp(error)) => {
+                let Some(request_id) = error.request_id else { return };
+                self.asked.remove(&request_id);
+                self.tunnels.refused(&request_id, spelled_out(error.refusal));
+            }
+            Ok(ServerMessage::ReqProxy) => {
+                self.waiting = (self.waiting + 1).min(MAX_WAITING);
+                self.open_sockets();
+            }
+            Ok(ServerMessage::Ping) => self.outgoing.push_back(ClientMessage::Pong),
+            Ok(_) => {}
+            Err(error) => debug!(%error, "message ignored"),
+        }
+    }
+
+    fn open_sockets(&mut self) {
+        while self.waiting > 0 && self.arrivals.len() + self.relays.len() < MAX_SOCKETS {
+            self.waiting -= 1;
+            self.arrivals.spawn(data::open(Arc::clone(&self.opener)));
+        }
+    }
+
+    /// A request has come on a data socket.
+    fn arrived(&mut self, arrival: Option<Arrival>) {
+        if let Some(arrival) = arrival {
+            let tunnel = tunnel_of(&arrival.start.url, self.tunnels.ids());
+            match tunnel.and_then(|tunnel| self.tunnels.find(&tunnel)) {
+                Some(served) => drop(self.relays.spawn(data::serve(arrival, served, Arc::clone(&self.opener)))),
+                // Closed without an answer, which servers turn into 502.
+                None => debug!(url = arrival.start.url, "a request for a tunnel that is not open"),
+            }
+        }
+        self.open_sockets();
+    }
+
+    /// A request is done; its socket may bring another.
+    fn relayed(&mut self, done: Option<Arrival>) {
+        if let Some(arrival) = done {
+            self.arrivals.spawn(data::again(arrival));
+        }
+        self.open_sockets();
+    }
+}
+
+/// The tunnel that a `StartProxy` is for. Its URL has the tunnel's id somewhere; whoever takes the first id that occurs
+/// takes `app` for `app2`. So: the fragment, then the first label of the host, then the id as a word of its own.
+fn tunnel_of<'a>(url: &str, ids: impl Iterator<Item = &'a TunnelId> + Clone) -> Option<TunnelId> {
+    let address = url.split_once("://").map_or(url, |(_, rest)| rest);
+    let fragment = address.rsplit_once('#').map(|(_, fragment)| fragment);
+    let label = address.split(['.', ':', '/', '#', '?']).next();
+    let is_word = |id: &str| {
+        let of_word = |c: char| c.is_ascii_alphanumeric() || c == '-';
+        address.match_indices(id).any(|(at, _)| {
+            !address[..at].ends_with(of_word) && !address[at + id.len()..].starts_with(of_word) && !id.is_empty()
+        })
+    };
+    let exact = |part: Option<&str>| ids.clone().find(|id| part == Some(id.as_str()));
+    let word = || ids.clone().filter(|id| is_word(id.as_str())).max_by_key(|id| id.as_str().len());
+    exact(fragment).or_else(|| exact(label)).or_else(word).cloned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_tunnel_is_found_by_its_whole_id() {
+        let ids: Vec<_> = ["app", "app2", "my-app", "http", "test", "tun-x"].map(TunnelId::from_text).into();
+        for (url, found) in [
+            ("http://app.tunnel.test:80#app", Some("app")),
+            ("http://app2.tunnel.test", Some("app2")),
+            ("http://my-app.tunnel.test", Some("my-app")),
+            ("https://tunnel.example/x?t=app2", Some("app2")),
+            ("http://other.tunnel.example", None),
+            ("http://app3.tunnel.example", None),
+            ("http://b.tunnel.example/#tun-x", Some("tun-x")),
+            ("app", Some("app")),
+            ("", None),
+        ] {
+            assert_eq!(tunnel_of(url, ids.iter()), found.map(TunnelId::from_text), "{url}");
+        }
+        assert_eq!(tunnel_of("http://a.b", [TunnelId::from_text("")].iter()), None);
+    }
+
+    #[test]
+    fn codes_behind_a_text_are_read() {
+        let refusal = |text: &str| spelled_out(Refusal::new(RefusalCode::Other("tunnel_failed".into()), text));
+        assert_eq!(refusal("taken [name_unavailable]"), Refusal::new(RefusalCode::NameUnavailable, "taken"));
+        for text in ["taken", "taken [x]", "[", "a [b", ""] {
+            assert_eq!(refusal(text).message, text);
+        }
+    }
+}

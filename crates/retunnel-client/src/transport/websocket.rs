@@ -1,0 +1,75 @@
+//! A WebSocket to the server, for the published dialects.
+
+use std::io;
+
+use futures_util::StreamExt;
+use hyper::header::{AUTHORIZATION, HeaderValue};
+use retunnel_proto::message::Token;
+use tokio::time::timeout;
+use tokio_websockets::{ClientBuilder, Config, Error, Limits, Message, WebSocketStream, upgrade};
+
+use super::{ANSWER_WITHIN, Dialer, Socket};
+use crate::error::ConnectError;
+
+/// Bytes that may wait for one write.
+const BATCH: usize = 64 * 1024;
+
+pub(crate) type WebSocket = WebSocketStream<Socket>;
+
+impl Dialer {
+    /// A WebSocket at `path`. `token` goes into the handshake, as 2.x does it; messages up to `max` bytes are taken.
+    pub(crate) async fn websocket(
+        &self,
+        path: &str,
+        token: Option<&Token>,
+        max: usize,
+    ) -> Result<WebSocket, ConnectError> {
+        let lost = |source| ConnectError::Unreachable { endpoint: self.endpoint.clone(), source };
+        let not_a_server = |answer| ConnectError::NotAServer { endpoint: self.endpoint.clone(), answer };
+        let mut builder = ClientBuilder::new()
+            .uri(&format!("ws://{}{path}", self.endpoint.authority()))
+            .map_err(|error| lost(io::Error::other(error)))?
+            .limits(Limits::default().max_payload_len(Some(max)))
+            .config(Config::default().flush_threshold(BATCH));
+        if let Some(token) = token {
+            let mut value = HeaderValue::try_from(format!("Bearer {}", token.expose()))
+                .map_err(|_| lost(io::Error::other("the token has characters that no header can carry")))?;
+            value.set_sensitive(true);
+            builder = builder.add_header(AUTHORIZATION, value).map_err(|error| lost(io::Error::other(error)))?;
+        }
+        let socket = self.connect().await?;
+        match timeout(ANSWER_WITHIN, builder.connect_on(socket)).await {
+            Ok(Ok((socket, _))) => Ok(socket),
+            Ok(Err(Error::Upgrade(upgrade::Error::DidNotSwitchProtocols(status)))) => {
+                // A server that restarts, or the proxy in front of it.
+                if matches!(status, 429 | 502 | 503 | 504) {
+                    return Err(lost(io::Error::other(format!("answered with status {status}"))));
+                }
+                Err(not_a_server(format!("status {status}")))
+            }
+            Ok(Err(Error::Io(source))) => Err(lost(source)),
+            Ok(Err(error)) => Err(not_a_server(error.to_string())),
+            Err(_) => Err(self.too_slow(ANSWER_WITHIN)),
+        }
+    }
+}
+
+/// Ends a WebSocket with a word.
+pub(crate) async fn close(mut socket: WebSocket) {
+    let _ = timeout(crate::session::CLOSE_WITHIN, async {
+        let _ = futures_util::SinkExt::close(&mut socket).await;
+        while let Some(Ok(_)) = socket.next().await {}
+    })
+    .await;
+}
+
+/// Why a WebSocket ended, from its closing message.
+pub(crate) fn farewell(message: &Message) -> io::Error {
+    match message.as_close() {
+        Some((code, reason)) if !reason.is_empty() => {
+            let reason: String = reason.chars().filter(|c| !c.is_control()).take(200).collect();
+            io::Error::other(format!("the server closed the session: {reason} ({})", u16::from(code)))
+        }
+        _ => io::Error::other("the server closed the session"),
+    }
+}
