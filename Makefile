@@ -18,7 +18,8 @@ export RETUNNEL_TEST_CLIENTS := $(PYTHON_CLIENTS)
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
 
-install-dev: $(foreach version,$(PYTHON_CLIENTS),$(VENVS)/$(version)/.ready) $(VENVS)/node/.ready ## Prepare what the tests need
+install-dev: $(foreach version,$(PYTHON_CLIENTS),$(VENVS)/$(version)/.ready) $(VENVS)/node/.ready $(VENVS)/django/.ready \
+	## Prepare what the tests need
 	$(CARGO) fetch --locked
 
 # A virtual environment with one published Python client. Its marker is written last, so that a broken one is made anew.
@@ -34,6 +35,15 @@ $(VENVS)/%/.ready:
 		[ $$try = 3 ] && { echo "cannot install the published client retunnel $* from PyPI"; exit 1; } || sleep 2; \
 	done
 	@touch $@
+
+# Django for the local services of the tests.
+$(VENVS)/django/.ready:
+	@rm -rf $(@D) && mkdir -p $(VENVS)
+	@$(PYTHON) -m venv $(@D) 2>/dev/null || { rm -rf $(@D); \
+		$(PYTHON) -m pip install -q --target $(VENVS)/.virtualenv virtualenv && \
+		PYTHONPATH=$(VENVS)/.virtualenv $(PYTHON) -m virtualenv -q $(@D); }
+	@$(@D)/bin/pip install -q --disable-pip-version-check "django>=5,<6" && touch $@ || \
+		{ echo "the tests need Django: let pip reach PyPI"; exit 1; }
 
 # Node for the local services of the tests: the system's, or one from PyPI.
 $(VENVS)/node/.ready:

@@ -10,7 +10,7 @@ use tokio::time::timeout;
 
 use crate::{
     error::{ApiError, ConnectError},
-    transport::{ANSWER_WITHIN, Dialer, ServerEndpoint},
+    transport::{ANSWER_WITHIN, Dialer, ServerEndpoint, tls::Trust},
 };
 
 /// Largest answer that is read.
@@ -35,10 +35,16 @@ pub struct ApiClient {
 }
 
 impl ApiClient {
-    /// A client for this server. `insecure` accepts any certificate.
+    /// A client for this server without a proxy; [`crate::ClientBuilder::api`] makes one with all values of a client.
+    /// `insecure` accepts any certificate.
     #[must_use]
-    pub const fn new(endpoint: ServerEndpoint, insecure: bool) -> Self {
-        Self { dialer: Dialer { endpoint, insecure } }
+    pub fn new(endpoint: ServerEndpoint, insecure: bool) -> Self {
+        let trust = if insecure { Trust::anybody() } else { Trust::default() };
+        Self { dialer: Dialer { endpoint, trust, proxy: None } }
+    }
+
+    pub(crate) const fn over(dialer: Dialer) -> Self {
+        Self { dialer }
     }
 
     /// Makes an account and gives its token. `email: None` makes an anonymous one.

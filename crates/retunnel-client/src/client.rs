@@ -14,14 +14,15 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 use crate::{
+    api::ApiClient,
     dialect::Dialect,
-    error::{ConnectError, TunnelError},
+    error::{ConnectError, TunnelError, ValidationError},
     event::{self, Event, Events, SessionInfo},
     session,
     stats::{Stats, StatsSnapshot},
     tap::Observer,
     target::LocalTarget,
-    transport::{Dialer, ServerEndpoint},
+    transport::{Dialer, ServerEndpoint, proxy::Proxies, tls::Trust},
     tunnel::{Tunnel, TunnelInfo, TunnelSpec},
 };
 
@@ -102,7 +103,9 @@ impl Shared {
 pub struct ClientBuilder {
     pub(crate) server: ServerEndpoint,
     pub(crate) token: Option<Token>,
-    pub(crate) insecure: bool,
+    pub(crate) trust: Trust,
+    pub(crate) local_trust: Trust,
+    pub(crate) proxies: Proxies,
     pub(crate) register: bool,
     pub(crate) replace_refused_token: bool,
     pub(crate) keep_trying: bool,
@@ -127,8 +130,27 @@ impl ClientBuilder {
 
     /// Accepts any certificate of the server. Default no.
     #[must_use]
-    pub const fn insecure(mut self, insecure: bool) -> Self {
-        self.insecure = insecure;
+    pub fn insecure(mut self, insecure: bool) -> Self {
+        if insecure {
+            self.trust = Trust::anybody();
+        }
+        self
+    }
+
+    /// Trusts these certificate authorities (PEM) beside the system's, for the server and for local services.
+    ///
+    /// # Errors
+    /// [`ValidationError`] when there is none.
+    pub fn extra_roots(mut self, pem: &[u8]) -> Result<Self, ValidationError> {
+        self.trust = Trust::with_roots(pem)?;
+        self.local_trust = self.trust.clone();
+        Ok(self)
+    }
+
+    /// Reaches the server through a proxy. Default none.
+    #[must_use]
+    pub fn proxies(mut self, proxies: Proxies) -> Self {
+        self.proxies = proxies;
         self
     }
 
@@ -182,11 +204,22 @@ impl ClientBuilder {
             closing: CancellationToken::new(),
             done: CancellationToken::new(),
         });
-        let dialer = Dialer { endpoint: self.server.clone(), insecure: self.insecure };
+        let dialer = self.dialer();
         let stats = Arc::new(Stats::default());
+        let local_trust = self.local_trust.clone();
         let mut tasks = JoinSet::new();
         tasks.spawn(session::supervise(Arc::clone(&shared), dialer, self, receiver));
-        Client { shared, stats, tasks }
+        Client { shared, stats, local_trust, tasks }
+    }
+
+    /// The server's REST API, reached as sessions of this client are.
+    #[must_use]
+    pub fn api(&self) -> ApiClient {
+        ApiClient::over(self.dialer())
+    }
+
+    pub(crate) fn dialer(&self) -> Dialer {
+        Dialer::new(self.server.clone(), self.trust.clone(), &self.proxies)
     }
 
     /// Starts and waits for the first session.
@@ -207,6 +240,8 @@ impl ClientBuilder {
 pub struct Client {
     shared: Arc<Shared>,
     stats: Arc<Stats>,
+    /// Vouches for local services that are reached by TLS.
+    local_trust: Trust,
     /// The supervisor; aborted with the client.
     #[expect(dead_code, reason = "owned so that dropping the client ends its task")]
     tasks: JoinSet<()>,
@@ -219,7 +254,9 @@ impl Client {
         ClientBuilder {
             server: ServerEndpoint::default(),
             token: None,
-            insecure: false,
+            trust: Trust::default(),
+            local_trust: Trust::default(),
+            proxies: Proxies::default(),
             register: true,
             replace_refused_token: false,
             keep_trying: false,
@@ -269,7 +306,8 @@ impl Client {
     ///
     /// # Errors
     /// [`TunnelError`].
-    pub async fn open(&self, spec: TunnelSpec) -> Result<Tunnel, TunnelError> {
+    pub async fn open(&self, mut spec: TunnelSpec) -> Result<Tunnel, TunnelError> {
+        spec.target.trust.get_or_insert_with(|| self.local_trust.clone());
         let (waiter, opened) = oneshot::channel();
         let stats = Arc::new(Stats::default());
         let key = {

@@ -53,6 +53,18 @@ pub enum ConnectError {
         /// Why.
         source: io::Error,
     },
+    /// The proxy in between does not open the way.
+    #[error("the proxy {proxy} {reason} (on the way to {endpoint})")]
+    Proxy {
+        /// The proxy, without its password.
+        proxy: String,
+        /// The server.
+        endpoint: ServerEndpoint,
+        /// What it did, as the rest of a sentence.
+        reason: String,
+        /// Whether asking again cannot help, as with a wrong password.
+        is_final: bool,
+    },
     /// The TLS handshake failed. The token was not sent.
     #[error("no secure connection to {endpoint}: {source}")]
     Tls {
@@ -114,6 +126,7 @@ impl ConnectError {
         match self {
             Self::Refused { refusal, .. } => refusal.code.is_final(),
             Self::Register { source, .. } => source.is_final(),
+            Self::Proxy { is_final, .. } => *is_final,
             Self::NotAServer { .. } | Self::Tls { .. } | Self::Closed => true,
             _ => false,
         }

@@ -41,7 +41,10 @@ pub use retunnel_proto::{
 };
 pub use stats::StatsSnapshot;
 pub use target::LocalTarget;
-pub use transport::ServerEndpoint;
+pub use transport::{
+    ServerEndpoint,
+    proxy::{Proxies, Proxy},
+};
 pub use tunnel::{Tunnel, TunnelInfo, TunnelSpec};
 
 /// Version of this library.

@@ -16,7 +16,7 @@ use crate::{
     stats::Stats,
     tap::{Tap, TappedSocket},
     target::{Address, LocalTarget},
-    transport::{Socket, tls_config},
+    transport::Socket,
 };
 
 /// How long the local service may take to accept.
@@ -94,6 +94,17 @@ fn reason_of(error: &io::Error) -> String {
     }
 }
 
+/// A failed handshake in words; the library's own name the alert.
+fn insecure(error: io::Error) -> io::Error {
+    match error.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>()) {
+        Some(rustls::Error::InvalidCertificate(reason)) => {
+            io::Error::other(format!("its certificate is not trusted ({reason})"))
+        }
+        Some(rustls::Error::InvalidMessage(_)) => io::Error::other("it does not speak TLS"),
+        _ => error,
+    }
+}
+
 async fn connect(target: &LocalTarget) -> io::Result<Socket> {
     match &target.address {
         #[cfg(unix)]
@@ -115,7 +126,8 @@ async fn connect(target: &LocalTarget) -> io::Result<Socket> {
                 return Ok(Socket::Plain(socket));
             }
             let name = ServerName::try_from(host.clone()).map_err(io::Error::other)?;
-            let stream = TlsConnector::from(tls_config(true)?).connect(name, socket).await?;
+            let config = target.trust.clone().unwrap_or_default().config()?;
+            let stream = TlsConnector::from(config).connect(name, socket).await.map_err(insecure)?;
             Ok(Socket::Tls(Box::new(stream)))
         }
     }

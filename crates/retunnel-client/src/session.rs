@@ -150,7 +150,7 @@ async fn establish(
     dialects: &[Dialect],
 ) -> Result<Established, ConnectError> {
     if token.is_none() && register {
-        let api = ApiClient::new(dialer.endpoint.clone(), dialer.insecure);
+        let api = ApiClient::over(dialer.clone());
         let made = api.register(None, None).await.map_err(|source| match source {
             ApiError::Connect(cause) => *cause,
             source => ConnectError::Register { endpoint: dialer.endpoint.clone(), source },

@@ -9,13 +9,18 @@ use std::{
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
-use crate::error::ValidationError;
+use crate::{
+    error::ValidationError,
+    transport::{proxy::is_loopback, tls::Trust},
+};
 
 /// A local service: `8080`, `host:port`, `http(s)://host:port` or `unix:/path`.
 #[derive(Debug, Clone)]
 pub struct LocalTarget {
     pub(crate) address: Address,
     pub(crate) tls: bool,
+    /// Whom a TLS service may be; `None` until its client is known.
+    pub(crate) trust: Option<Trust>,
 }
 
 #[derive(Debug, Clone)]
@@ -37,7 +42,9 @@ impl LocalTarget {
     }
 
     fn tcp(host: &str, port: u16, tls: bool) -> Self {
-        Self { address: Address::Tcp { host: host.to_owned(), port, remembered: Arc::default() }, tls }
+        // What runs on this machine has a certificate that nobody vouches for, and its bytes do not leave the machine.
+        let trust = (tls && is_loopback(host)).then(Trust::anybody);
+        Self { address: Address::Tcp { host: host.to_owned(), port, remembered: Arc::default() }, tls, trust }
     }
 
     /// The port, when the service is reached by TCP.
@@ -49,12 +56,14 @@ impl LocalTarget {
         }
     }
 
-    /// What a request names as its host when the visitor named none.
+    /// What a browser on this machine sends as Host.
     pub(crate) fn authority(&self) -> String {
         match &self.address {
-            Address::Tcp { host, port, .. } if host.contains(':') => format!("[{host}]:{port}"),
-            Address::Tcp { host, port, .. } => format!("{host}:{port}"),
             Address::Unix(_) => "localhost".into(),
+            Address::Tcp { host, port, .. } => {
+                let host = if host.contains(':') { format!("[{host}]") } else { host.clone() };
+                if *port == if self.tls { 443 } else { 80 } { host } else { format!("{host}:{port}") }
+            }
         }
     }
 
@@ -79,7 +88,7 @@ impl FromStr for LocalTarget {
             if !path.starts_with('/') {
                 return Err(error("expected unix:/absolute/path"));
             }
-            return Ok(Self { address: Address::Unix(path.into()), tls: false });
+            return Ok(Self { address: Address::Unix(path.into()), tls: false, trust: None });
         }
         let (rest, tls, default_port) = match text.split_once("://") {
             Some(("http" | "tcp", rest)) => (rest, false, Some(80)),
@@ -133,6 +142,14 @@ mod tests {
             ("unix:/run/app.sock", "unix:/run/app.sock"),
         ] {
             assert_eq!(text.parse::<LocalTarget>().expect(text).to_string(), shown);
+        }
+        for (text, host) in [
+            ("5173", "localhost:5173"),
+            ("http://127.0.0.1", "127.0.0.1"),
+            ("https://[::1]:8443", "[::1]:8443"),
+            ("unix:/run/app.sock", "localhost"),
+        ] {
+            assert_eq!(text.parse::<LocalTarget>().expect(text).authority(), host);
         }
         for text in
             ["", "0", "65536", "host", "host:0", "http://", "ftp://a:1", "a:1/path", "unix:rel", "::1:80", ":80", "-1"]

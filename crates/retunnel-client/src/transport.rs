@@ -1,25 +1,21 @@
-//! The way to the server: name, socket, TLS, and the HTTP upgrade that turns the connection into a link.
+//! The way to the server: proxy, name, socket, TLS, and the HTTP upgrade that turns the connection into a link.
+
+pub(crate) mod proxy;
+pub(crate) mod tls;
 
 pub(crate) mod websocket;
 
 use std::{
     fmt, io,
-    net::IpAddr,
+    net::{IpAddr, SocketAddr},
     pin::Pin,
     str::FromStr,
-    sync::Arc,
     task::{Context, Poll},
     time::Duration,
 };
 
 use bytes::{Buf, Bytes, BytesMut};
-use rustls::{
-    ClientConfig, DigitallySignedStruct, SignatureScheme,
-    client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier},
-    crypto::{CryptoProvider, WebPkiSupportedAlgorithms},
-    pki_types::{CertificateDer, ServerName, UnixTime},
-};
-use rustls_platform_verifier::BuilderVerifierExt;
+use rustls::pki_types::ServerName;
 use socket2::SockRef;
 use tokio::{
     io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf},
@@ -28,6 +24,10 @@ use tokio::{
 };
 use tokio_rustls::{TlsConnector, client::TlsStream};
 
+use self::{
+    proxy::{Proxies, Proxy},
+    tls::Trust,
+};
 use crate::error::{ConnectError, ValidationError};
 
 /// Port of a server when none is given.
@@ -140,10 +140,17 @@ impl FromStr for ServerEndpoint {
 #[derive(Debug, Clone)]
 pub(crate) struct Dialer {
     pub(crate) endpoint: ServerEndpoint,
-    pub(crate) insecure: bool,
+    pub(crate) trust: Trust,
+    /// What stands between here and the server.
+    pub(crate) proxy: Option<Proxy>,
 }
 
 impl Dialer {
+    pub(crate) fn new(endpoint: ServerEndpoint, trust: Trust, proxies: &Proxies) -> Self {
+        let proxy = proxies.choose(&endpoint.host, endpoint.port, endpoint.tls).cloned();
+        Self { endpoint, trust, proxy }
+    }
+
     /// A connection, encrypted when the endpoint says so.
     pub(crate) async fn connect(&self) -> Result<Socket, ConnectError> {
         let socket = self.dial().await?;
@@ -157,7 +164,7 @@ impl Dialer {
         }
         let failed = |source| ConnectError::Tls { endpoint: self.endpoint.clone(), source };
         let name = ServerName::try_from(self.endpoint.host.clone()).map_err(|error| failed(io::Error::other(error)))?;
-        let config = tls_config(self.insecure).map_err(failed)?;
+        let config = self.trust.config().map_err(failed)?;
         match timeout(ANSWER_WITHIN, TlsConnector::from(config).connect(name, socket)).await {
             Ok(Ok(stream)) => Ok(Socket::Tls(Box::new(stream))),
             Ok(Err(source)) if source.kind() == io::ErrorKind::InvalidData => Err(failed(source)),
@@ -167,20 +174,43 @@ impl Dialer {
     }
 
     async fn dial(&self) -> Result<TcpStream, ConnectError> {
-        let endpoint = || self.endpoint.clone();
-        let addresses = timeout(DIAL_WITHIN, lookup_host((self.endpoint.host.as_str(), self.endpoint.port)))
+        let Some(proxy) = &self.proxy else {
+            let addresses = self.addresses().await?;
+            return dial_any(&addresses)
+                .await
+                .map_err(|source| ConnectError::Unreachable { endpoint: self.endpoint.clone(), source });
+        };
+        let failed = |reason: String, is_final| ConnectError::Proxy {
+            proxy: proxy.to_string(),
+            endpoint: self.endpoint.clone(),
+            reason,
+            is_final,
+        };
+        let (host, port) = proxy.address();
+        let found = timeout(DIAL_WITHIN, lookup_host((host, port))).await.map_err(|_| self.too_slow(DIAL_WITHIN))?;
+        let addresses: Vec<SocketAddr> =
+            found.map_err(|error| failed(format!("has no address: {error}"), false))?.collect();
+        let mut socket =
+            dial_any(&addresses).await.map_err(|error| failed(format!("cannot be reached: {error}"), false))?;
+        let server = if proxy.wants_address() && self.endpoint.host.parse::<IpAddr>().is_err() {
+            self.addresses().await?.first().map_or_else(|| self.endpoint.host.clone(), |first| first.ip().to_string())
+        } else {
+            self.endpoint.host.clone()
+        };
+        match timeout(ANSWER_WITHIN, proxy.open(&mut socket, &server, self.endpoint.port)).await {
+            Ok(Ok(())) => Ok(socket),
+            Ok(Err(refused)) => Err(failed(refused.reason, refused.is_final)),
+            Err(_) => Err(failed(format!("did not answer within {} s", ANSWER_WITHIN.as_secs()), false)),
+        }
+    }
+
+    /// The server's addresses, in the order to try.
+    pub(crate) async fn addresses(&self) -> Result<Vec<SocketAddr>, ConnectError> {
+        timeout(DIAL_WITHIN, lookup_host((self.endpoint.host.as_str(), self.endpoint.port)))
             .await
             .map_err(|_| self.too_slow(DIAL_WITHIN))?
-            .map_err(|source| ConnectError::Resolve { endpoint: endpoint(), source })?;
-        let mut last = io::Error::new(io::ErrorKind::NotFound, "the name has no address");
-        for address in addresses {
-            match timeout(DIAL_WITHIN, TcpStream::connect(address)).await {
-                Ok(Ok(socket)) => return Ok(socket),
-                Ok(Err(error)) => last = error,
-                Err(_) => last = io::ErrorKind::TimedOut.into(),
-            }
-        }
-        Err(ConnectError::Unreachable { endpoint: endpoint(), source: last })
+            .map(Iterator::collect)
+            .map_err(|source| ConnectError::Resolve { endpoint: self.endpoint.clone(), source })
     }
 
     pub(crate) fn too_slow(&self, patience: Duration) -> ConnectError {
@@ -228,6 +258,19 @@ impl Dialer {
             _ => Err(ConnectError::NotAServer { endpoint: self.endpoint.clone(), answer: status_line }),
         }
     }
+}
+
+/// A connection to the first address that takes one.
+pub(crate) async fn dial_any(addresses: &[SocketAddr]) -> io::Result<TcpStream> {
+    let mut last = io::Error::new(io::ErrorKind::NotFound, "the name has no address");
+    for address in addresses {
+        match timeout(DIAL_WITHIN, TcpStream::connect(address)).await {
+            Ok(Ok(socket)) => return Ok(socket),
+            Ok(Err(error)) => last = error,
+            Err(_) => last = io::ErrorKind::TimedOut.into(),
+        }
+    }
+    Err(last)
 }
 
 /// A connection to the server or to a local service.
@@ -315,64 +358,6 @@ impl AsyncWrite for Socket {
 
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         each!(self, socket => Pin::new(socket).poll_shutdown(cx))
-    }
-}
-
-fn provider() -> Arc<CryptoProvider> {
-    Arc::new(rustls::crypto::aws_lc_rs::default_provider())
-}
-
-/// TLS with the system's roots, or without any check when the user said so.
-pub(crate) fn tls_config(insecure: bool) -> io::Result<Arc<ClientConfig>> {
-    let provider = provider();
-    let algorithms = provider.signature_verification_algorithms;
-    let builder = ClientConfig::builder_with_provider(provider)
-        .with_safe_default_protocol_versions()
-        .map_err(io::Error::other)?;
-    let config = if insecure {
-        builder.dangerous().with_custom_certificate_verifier(Arc::new(AcceptAll(algorithms))).with_no_client_auth()
-    } else {
-        builder.with_platform_verifier().map_err(io::Error::other)?.with_no_client_auth()
-    };
-    Ok(Arc::new(config))
-}
-
-/// Accepts every certificate: for `--insecure`, and for local services, whose certificates nobody else vouches for.
-#[derive(Debug)]
-struct AcceptAll(WebPkiSupportedAlgorithms);
-
-impl ServerCertVerifier for AcceptAll {
-    fn verify_server_cert(
-        &self,
-        _: &CertificateDer<'_>,
-        _: &[CertificateDer<'_>],
-        _: &ServerName<'_>,
-        _: &[u8],
-        _: UnixTime,
-    ) -> Result<ServerCertVerified, rustls::Error> {
-        Ok(ServerCertVerified::assertion())
-    }
-
-    fn verify_tls12_signature(
-        &self,
-        message: &[u8],
-        cert: &CertificateDer<'_>,
-        dss: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        rustls::crypto::verify_tls12_signature(message, cert, dss, &self.0)
-    }
-
-    fn verify_tls13_signature(
-        &self,
-        message: &[u8],
-        cert: &CertificateDer<'_>,
-        dss: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        rustls::crypto::verify_tls13_signature(message, cert, dss, &self.0)
-    }
-
-    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.0.supported_schemes()
     }
 }
 

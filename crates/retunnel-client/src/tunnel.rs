@@ -10,6 +10,7 @@ use crate::{
     error::{TunnelError, ValidationError},
     stats::{Stats, StatsSnapshot},
     target::LocalTarget,
+    transport::tls::Trust,
 };
 
 /// A tunnel to open.
@@ -25,6 +26,7 @@ pub struct TunnelSpec {
     pub(crate) remote_port: Option<u16>,
     pub(crate) auth: Option<HttpAuth>,
     inspect: bool,
+    pub(crate) host_header: Option<String>,
 }
 
 impl TunnelSpec {
@@ -38,6 +40,7 @@ impl TunnelSpec {
             remote_port: None,
             auth: None,
             inspect: true,
+            host_header: None,
         }
     }
 
@@ -123,6 +126,40 @@ impl TunnelSpec {
         self.inspect && self.protocol == TunnelProtocol::Http
     }
 
+    /// What the local service sees as `Host`, `Origin`, `X-Forwarded-Host` and `X-Forwarded-Proto` instead of the public
+    /// address: `rewrite` stands for its own address, anything else for itself, as `app.test`. Default: the public one.
+    /// Redirects to it are turned back; the public address is in `X-Original-Host` and `X-Original-Proto`.
+    ///
+    /// # Errors
+    /// [`ValidationError`] when it cannot be a host.
+    pub fn host_header(mut self, value: impl Into<String>) -> Result<Self, ValidationError> {
+        let value = value.into();
+        let valid = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '-' | '_' | ':' | '[' | ']');
+        if value.is_empty() || value.len() > 255 || !value.chars().all(valid) {
+            let reason = "expected `rewrite`, HOST or HOST:PORT";
+            return Err(ValidationError { what: "host header", value, reason });
+        }
+        self.host_header = Some(value);
+        Ok(self)
+    }
+
+    /// The origin that the local service sees, when not the public one.
+    pub(crate) fn local_origin(&self) -> Option<String> {
+        let scheme = if self.target.tls { "https" } else { "http" };
+        Some(match self.host_header.as_deref()? {
+            "rewrite" => format!("{scheme}://{}", self.target.authority()),
+            host => format!("{scheme}://{host}"),
+        })
+    }
+
+    /// Accepts any certificate of a local service reached by TLS. Default: only on this machine's loopback addresses;
+    /// others need one that the system, or [`crate::ClientBuilder::extra_roots`], vouches for.
+    #[must_use]
+    pub fn local_insecure(mut self) -> Self {
+        self.target.trust = Some(Trust::anybody());
+        self
+    }
+
     /// What to call this tunnel while it has no public address.
     #[must_use]
     pub fn shown_name(&self) -> String {
@@ -141,6 +178,7 @@ impl TunnelSpec {
             hostname: self.hostname.clone(),
             remote_port: before.and_then(|info| info.remote_port).or(self.remote_port),
             http_auth: self.auth.clone(),
+            local_origin: self.local_origin(),
         }
     }
 }

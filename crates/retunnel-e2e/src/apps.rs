@@ -53,6 +53,13 @@ impl App {
     }
 }
 
+/// A Django project of its generator's settings.
+pub async fn django() -> App {
+    let mut command = Command::new(environments().join("django/bin/python"));
+    command.arg(apps().join("django_app.py")).stderr(std::process::Stdio::null());
+    App::start(command).await
+}
+
 /// Where the test command prepared its environments.
 pub(crate) fn environments() -> PathBuf {
     match std::env::var_os("RETUNNEL_TEST_VENVS") {

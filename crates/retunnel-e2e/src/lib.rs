@@ -11,6 +11,7 @@
 
 pub mod apps;
 pub mod foreign;
+pub mod gateway;
 pub mod process;
 pub mod proxy;
 pub mod service;

@@ -47,7 +47,8 @@ pub struct Running {
 }
 
 impl Running {
-    pub(crate) async fn start(mut command: Command) -> Self {
+    /// Starts a command.
+    pub async fn start(mut command: Command) -> Self {
         // Tests show what went wrong when they fail: stderr goes where theirs goes.
         let mut child = command.stdout(Stdio::piped()).spawn().unwrap();
         let lines = BufReader::new(child.stdout.take().unwrap()).lines();
@@ -112,6 +113,20 @@ impl Running {
     pub fn descriptors(&self) -> usize {
         std::fs::read_dir(format!("/proc/{}/fd", self.id())).unwrap().count()
     }
+}
+
+/// Reads lines up to the one with this text.
+///
+/// # Panics
+/// When the text does not come.
+pub async fn read_until(lines: &mut (impl tokio::io::AsyncBufRead + Unpin), text: &str) -> String {
+    let mut seen = String::new();
+    while !seen.contains(text) {
+        let count =
+            timeout(PATIENCE, lines.read_line(&mut seen)).await.unwrap_or_else(|_| panic!("`{text}` in: {seen}"));
+        assert!(count.unwrap() > 0, "expected `{text}` in: {seen}");
+    }
+    seen
 }
 
 impl Drop for Running {

@@ -314,6 +314,10 @@ pub struct ReqTunnel {
     /// `user:password` that visitors must give.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub http_auth: Option<HttpAuth>,
+    /// What an HTTP service shall see as its own address instead of the public one, as `http://localhost:5173` (native
+    /// only).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub local_origin: Option<String>,
 }
 
 /// `user:password` of a protected tunnel; its `Debug` hides the value.

@@ -41,6 +41,7 @@ fn client_message() -> impl Strategy<Value = ClientMessage> {
                 hostname,
                 remote_port,
                 http_auth: auth.map(HttpAuth),
+                local_origin: None,
             })
         },
     );

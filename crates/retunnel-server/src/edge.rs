@@ -7,6 +7,7 @@ pub(crate) mod connection;
 pub(crate) mod exchange;
 pub(crate) mod host;
 pub(crate) mod http1;
+pub(crate) mod origin;
 pub(crate) mod page;
 pub(crate) mod relay;
 pub(crate) mod rewind;

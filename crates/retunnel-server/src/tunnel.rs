@@ -18,7 +18,7 @@ use tokio_util::sync::CancellationToken;
 use crate::{
     auth::AccountId,
     control::{native::NativeUpstream, v2::V2Upstream},
-    edge::access::BasicAuth,
+    edge::{access::BasicAuth, origin::LocalOrigin},
     registry::Key,
 };
 
@@ -43,6 +43,8 @@ pub(crate) struct Tunnel {
     pub(crate) url: String,
     /// What visitors must know.
     pub(crate) access: Option<BasicAuth>,
+    /// What the local service takes for its public address, when not the public one.
+    pub(crate) local_origin: Option<LocalOrigin>,
     pub(crate) upstream: Upstream,
     pub(crate) activity: Activity,
     /// Ends the tunnel's relays.

@@ -51,6 +51,19 @@ pub(crate) struct Global {
     /// Accept any certificate of the server (only for tests: your token can be stolen)
     #[arg(long, short = 'k', global = true, env = "RETUNNEL_INSECURE", hide_env = true)]
     pub(crate) insecure: bool,
+    /// Plain lines instead of the full-screen view
+    #[arg(long, global = true, env = "RETUNNEL_NO_UI", hide_env = true)]
+    pub(crate) no_ui: bool,
+    /// Print everything that happens as one line of JSON each, after the first (docs/json-events.md); implies --json
+    #[arg(long, global = true)]
+    pub(crate) json_events: bool,
+    /// Trust the certificate authorities of this PEM file too, beside the system's [env: RETUNNEL_CA_FILE]
+    #[arg(long, global = true, value_name = "FILE")]
+    pub(crate) ca_file: Option<PathBuf>,
+    /// Reach the server through this proxy, or `none`: an http://, socks5:// or socks5h:// URL, with USER:PASSWORD@ where
+    /// it wants them [env: RETUNNEL_PROXY, else HTTPS_PROXY, HTTP_PROXY, ALL_PROXY, NO_PROXY]
+    #[arg(long, global = true, value_name = "URL")]
+    pub(crate) proxy: Option<String>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -68,6 +81,7 @@ pub(crate) enum Command {
     /// Publish a local HTTP service
     #[command(after_help = "Examples:\n  retunnel http 8080\n  retunnel http 3000 --subdomain my-app\n  \
                             retunnel http https://localhost:8443 --auth me:secret\n  \
+                            retunnel http 5173 --host-header rewrite\n  \
                             retunnel http unix:/run/app.sock --server tunnel.example.com")]
     Http(HttpArgs),
     /// Publish a local TCP service
@@ -83,6 +97,17 @@ pub(crate) enum Command {
     Authtoken(AuthtokenArgs),
     /// Show or check configuration files
     Config(ConfigArgs),
+    /// Print a script that completes words in a shell
+    #[command(after_help = "Examples:\n  bash: source <(retunnel completions bash)\n  \
+                            zsh:  retunnel completions zsh > ~/.zfunc/_retunnel\n  \
+                            fish: retunnel completions fish > ~/.config/fish/completions/retunnel.fish")]
+    Completions {
+        /// The shell
+        shell: clap_complete::Shell,
+    },
+    /// Print the manual page, or write all pages
+    #[command(after_help = "Examples:\n  retunnel man | man -l -\n  retunnel man --dir /usr/local/share/man/man1")]
+    Man(ManArgs),
     /// Print the version
     Version,
     /// List the libraries this program is built on
@@ -131,8 +156,23 @@ pub(crate) struct HttpArgs {
     /// Ask visitors for a user name and password
     #[arg(long, short, value_name = "USER:PASSWORD", env = "RETUNNEL_BASIC_AUTH", hide_env_values = true)]
     pub(crate) auth: Option<String>,
+    /// What the service sees as its host: `rewrite` for its own address (Vite, webpack, Django), or a HOST
+    #[arg(long, value_name = "HOST")]
+    pub(crate) host_header: Option<String>,
+    /// Accept any certificate of an https:// service (at localhost any is accepted anyway)
+    #[arg(long)]
+    pub(crate) local_insecure: bool,
     #[command(flatten)]
     pub(crate) connection: Connection,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct ManArgs {
+    /// The page of this command
+    pub(crate) command: Option<String>,
+    /// Write the pages of all commands into this directory
+    #[arg(long, value_name = "DIR", conflicts_with = "command")]
+    pub(crate) dir: Option<PathBuf>,
 }
 
 #[derive(Debug, Args)]

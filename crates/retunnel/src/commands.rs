@@ -1,14 +1,17 @@
 //! One module for each command, and what several of them share.
 
 pub(crate) mod authtoken;
+pub(crate) mod completions;
 pub(crate) mod config;
 pub(crate) mod credits;
 #[cfg(feature = "server")]
 pub(crate) mod demo;
 pub(crate) mod descriptors;
+pub(crate) mod events;
 pub(crate) mod help;
 pub(crate) mod http;
 pub(crate) mod logging;
+pub(crate) mod man;
 #[cfg(feature = "server")]
 pub(crate) mod server;
 pub(crate) mod signals;

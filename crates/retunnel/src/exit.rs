@@ -92,10 +92,18 @@ fn connect(error: &ConnectError) -> (u8, Option<String>) {
                 .then(|| "ask the operator of the server for a token and save it with `retunnel authtoken`".into());
             (api(source), hint)
         }
+        ConnectError::Proxy { .. } => (
+            UNAVAILABLE,
+            Some("the proxy comes from `--proxy` or HTTPS_PROXY, HTTP_PROXY, ALL_PROXY; `--proxy none` goes without".into()),
+        ),
         ConnectError::NotAServer { .. } => (UNAVAILABLE, Some("check the address given with `--server`".into())),
         ConnectError::Tls { .. } => (
             UNAVAILABLE,
-            Some("use a certificate this machine trusts; `--insecure` accepts any, for tests only".into()),
+            Some(
+                "name your company's certificate authority with `--ca-file FILE`, or give the server a certificate this \
+                 machine trusts; `--insecure` accepts any, for tests only"
+                    .into(),
+            ),
         ),
         _ => (UNAVAILABLE, None),
     }

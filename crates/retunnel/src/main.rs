@@ -19,7 +19,7 @@ use settings::Variables;
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
-    let output = Output { json: cli.global.json, quiet: cli.global.quiet || cli.global.json };
+    let output = Output::new(&cli.global);
     match run(cli, output) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
@@ -46,6 +46,8 @@ fn run(cli: Cli, output: Output) -> anyhow::Result<()> {
         Command::Start(args) => commands::start::run(args, &global, &variables, output),
         Command::Authtoken(args) => commands::authtoken::run(args, output),
         Command::Config(args) => commands::config::run(&args, &variables, output),
+        Command::Completions { shell } => commands::completions::run(shell, output),
+        Command::Man(args) => commands::man::run(&args, output),
         Command::Version => commands::version::run(output),
         Command::Credits => commands::credits::run(output),
         Command::Help { command } => commands::help::run(command.as_deref(), output),

@@ -4,14 +4,33 @@ use std::io::{IsTerminal, Write};
 
 use serde_json::Value;
 
+use crate::args::Global;
+
 /// How much is said, and in which form.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Output {
     pub(crate) json: bool,
+    /// Everything that happens follows as lines of JSON.
+    pub(crate) json_events: bool,
     pub(crate) quiet: bool,
+    /// No full-screen view, whatever the terminal can do.
+    no_ui: bool,
 }
 
 impl Output {
+    /// As the options say. An option that wants JSON wants nothing else on stdout.
+    pub(crate) const fn new(global: &Global) -> Self {
+        let json = global.json || global.json_events;
+        Self { json, json_events: global.json_events, quiet: global.quiet || json, no_ui: global.no_ui }
+    }
+
+    /// A result in the exact bytes it has.
+    pub(crate) fn raw(self, bytes: &[u8]) {
+        let mut stdout = std::io::stdout();
+        let _ = stdout.write_all(bytes);
+        let _ = stdout.flush();
+    }
+
     /// A result for people and scripts.
     pub(crate) fn result(self, text: &str) {
         write_line(&mut anstream::stdout(), text);
@@ -47,7 +66,7 @@ impl Output {
 
     /// Whether a live view can be shown: a person looks at both ends.
     pub(crate) fn is_interactive(self) -> bool {
-        !self.json && !self.quiet && std::io::stdout().is_terminal() && std::io::stderr().is_terminal()
+        !self.json && !self.quiet && !self.no_ui && std::io::stdout().is_terminal() && std::io::stderr().is_terminal()
     }
 }
 

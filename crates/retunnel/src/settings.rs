@@ -4,11 +4,15 @@ use std::{collections::HashMap, path::PathBuf};
 
 use anyhow::{Context, Result};
 use retunnel_client::{
-    Client, ClientBuilder, ServerEndpoint, Token,
+    Client, ClientBuilder, Proxies, ServerEndpoint, Token,
     config::file::{ConfigFile, FILE_NAME},
 };
 
-use crate::{args::Connection, exit::Usage, output::Output};
+use crate::{
+    args::{Connection, Global},
+    exit::Usage,
+    output::Output,
+};
 
 /// Variables of the environment and, behind them, of the file `.env` in the working directory.
 #[derive(Debug, Default)]
@@ -58,6 +62,24 @@ impl Variables {
     }
 }
 
+/// The proxies that option or environment name. `none` means none, whatever the environment says.
+fn proxies(global: &Global, variables: &Variables) -> Result<Proxies> {
+    match global.proxy.clone().or_else(|| variables.value("RETUNNEL_PROXY")) {
+        Some(none) if none == "none" => Ok(Proxies::default()),
+        Some(url) => Ok(Proxies::all(url.parse()?)),
+        None => Ok(Proxies::from_variables(|name| variables.value(name))?),
+    }
+}
+
+fn ca_file(global: &Global, variables: &Variables) -> Result<Option<(String, Vec<u8>)>> {
+    let Some(path) = global.ca_file.clone().or_else(|| variables.value("RETUNNEL_CA_FILE").map(PathBuf::from)) else {
+        return Ok(None);
+    };
+    let shown = path.display().to_string();
+    let pem = std::fs::read(&path).map_err(|error| Usage(format!("cannot read the CA file {shown}: {error}")))?;
+    Ok(Some((shown, pem)))
+}
+
 /// Where the saved configuration is.
 pub(crate) fn config_path() -> Result<PathBuf> {
     let home = etcetera::home_dir().context("this user has no home directory")?;
@@ -85,7 +107,7 @@ impl Settings {
         connection: &Connection,
         variables: &Variables,
         tunnels_file: FromFile<'_>,
-        insecure: bool,
+        global: &Global,
         output: Output,
     ) -> Result<Self> {
         let path = config_path()?;
@@ -128,8 +150,13 @@ impl Settings {
             .token(given.or(saved_here).or_else(|| file.auth_token()))
             .replace_refused_token(is_guess)
             .keep_trying(!server.is_default())
-            .insecure(insecure)
-            .dialect(dialect);
+            .dialect(dialect)
+            .proxies(proxies(global, variables)?);
+        let builder = match &ca_file(global, variables)? {
+            _ if global.insecure => builder.insecure(true),
+            Some((path, pem)) => builder.extra_roots(pem).map_err(|error| Usage(format!("{path}: {error}")))?,
+            None => builder,
+        };
         Ok(Self { builder, server, path })
     }
 }

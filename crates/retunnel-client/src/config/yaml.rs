@@ -22,6 +22,8 @@ tunnels:
     local_port: 8080          # or: target: http://127.0.0.1:8080, unix:/run/app.sock
     subdomain: my-app         # optional
     # auth: user:password     # optional, asked from visitors
+    # host_header: rewrite    # optional, for services that answer to localhost only (Vite, webpack, Django)
+    # local_insecure: true    # optional, for target: https://... with a certificate nobody vouches for
   - name: ssh
     protocol: tcp
     local_port: 22
@@ -74,6 +76,12 @@ pub struct TunnelEntry {
     /// Wanted public port of a TCP tunnel.
     #[serde(default)]
     pub remote_port: Option<u16>,
+    /// `rewrite`, or the host that the local service sees instead of the public one.
+    #[serde(default)]
+    pub host_header: Option<String>,
+    /// Accept any certificate of a local service reached by TLS.
+    #[serde(default)]
+    pub local_insecure: Option<bool>,
     /// Whether the inspector sees the tunnel; yes by default.
     #[serde(default)]
     pub inspect: Option<bool>,
@@ -139,6 +147,12 @@ impl TunnelEntry {
         }
         if let Some(port) = self.remote_port.filter(|port| *port != 0) {
             spec = spec.remote_port(port);
+        }
+        if let Some(host) = self.host_header.as_deref().filter(|text| !text.is_empty()) {
+            spec = spec.host_header(host)?;
+        }
+        if self.local_insecure == Some(true) {
+            spec = spec.local_insecure();
         }
         Ok(spec)
     }

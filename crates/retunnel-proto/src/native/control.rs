@@ -209,6 +209,7 @@ mod tests {
                 hostname: None,
                 remote_port: Some(20_001),
                 http_auth: None,
+                local_origin: Some("http://localhost:5173".into()),
             })),
             FromClient::Message(ClientMessage::CloseTunnel(CloseTunnel { tunnel_id: TunnelId::from_text("tun-1") })),
         ]

@@ -19,6 +19,7 @@ use crate::{
     edge::{
         access::BasicAuth,
         host::{random_name, validate_name},
+        origin::LocalOrigin,
         tcp,
     },
     registry::Key,
@@ -39,6 +40,13 @@ pub(crate) struct Opening<'a> {
     /// Whether this session has the tunnel already.
     pub(crate) open_here: &'a (dyn Fn(&TunnelId) -> bool + Sync),
     pub(crate) upstream: &'a (dyn Fn(&TunnelId) -> Upstream + Sync),
+}
+
+/// What an HTTP tunnel does with its requests.
+#[derive(Debug, Clone, Default)]
+struct HttpOptions {
+    access: Option<BasicAuth>,
+    origin: Option<LocalOrigin>,
 }
 
 /// Names a tunnel: the same for the same address, and never part of another one, because all have the same length.
@@ -69,12 +77,21 @@ pub(crate) fn open_tunnel(core: &Arc<Core>, request: &ReqTunnel, opening: Openin
         }
         None => None,
     };
+    let local_origin = match &request.local_origin {
+        Some(_) if request.protocol == TunnelProtocol::Tcp => {
+            return Err(Refusal::new(RefusalCode::InvalidRequest, "a TCP tunnel has no Host header to rewrite"));
+        }
+        Some(text) => Some(LocalOrigin::parse(text).ok_or_else(|| {
+            Refusal::new(RefusalCode::InvalidRequest, "the host for the local service is not HOST or HOST:PORT")
+        })?),
+        None => None,
+    };
     if request.hostname.is_some() {
         let message = "host names of one's own are not available on this server; ask for a subdomain";
         return Err(Refusal::new(RefusalCode::HostnameNotRegistered, message));
     }
     let tunnel = match request.protocol {
-        TunnelProtocol::Http => http(core, request, &opening, access)?,
+        TunnelProtocol::Http => http(core, request, &opening, HttpOptions { access, origin: local_origin })?,
         TunnelProtocol::Tcp => tcp(core, request, &opening)?,
     };
     info!(tunnel = %tunnel.key, url = %tunnel.url, "tunnel opened");
@@ -85,16 +102,16 @@ fn http(
     core: &Arc<Core>,
     request: &ReqTunnel,
     opening: &Opening<'_>,
-    access: Option<BasicAuth>,
+    options: HttpOptions,
 ) -> Result<Arc<Tunnel>, Refusal> {
     if let Some(wanted) = &request.subdomain {
         let name = validate_name(wanted)?;
-        return claim(core, Key::Name(name), TunnelProtocol::Http, opening, access);
+        return claim(core, Key::Name(name), TunnelProtocol::Http, opening, options);
     }
     for _ in 0..NAME_TRIES {
         let key = Key::Name(random_name());
         if core.registry.is_free(&key) {
-            match claim(core, key, TunnelProtocol::Http, opening, access.clone()) {
+            match claim(core, key, TunnelProtocol::Http, opening, options.clone()) {
                 Err(refusal) if refusal.code == RefusalCode::NameUnavailable => {}
                 result => return result,
             }
@@ -112,7 +129,7 @@ fn tcp(core: &Arc<Core>, request: &ReqTunnel, opening: &Opening<'_>) -> Result<A
             let message = format!("port {port} is outside this server's range {}-{}", range.start(), range.end());
             return Err(Refusal::new(RefusalCode::PortOutOfRange, message));
         }
-        let tunnel = claim(core, Key::Port(port), TunnelProtocol::Tcp, opening, None)?;
+        let tunnel = claim(core, Key::Port(port), TunnelProtocol::Tcp, opening, HttpOptions::default())?;
         return listen(core, tunnel, port);
     }
     let count = usize::from(range.end() - range.start()) + 1;
@@ -123,7 +140,7 @@ fn tcp(core: &Arc<Core>, request: &ReqTunnel, opening: &Opening<'_>) -> Result<A
         if !core.registry.is_free(&key) {
             continue;
         }
-        match claim(core, key, TunnelProtocol::Tcp, opening, None) {
+        match claim(core, key, TunnelProtocol::Tcp, opening, HttpOptions::default()) {
             Ok(tunnel) => match listen(core, tunnel, port) {
                 Err(refusal) if refusal.code == RefusalCode::PortUnavailable => {}
                 result => return result,
@@ -159,7 +176,7 @@ fn claim(
     key: Key,
     protocol: TunnelProtocol,
     opening: &Opening<'_>,
-    access: Option<BasicAuth>,
+    options: HttpOptions,
 ) -> Result<Arc<Tunnel>, Refusal> {
     let id = tunnel_id(&key);
     if (opening.open_here)(&id) {
@@ -177,7 +194,8 @@ fn claim(
         protocol,
         account: opening.account.id,
         url,
-        access,
+        access: options.access,
+        local_origin: options.origin,
         activity: Activity::new(Arc::clone(opening.changed)),
         closed: CancellationToken::new(),
         refusal: OnceLock::new(),

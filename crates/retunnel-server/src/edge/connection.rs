@@ -27,6 +27,7 @@ use crate::{
             Framing,
             request::{self, RequestHead},
         },
+        origin::HOST_NOT_ALLOWED,
         page::EdgeError,
         relay,
     },
@@ -157,7 +158,11 @@ impl Connection {
         let (outcome, tunnel) = self.pass_on(core, head, route, visitor).await;
         let keep_alive = self.finish(&outcome, head, &accept).await;
         let status = outcome.status();
-        let error = outcome.error.as_ref().map_or("", |error| error.code());
+        let error = match &outcome.error {
+            Some(error) => error.code(),
+            None if outcome.host_refused => HOST_NOT_ALLOWED,
+            None => "",
+        };
         if let Some(tunnel) = tunnel {
             tunnel.activity.record(|| RequestSummary {
                 method: String::from_utf8_lossy(&head.method).into_owned(),

@@ -38,6 +38,7 @@ use crate::{
             response::{self, ResponseHead},
             write::{self, Answer, Visitor},
         },
+        origin::host_refused,
         page::EdgeError,
         relay,
     },
@@ -68,6 +69,8 @@ pub(crate) struct Outcome {
     pub(crate) cut: bool,
     /// Another request may follow on the visitor's connection.
     pub(crate) keep_alive: bool,
+    /// The local service does not answer to the public host name.
+    pub(crate) host_refused: bool,
     /// Nothing was answered or lost; the request may be passed to the tunnel's next session.
     pub(crate) retry: bool,
 }
@@ -98,8 +101,12 @@ pub(crate) async fn exchange(
     tunnel: &Tunnel,
     (_, by_trusted_proxy): (IpAddr, bool),
 ) -> Outcome {
-    let visitor =
-        Visitor { address: connection.peer.ip(), by_trusted_proxy, strip_authorization: tunnel.access.is_some() };
+    let visitor = Visitor {
+        address: connection.peer.ip(),
+        by_trusted_proxy,
+        strip_authorization: tunnel.access.is_some(),
+        local: tunnel.local_origin.as_ref(),
+    };
     match &tunnel.upstream {
         Upstream::Native(upstream) => native(core, connection, head, tunnel, upstream, visitor).await,
         Upstream::V2(upstream) => v2(core, connection, head, tunnel, upstream, visitor).await,
@@ -113,6 +120,7 @@ struct Progress {
     down: AtomicU64,
     request_done: AtomicBool,
     answered: AtomicU16,
+    host_refused: AtomicBool,
 }
 
 impl Progress {
@@ -145,6 +153,13 @@ impl Progress {
     fn set_answered(&self, status: u16) {
         self.answered.store(status, Relaxed);
     }
+
+    /// Looks at the first bytes of an answer's body; later ones are none of our business.
+    fn body_begins(&self, payload: &[u8]) {
+        if self.down() == 0 && host_refused(self.answered.load(Relaxed), payload) {
+            self.host_refused.store(true, Relaxed);
+        }
+    }
 }
 
 async fn native(
@@ -153,7 +168,7 @@ async fn native(
     head: &RequestHead,
     tunnel: &Tunnel,
     upstream: &NativeUpstream,
-    visitor: Visitor,
+    visitor: Visitor<'_>,
 ) -> Outcome {
     let repeatable = head.body == Framing::None
         && head.upgrade.is_none()
@@ -195,6 +210,7 @@ async fn native(
             answered: progress.answered(),
             bytes_in: progress.up(),
             bytes_out: progress.down(),
+            host_refused: progress.host_refused.load(Relaxed),
             ..Outcome::default()
         };
         match result {
@@ -243,14 +259,14 @@ async fn over_stream(
     connection: &mut Connection,
     head: &RequestHead,
     stream: &LinkStream,
-    visitor: Visitor,
+    visitor: Visitor<'_>,
     progress: &Progress,
 ) -> Result<Done, Failure> {
     let Connection { socket, received, .. } = connection;
     let finished = {
         let (mut from_visitor, mut to_visitor) = socket.split();
         let mut up = pin!(send_request(core, head, stream, visitor, &mut from_visitor, received, progress));
-        let mut down = pin!(receive_answer(core, head, stream, &mut to_visitor, progress));
+        let mut down = pin!(receive_answer(core, head, stream, visitor, &mut to_visitor, progress));
         // Both directions run until the answer is complete: it may begin, and end, before the request does.
         tokio::select! {
             finished = &mut down => finished,
@@ -302,7 +318,7 @@ async fn send_request(
     core: &Core,
     head: &RequestHead,
     stream: &LinkStream,
-    visitor: Visitor,
+    visitor: Visitor<'_>,
     from_visitor: &mut ReadHalf<'_>,
     received: &mut BytesMut,
     progress: &Progress,
@@ -417,10 +433,14 @@ async fn receive_answer(
     core: &Core,
     request: &RequestHead,
     stream: &LinkStream,
+    visitor: Visitor<'_>,
     to_visitor: &mut WriteHalf<'_>,
     progress: &Progress,
 ) -> Result<Finished, Failure> {
-    let (head, mut rest) = answer_head(request, stream, to_visitor).await?;
+    let (mut head, mut rest) = answer_head(request, stream, to_visitor).await?;
+    if let Some(local) = visitor.local {
+        local.restore(&mut head, &visitor.public_origin(request));
+    }
     if head.status == 101 {
         if request.upgrade.is_none() {
             return Err(Failure::Answer(EdgeError::LocalInvalidResponse));
@@ -463,6 +483,7 @@ async fn receive_answer(
         body::last_chunk(&trailers, &mut out);
     }
     progress.set_answered(head.status);
+    progress.body_begins(&payload);
     progress.add_down(payload.len());
     drop(payload);
     to_visitor.write_all(&out).await.map_err(|_| Failure::Cut)?;
@@ -524,6 +545,7 @@ async fn pump_answer(
             body::last_chunk(&trailers, &mut tail);
         }
         if len > 0 {
+            progress.body_begins(&buffer[PAYLOAD_START..PAYLOAD_START + len]);
             to_visitor.write_all(&buffer[span.0..span.1]).await.map_err(|_| Failure::Cut)?;
             progress.add_down(len);
         }
@@ -624,7 +646,7 @@ async fn v2(
     head: &RequestHead,
     tunnel: &Tunnel,
     upstream: &V2Upstream,
-    visitor: Visitor,
+    visitor: Visitor<'_>,
 ) -> Outcome {
     let failed = |error: EdgeError, keep_alive: bool| Outcome { error: Some(error), keep_alive, ..Outcome::default() };
     if head.upgrade.is_some() {
@@ -675,6 +697,7 @@ async fn v2(
     };
     Outcome {
         answered: Some(response.status),
+        host_refused: host_refused(response.status, &response.body),
         bytes_in,
         bytes_out,
         cut: written.is_err(),

@@ -53,6 +53,16 @@ impl Headers {
         self.iter().find(|(found, _)| found.eq_ignore_ascii_case(name.as_bytes())).map(|(_, value)| value)
     }
 
+    /// Gives a header that is there another value.
+    pub(crate) fn set(&mut self, name: &str, value: &[u8]) {
+        let place = self.fields.iter().position(|(found, _)| self.part(found).eq_ignore_ascii_case(name.as_bytes()));
+        let Some(place) = place else { return };
+        let end = |length: usize| u32::try_from(length).unwrap_or(u32::MAX);
+        let bytes = [&self.bytes[..], value].concat();
+        self.fields[place].1 = end(self.bytes.len())..end(bytes.len());
+        self.bytes = bytes.into();
+    }
+
     fn part(&self, range: &Range<u32>) -> &[u8] {
         &self.bytes[range.start as usize..range.end as usize]
     }

@@ -25,6 +25,12 @@ pub(crate) fn run(args: HttpArgs, global: &Global, variables: &Variables, output
     if let Some(auth) = auth {
         spec = spec.auth(auth)?;
     }
-    let settings = Settings::new(&args.connection, variables, FromFile::default(), global.insecure, output)?;
+    if let Some(host) = args.host_header {
+        spec = spec.host_header(host)?;
+    }
+    if args.local_insecure {
+        spec = spec.local_insecure();
+    }
+    let settings = Settings::new(&args.connection, variables, FromFile::default(), global, output)?;
     tunnels::run(Wanted::One(spec), settings, global, variables, output)
 }

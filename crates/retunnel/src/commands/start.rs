@@ -42,6 +42,6 @@ pub(crate) fn run(args: StartArgs, global: &Global, variables: &Variables, outpu
         token: file.auth_token.as_deref(),
         dialect: file.dialect.as_deref(),
     };
-    let settings = Settings::new(&args.connection, variables, from_file, global.insecure, output)?;
+    let settings = Settings::new(&args.connection, variables, from_file, &global, output)?;
     tunnels::run(Wanted::Several(specs), settings, &global, variables, output)
 }

@@ -15,6 +15,6 @@ pub(crate) fn run(args: TcpArgs, global: &Global, variables: &Variables, output:
     if let Some(port) = args.remote_port {
         spec = spec.remote_port(port);
     }
-    let settings = Settings::new(&args.connection, variables, FromFile::default(), global.insecure, output)?;
+    let settings = Settings::new(&args.connection, variables, FromFile::default(), global, output)?;
     tunnels::run(Wanted::One(spec), settings, global, variables, output)
 }

@@ -1,6 +1,6 @@
 //! What `http`, `tcp`, `start` and `demo` share: connect, open, show, and a tidy end.
 
-use std::time::Duration;
+use std::{collections::HashSet, time::Duration};
 
 use anyhow::Result;
 use indicatif::{ProgressBar, ProgressStyle};
@@ -11,12 +11,16 @@ use serde_json::{Value, json};
 
 use crate::{
     args::Global,
-    commands::{descriptors, logging, signals::Signals},
+    commands::{descriptors, events, logging, signals::Signals},
     output::{self, Output},
     settings::{Settings, Variables},
     ui,
 };
 
+/// The server's code for answers of local services that serve only hosts they know.
+const HOST_NOT_ALLOWED: &str = "host_not_allowed";
+const HOST_HINT: &str =
+    "the local service does not answer to the public host name; start again with `--host-header rewrite`";
 /// How long a goodbye may take.
 const GOODBYE: Duration = Duration::from_millis(800);
 
@@ -123,6 +127,7 @@ pub(crate) async fn show(
 ) -> Result<()> {
     let interactive = output.is_interactive();
     print(&opened, client, output, interactive);
+    watcher.told_events = output.json_events;
     let outcome = if interactive {
         ui::live(client, &opened.tunnels, &mut watcher, signals).await
     } else {
@@ -131,6 +136,13 @@ pub(crate) async fn show(
     output.status("Shutting down...");
     let stats = client.stats();
     drop(opened);
+    watcher.tell(&events::line(
+        "ended",
+        json!({
+            "cause": outcome.as_ref().err().map(ToString::to_string), "requests": stats.requests,
+            "bytes_in": stats.bytes_in, "bytes_out": stats.bytes_out, "uptime_ms": stats.uptime.as_millis() as u64,
+        }),
+    ));
     output.status(&format!(
         "Tunnel closed. {} request{}, {} received, {} sent, up {}",
         stats.requests,
@@ -228,6 +240,12 @@ pub(crate) struct Watcher {
     told: bool,
     /// A live view shows what happens; lines would destroy it.
     pub(crate) silent: bool,
+    /// Every event follows on stdout: the first line is out.
+    told_events: bool,
+    /// Tunnels whose local service does not take connections.
+    down: HashSet<String>,
+    /// Tunnels whose local service refused the public host name, and whose user was told.
+    hinted: HashSet<String>,
     /// The last thing that went wrong, for the live view.
     pub(crate) trouble: Option<String>,
 }
@@ -241,6 +259,9 @@ impl Watcher {
             spinner: ProgressBar::hidden(),
             told: false,
             silent: false,
+            told_events: false,
+            down: HashSet::new(),
+            hinted: HashSet::new(),
             trouble: None,
         }
     }
@@ -284,7 +305,17 @@ impl Watcher {
         self.trouble = Some(text);
     }
 
+    /// A line for programs that asked for events.
+    pub(crate) fn tell(&self, line: &Value) {
+        if self.told_events {
+            self.output.json(line);
+        }
+    }
+
     pub(crate) fn handle(&mut self, event: Event) {
+        if let Some(line) = events::of(&event) {
+            self.tell(&line);
+        }
         match event {
             Event::Registered { token } => {
                 let server = self.settings.server.authority();
@@ -311,10 +342,18 @@ impl Watcher {
             }
             Event::TunnelFailed { name, refusal } => self.warn(format!("tunnel `{name}` is not open: {refusal}")),
             Event::TunnelClosed { name, refusal } => self.warn(format!("the server closed tunnel `{name}`: {refusal}")),
-            Event::LocalUnreachable { reason, .. } => {
+            Event::LocalUnreachable { tunnel, reason } => {
+                self.down.insert(tunnel);
                 self.warn(format!("the local service does not answer: {reason}"));
             }
-            Event::Request { request, .. } => {
+            Event::Request { tunnel, request } => {
+                if request.error == HOST_NOT_ALLOWED && self.hinted.insert(tunnel.clone()) {
+                    self.tell(&events::line("hint", json!({ "code": HOST_NOT_ALLOWED, "text": HOST_HINT })));
+                    self.warn(HOST_HINT.into());
+                }
+                if request.error.is_empty() && self.down.remove(&tunnel) {
+                    self.tell(&events::line("local_reachable", json!({ "tunnel": tunnel })));
+                }
                 if request.error.is_empty() {
                     self.trouble = None;
                 }

@@ -43,6 +43,7 @@ pub fn decode_client(message: &[u8]) -> Result<ClientMessage, DecodeError> {
             hostname: fields.optional("Hostname")?,
             remote_port: fields.port("RemotePort")?,
             http_auth: fields.optional("HttpAuth")?.map(HttpAuth),
+            local_origin: None,
         }),
         "RegProxy" => ClientMessage::RegProxy(RegProxy { client_id: ClientId::from_text(fields.text("ClientId")?) }),
         "Ping" => ClientMessage::Ping,

@@ -25,6 +25,7 @@ fn client_messages() -> Vec<ClientMessage> {
             hostname: None,
             remote_port: Some(80),
             http_auth: Some(HttpAuth("me:secret".into())),
+            local_origin: None,
         }),
         ClientMessage::RegProxy(RegProxy { client_id: ClientId::from_text("client-abc") }),
         ClientMessage::Ping,

@@ -116,8 +116,12 @@ fn row_17_the_authority_of_an_absolute_target_wins_everywhere() {
 }
 
 fn forwarded(head: &RequestHead, by_trusted_proxy: bool) -> String {
-    let visitor =
-        Visitor { address: "192.0.2.7".parse().expect("an address"), by_trusted_proxy, strip_authorization: false };
+    let visitor = Visitor {
+        address: "192.0.2.7".parse().expect("an address"),
+        by_trusted_proxy,
+        strip_authorization: false,
+        local: None,
+    };
     let mut out = BytesMut::new();
     write::request(head, visitor, &mut out);
     String::from_utf8(out.to_vec()).expect("text")
@@ -140,6 +144,30 @@ fn rows_22_to_24_hop_by_hop_and_identity_headers() {
     let trusted = forwarded(&head, true);
     assert!(trusted.contains("X-Forwarded-For: 6.6.6.6, 192.0.2.7\r\n"), "{trusted}");
     assert!(trusted.contains("X-Forwarded-Proto: https\r\n"), "{trusted}");
+}
+
+#[test]
+fn a_local_origin_is_all_that_the_service_sees() {
+    let head = parse(
+        "POST / HTTP/1.1\r\nHost: a.test\r\nOrigin: https://a.test\r\nX-Original-Host: evil\r\nX-Forwarded-Host: evil",
+    )
+    .expect("valid");
+    let local = crate::edge::origin::LocalOrigin::parse("http://localhost:5173").expect("valid");
+    let visitor = Visitor {
+        address: "192.0.2.7".parse().expect("an address"),
+        by_trusted_proxy: false,
+        strip_authorization: false,
+        local: Some(&local),
+    };
+    let mut out = BytesMut::new();
+    write::request(&head, visitor, &mut out);
+    assert_eq!(
+        String::from_utf8_lossy(&out),
+        "POST / HTTP/1.1\r\nHost: localhost:5173\r\nOrigin: http://localhost:5173\r\nX-Forwarded-For: 192.0.2.7\r\n\
+         X-Forwarded-Proto: http\r\nX-Forwarded-Host: localhost:5173\r\nX-Original-Proto: http\r\n\
+         X-Original-Host: a.test\r\n\r\n"
+    );
+    assert_eq!(visitor.public_origin(&head), b"http://a.test");
 }
 
 #[test]

@@ -5,16 +5,29 @@ use std::net::IpAddr;
 use bytes::{BufMut, Bytes, BytesMut};
 use retunnel_proto::message::{ProxyRequest, ProxyResponse};
 
+use crate::edge::origin::LocalOrigin;
+
 use super::{Framing, body::Decoder, body::Step, is_hop_by_hop, request::RequestHead, response::ResponseHead, tokens};
 
 /// What a request says about its visitor.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Visitor {
+pub(crate) struct Visitor<'a> {
     pub(crate) address: IpAddr,
     /// The connection comes from a proxy whose `X-Forwarded-*` are believed.
     pub(crate) by_trusted_proxy: bool,
     /// The tunnel's own password was checked: it is not the local service's business.
     pub(crate) strip_authorization: bool,
+    /// What the local service shall take for its public address.
+    pub(crate) local: Option<&'a LocalOrigin>,
+}
+
+impl Visitor<'_> {
+    /// What the visitor sees in the place of the local service's own address.
+    pub(crate) fn public_origin(self, head: &RequestHead) -> Vec<u8> {
+        let trusted = |name| head.headers.get(name).filter(|_| self.by_trusted_proxy);
+        let proto = trusted("x-forwarded-proto").unwrap_or(b"http");
+        [proto, b"://", trusted("x-forwarded-host").unwrap_or(&head.authority)].concat()
+    }
 }
 
 fn put(out: &mut BytesMut, name: &[u8], value: &[u8]) {
@@ -48,18 +61,25 @@ fn is_identity(name: &[u8]) -> bool {
 
 /// The headers of a request that go to the local service, in order: hop-by-hop ones and those that `Connection` names
 /// are left out, the visitor's identity is ours.
-fn forwarded(head: &RequestHead, visitor: Visitor, mut emit: impl FnMut(&[u8], &[u8])) {
+fn forwarded(head: &RequestHead, visitor: Visitor<'_>, mut emit: impl FnMut(&[u8], &[u8])) {
     let named: Vec<&[u8]> = tokens(head.headers.all("connection")).collect();
+    let shown_host = visitor.local.map_or(&head.authority[..], LocalOrigin::host);
     let mut host_written = false;
     for (name, value) in head.headers.iter() {
         if eq(name, "host") {
-            emit(name, &head.authority);
+            emit(name, shown_host);
             host_written = true;
+            continue;
+        }
+        if let (Some(local), true) = (visitor.local, eq(name, "origin")) {
+            let public_host = head.headers.get("x-forwarded-host").filter(|_| visitor.by_trusted_proxy);
+            emit(name, local.translate(value, public_host.unwrap_or(&head.authority)));
             continue;
         }
         let dropped = is_hop_by_hop(name)
             || eq(name, "content-length")
             || is_identity(name)
+            || (visitor.local.is_some() && (eq(name, "x-original-host") || eq(name, "x-original-proto")))
             || (visitor.strip_authorization && eq(name, "authorization"))
             || (eq(name, "expect") && !head.expects_continue)
             || named.iter().any(|named| named.eq_ignore_ascii_case(name));
@@ -68,7 +88,7 @@ fn forwarded(head: &RequestHead, visitor: Visitor, mut emit: impl FnMut(&[u8], &
         }
     }
     if !host_written {
-        emit(b"Host", &head.authority);
+        emit(b"Host", shown_host);
     }
     let own = visitor.address.to_string();
     let mut chain = Vec::new();
@@ -83,12 +103,20 @@ fn forwarded(head: &RequestHead, visitor: Visitor, mut emit: impl FnMut(&[u8], &
     }
     chain.extend_from_slice(own.as_bytes());
     emit(b"X-Forwarded-For", &chain);
-    emit(b"X-Forwarded-Proto", proto.unwrap_or(b"http"));
-    emit(b"X-Forwarded-Host", host.unwrap_or(&head.authority));
+    let (proto, host) = (proto.unwrap_or(b"http"), host.unwrap_or(&head.authority));
+    let Some(local) = visitor.local else {
+        emit(b"X-Forwarded-Proto", proto);
+        return emit(b"X-Forwarded-Host", host);
+    };
+    // Services compare these with Host and Origin; all four must tell the same.
+    emit(b"X-Forwarded-Proto", local.scheme());
+    emit(b"X-Forwarded-Host", local.host());
+    emit(b"X-Original-Proto", proto);
+    emit(b"X-Original-Host", host);
 }
 
 /// The head of a request for the local service.
-pub(crate) fn request(head: &RequestHead, visitor: Visitor, out: &mut BytesMut) {
+pub(crate) fn request(head: &RequestHead, visitor: Visitor<'_>, out: &mut BytesMut) {
     out.reserve(head.len + 160);
     out.put_slice(&head.method);
     out.put_u8(b' ');
@@ -162,7 +190,7 @@ fn status_line(status: u16, reason: &[u8], out: &mut BytesMut) {
 }
 
 /// A request with its whole body as dialect 2 carries it: one value per name, `Connection: close`, own length.
-pub(crate) fn proxy_request(head: &RequestHead, visitor: Visitor, body: Bytes) -> ProxyRequest {
+pub(crate) fn proxy_request(head: &RequestHead, visitor: Visitor<'_>, body: Bytes) -> ProxyRequest {
     let mut headers: Vec<(String, String)> = Vec::new();
     forwarded(head, visitor, |name, value| {
         if eq(name, "expect") {

@@ -1,0 +1,64 @@
+//! Lines of `--json-events`: what happens, for programs. The schema is `docs/json-events.md`.
+
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use retunnel_client::Event;
+use serde_json::{Value, json};
+
+/// Version of the schema. Fields and events may be added without a new one; none changes its meaning.
+const VERSION: u32 = 1;
+
+/// A line about an event of the client; `None` for one that programs learn from another.
+pub(crate) fn of(event: &Event) -> Option<Value> {
+    let refused = |kind, name: &String, refusal: &retunnel_client::Refusal| {
+        line(
+            kind,
+            json!({
+                "tunnel": name, "code": refusal.code.as_str(), "message": refusal.message, "final": refusal.code.is_final()
+            }),
+        )
+    };
+    Some(match event {
+        Event::Connecting { attempt } => line("connecting", json!({ "attempt": attempt })),
+        Event::Connected { session } => {
+            line("connected", json!({ "server": session.server, "account": session.account }))
+        }
+        Event::Disconnected { cause, retry_in, .. } => {
+            let retry_in = u64::try_from(retry_in.as_millis()).unwrap_or(u64::MAX);
+            line("disconnected", json!({ "cause": cause, "retry_in_ms": retry_in }))
+        }
+        Event::TunnelOpened(info) => line("tunnel_opened", json!({ "tunnel": info.name, "url": info.url })),
+        Event::TunnelRestored(info) => line("tunnel_restored", json!({ "tunnel": info.name, "url": info.url })),
+        Event::TunnelFailed { name, refusal } => refused("tunnel_failed", name, refusal),
+        Event::TunnelClosed { name, refusal } => refused("tunnel_closed", name, refusal),
+        Event::Request { tunnel, request } if request.method.is_empty() => line(
+            "connection",
+            json!({
+                "tunnel": tunnel, "visitor": request.visitor, "duration_ms": request.duration_ms,
+                "bytes_in": request.bytes_in, "bytes_out": request.bytes_out, "started_ms": request.started_ms,
+            }),
+        ),
+        Event::Request { tunnel, request } => line(
+            "request",
+            json!({
+                "tunnel": tunnel, "method": request.method, "path": request.path, "status": request.status,
+                "duration_ms": request.duration_ms, "bytes_in": request.bytes_in, "bytes_out": request.bytes_out,
+                "visitor": request.visitor, "started_ms": request.started_ms,
+                "error": if request.error.is_empty() { Value::Null } else { request.error.clone().into() },
+            }),
+        ),
+        Event::LocalUnreachable { tunnel, reason } => {
+            line("local_unreachable", json!({ "tunnel": tunnel, "reason": reason }))
+        }
+        _ => return None,
+    })
+}
+
+/// A line of another kind.
+pub(crate) fn line(event: &str, mut fields: Value) -> Value {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    fields["v"] = VERSION.into();
+    fields["event"] = event.into();
+    fields["time_ms"] = u64::try_from(now.as_millis()).unwrap_or(u64::MAX).into();
+    fields
+}
