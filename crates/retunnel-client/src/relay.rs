@@ -1,13 +1,21 @@
 //! One visitor's bytes: from a stream of the link to the local service and back.
 
-use std::{future::poll_fn, io, net::SocketAddr, task::Poll, time::Duration};
+use std::{
+    future::poll_fn,
+    io,
+    net::SocketAddr,
+    ops::RangeInclusive,
+    sync::atomic::{AtomicBool, Ordering::Relaxed},
+    task::Poll,
+    time::Duration,
+};
 
 use retunnel_link::{LinkStream, Pump, poll_relay};
 use retunnel_proto::native::ReasonCode;
 use rustls::pki_types::ServerName;
 use tokio::{
     net::{TcpStream, lookup_host},
-    time::timeout,
+    time::{Instant, timeout},
 };
 use tokio_rustls::TlsConnector;
 
@@ -42,13 +50,18 @@ pub(crate) async fn serve(
     let mut local = TappedSocket::new(local, tap);
     stats.opened();
     let _open = Open(stats);
+    let mut stall = Stall::new(target);
     // `down` comes from the local service: seen from the link it is what goes up.
     let (mut to_link, mut to_local) = (Pump::default(), Pump::default());
     let mut counted = (0, 0);
     let result = poll_fn(|cx| {
         let polled = poll_relay(cx, &mut local, &stream, &mut to_link, &mut to_local);
-        stats.add_bytes(to_local.moved() - counted.0, to_link.moved() - counted.1);
+        let new = (to_local.moved() - counted.0, to_link.moved() - counted.1);
+        stats.add_bytes(new.0, new.1);
         counted = (to_local.moved(), to_link.moved());
+        if stall.wants_acknowledgement(new.0 > 0, new.1 > 0) {
+            local.acknowledge();
+        }
         match polled {
             Poll::Ready(result) => Poll::Ready(result),
             Poll::Pending => Poll::Pending,
@@ -62,6 +75,42 @@ pub(crate) async fn serve(
         return Err(error.into());
     }
     Ok(())
+}
+
+/// Notices local services that wait for acknowledgements. Many write head and body of an answer in two small pieces; on a
+/// kept connection the second waits until the first is acknowledged (Nagle), which systems put off for 40 ms. Once a
+/// service was seen to pause so, what comes from it is acknowledged at once.
+struct Stall<'a> {
+    waits: &'a AtomicBool,
+    /// When the last bytes came, unless others went to the service since.
+    came: Option<Instant>,
+}
+
+/// What a delayed acknowledgement takes, with some play.
+const DELAYED: RangeInclusive<Duration> = Duration::from_millis(30)..=Duration::from_millis(70);
+
+impl<'a> Stall<'a> {
+    fn new(target: &'a LocalTarget) -> Self {
+        Self { waits: &target.waits_for_acknowledgements, came: None }
+    }
+
+    fn wants_acknowledgement(&mut self, sent: bool, came: bool) -> bool {
+        if sent {
+            self.came = None;
+        }
+        if !came {
+            return false;
+        }
+        if self.waits.load(Relaxed) {
+            return true;
+        }
+        let now = Instant::now();
+        let waited = self.came.replace(now).is_some_and(|before| DELAYED.contains(&now.duration_since(before)));
+        if waited {
+            self.waits.store(true, Relaxed);
+        }
+        waited
+    }
 }
 
 struct Open<'a>(&'a Stats);
@@ -153,4 +202,33 @@ async fn dial(host: &str, port: u16) -> io::Result<TcpStream> {
         }
     }
     Err(first_error.unwrap_or_else(|| io::ErrorKind::NotFound.into()))
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::time::advance;
+
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_service_that_waits_for_acknowledgements_is_noticed_once_and_for_all() {
+        let target = LocalTarget::port(1);
+        let mut stall = Stall::new(&target);
+        for (milliseconds, sent, came, wants) in [
+            (0, true, false, false),
+            (1, false, true, false),
+            (1, false, true, false),
+            // The next request: a slow answer to it is no sign.
+            (40, true, false, false),
+            (40, false, true, false),
+            (400, false, true, false),
+            (41, false, true, true),
+            (500, true, false, false),
+            (1, false, true, true),
+        ] {
+            advance(Duration::from_millis(milliseconds)).await;
+            assert_eq!(stall.wants_acknowledgement(sent, came), wants, "{milliseconds} ms, {sent}, {came}");
+        }
+        assert!(Stall::new(&target).wants_acknowledgement(false, true), "on its other connections as well");
+    }
 }

@@ -74,6 +74,11 @@ impl TappedSocket {
     pub(crate) fn abort(&self) {
         self.socket.abort();
     }
+
+    /// What has arrived is acknowledged at once.
+    pub(crate) fn acknowledge(&self) {
+        self.socket.acknowledge();
+    }
 }
 
 impl AsyncRead for TappedSocket {

@@ -4,7 +4,7 @@ use std::{
     fmt,
     path::PathBuf,
     str::FromStr,
-    sync::{Arc, Mutex},
+    sync::{Arc, Mutex, atomic::AtomicBool},
 };
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
@@ -21,6 +21,8 @@ pub struct LocalTarget {
     pub(crate) tls: bool,
     /// Whom a TLS service may be; `None` until its client is known.
     pub(crate) trust: Option<Trust>,
+    /// Learned from its answers ([`crate::relay`]).
+    pub(crate) waits_for_acknowledgements: Arc<AtomicBool>,
 }
 
 #[derive(Debug, Clone)]
@@ -44,7 +46,11 @@ impl LocalTarget {
     fn tcp(host: &str, port: u16, tls: bool) -> Self {
         // What runs on this machine has a certificate that nobody vouches for, and its bytes do not leave the machine.
         let trust = (tls && is_loopback(host)).then(Trust::anybody);
-        Self { address: Address::Tcp { host: host.to_owned(), port, remembered: Arc::default() }, tls, trust }
+        Self::new(Address::Tcp { host: host.to_owned(), port, remembered: Arc::default() }, tls, trust)
+    }
+
+    fn new(address: Address, tls: bool, trust: Option<Trust>) -> Self {
+        Self { address, tls, trust, waits_for_acknowledgements: Arc::default() }
     }
 
     /// The port, when the service is reached by TCP.
@@ -88,7 +94,7 @@ impl FromStr for LocalTarget {
             if !path.starts_with('/') {
                 return Err(error("expected unix:/absolute/path"));
             }
-            return Ok(Self { address: Address::Unix(path.into()), tls: false, trust: None });
+            return Ok(Self::new(Address::Unix(path.into()), false, None));
         }
         let (rest, tls, default_port) = match text.split_once("://") {
             Some(("http" | "tcp", rest)) => (rest, false, Some(80)),

@@ -290,16 +290,29 @@ impl fmt::Debug for Socket {
 }
 
 impl Socket {
+    fn tcp(&self) -> Option<&TcpStream> {
+        match self {
+            Self::Plain(socket) => Some(socket),
+            Self::Tls(stream) => Some(stream.get_ref().0),
+            Self::Prefixed(_, inner) => inner.tcp(),
+            #[cfg(unix)]
+            Self::Unix(_) => None,
+        }
+    }
+
     /// Makes the end of the connection a reset instead of a clean end.
     pub(crate) fn abort(&self) {
-        let socket = match self {
-            Self::Plain(socket) => socket,
-            Self::Tls(stream) => stream.get_ref().0,
-            Self::Prefixed(_, inner) => return inner.abort(),
-            #[cfg(unix)]
-            Self::Unix(_) => return,
-        };
-        let _ = SockRef::from(socket).set_linger(Some(Duration::ZERO));
+        if let Some(socket) = self.tcp() {
+            let _ = SockRef::from(socket).set_linger(Some(Duration::ZERO));
+        }
+    }
+
+    /// Acknowledges at once what has arrived; systems that have no such option do it when they want to.
+    pub(crate) fn acknowledge(&self) {
+        #[cfg(any(target_os = "linux", target_os = "android"))]
+        if let Some(socket) = self.tcp() {
+            let _ = SockRef::from(socket).set_tcp_quickack(true);
+        }
     }
 }
 
