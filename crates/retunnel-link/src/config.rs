@@ -29,10 +29,10 @@ pub struct LinkConfig {
     pub max_buffered: usize,
     /// The same for all links of the process.
     pub budget: Arc<Budget>,
-    /// Time between pings. Default 2.5 s.
+    /// Time between pings. Default 2 s.
     pub ping_interval: Duration,
-    /// The link is given up when nothing was heard, or a ping was not answered, for so long. Default 7 s, so that
-    /// both ends serve again within 10 s of a silent loss.
+    /// The link is given up when nothing was heard, or a ping was not answered, for so long. Default 6 s: with the 2 s
+    /// until the next ping, both ends serve again within 10 s of a silent loss, also of one direction alone.
     pub dead_after: Duration,
     /// How long [`crate::Link::close`] tries to tell the peer. Default 300 ms.
     pub flush_on_close: Duration,
@@ -49,8 +49,8 @@ impl Default for LinkConfig {
             max_event_queue: 256,
             max_buffered: 64 * 1024 * 1024,
             budget: Arc::new(Budget::new(256 * 1024 * 1024)),
-            ping_interval: Duration::from_millis(2_500),
-            dead_after: Duration::from_secs(7),
+            ping_interval: Duration::from_secs(2),
+            dead_after: Duration::from_secs(6),
             flush_on_close: Duration::from_millis(300),
         }
     }
