@@ -56,6 +56,10 @@ impl RequestHead {
 /// # Errors
 /// A line that does not end in CR LF, or a head beyond [`MAX_HEAD`].
 pub(crate) fn find_end(received: &[u8], scanned: &mut usize) -> Result<Option<usize>, EdgeError> {
+    // Not worth waiting for a line end that never comes: this is how TLS begins.
+    if received.first() == Some(&0x16) {
+        return Err(EdgeError::BadRequest("this is a TLS handshake, and here is no TLS: use http://"));
+    }
     while let Some(offset) = received[*scanned..].iter().position(|byte| *byte == b'\n') {
         let line_end = *scanned + offset;
         if line_end == 0 || received[line_end - 1] != b'\r' {
