@@ -167,6 +167,10 @@ impl Dialer {
         let config = self.trust.config().map_err(failed)?;
         match timeout(ANSWER_WITHIN, TlsConnector::from(config).connect(name, socket)).await {
             Ok(Ok(stream)) => Ok(Socket::Tls(Box::new(stream))),
+            Ok(Err(source)) if speaks_no_tls(&source) => {
+                let address = self.endpoint.authority();
+                Err(failed(io::Error::other(format!("it does not speak TLS; without TLS it is http://{address}"))))
+            }
             Ok(Err(source)) if source.kind() == io::ErrorKind::InvalidData => Err(failed(source)),
             Ok(Err(source)) => Err(ConnectError::Unreachable { endpoint: self.endpoint.clone(), source }),
             Err(_) => Err(self.too_slow(ANSWER_WITHIN)),
@@ -372,6 +376,12 @@ impl AsyncWrite for Socket {
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         each!(self, socket => Pin::new(socket).poll_shutdown(cx))
     }
+}
+
+/// Whether what came back for a TLS handshake was no TLS at all.
+fn speaks_no_tls(error: &io::Error) -> bool {
+    let inner = error.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>());
+    matches!(inner, Some(rustls::Error::InvalidMessage(_)))
 }
 
 #[cfg(test)]

@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap::{Args, Parser, Subcommand, ValueEnum, builder::FalseyValueParser};
 
 /// A public address for a local service.
 #[derive(Debug, Parser)]
@@ -40,7 +40,7 @@ pub(crate) struct Global {
     #[arg(long, global = true)]
     pub(crate) json: bool,
     /// Print results, warnings and errors only
-    #[arg(long, short, global = true, env = "RETUNNEL_QUIET", hide_env = true)]
+    #[arg(long, short, global = true, env = "RETUNNEL_QUIET", hide_env = true, value_parser = FalseyValueParser::new())]
     pub(crate) quiet: bool,
     /// What is logged to stderr or the log file
     #[arg(long, short, global = true, value_enum, ignore_case = true, value_name = "LEVEL")]
@@ -49,7 +49,8 @@ pub(crate) struct Global {
     #[arg(long, global = true, env = "RETUNNEL_LOG_FILE", hide_env = true, value_name = "FILE")]
     pub(crate) log_file: Option<PathBuf>,
     /// Accept any certificate of the server (only for tests: your token can be stolen)
-    #[arg(long, short = 'k', global = true, env = "RETUNNEL_INSECURE", hide_env = true)]
+    #[arg(long, short = 'k', global = true, env = "RETUNNEL_INSECURE", hide_env = true,
+          value_parser = FalseyValueParser::new())]
     pub(crate) insecure: bool,
     /// Plain lines instead of the full-screen view
     #[arg(long, global = true, env = "RETUNNEL_NO_UI", hide_env = true)]

@@ -94,17 +94,21 @@ fn connect(error: &ConnectError) -> (u8, Option<String>) {
         }
         ConnectError::Proxy { .. } => (
             UNAVAILABLE,
-            Some("the proxy comes from `--proxy` or HTTPS_PROXY, HTTP_PROXY, ALL_PROXY; `--proxy none` goes without".into()),
-        ),
-        ConnectError::NotAServer { .. } => (UNAVAILABLE, Some("check the address given with `--server`".into())),
-        ConnectError::Tls { .. } => (
-            UNAVAILABLE,
             Some(
-                "name your company's certificate authority with `--ca-file FILE`, or give the server a certificate this \
-                 machine trusts; `--insecure` accepts any, for tests only"
+                "the proxy comes from `--proxy` or HTTPS_PROXY, HTTP_PROXY, ALL_PROXY; `--proxy none` goes without"
                     .into(),
             ),
         ),
+        ConnectError::NotAServer { .. } => (UNAVAILABLE, Some("check the address given with `--server`".into())),
+        ConnectError::Tls { source, .. } => {
+            // Other failures are no matter of trust.
+            let hint = (source.kind() == std::io::ErrorKind::InvalidData).then(|| {
+                "name your company's certificate authority with `--ca-file FILE`, or give the server a certificate this \
+                 machine trusts; `--insecure` accepts any, for tests only"
+                    .into()
+            });
+            (UNAVAILABLE, hint)
+        }
         _ => (UNAVAILABLE, None),
     }
 }

@@ -11,16 +11,18 @@ mod ui;
 
 use std::process::ExitCode;
 
-use clap::{CommandFactory, Parser};
+use clap::{CommandFactory, FromArgMatches};
 
 use args::{Cli, Command};
 use output::Output;
 use settings::Variables;
 
 fn main() -> ExitCode {
-    let cli = Cli::parse();
+    let variables = Variables::load();
+    let command = settings::with_dotenv(Cli::command(), variables.as_ref().ok());
+    let cli = Cli::from_arg_matches(&command.get_matches()).unwrap_or_else(|error| error.exit());
     let output = Output::new(&cli.global);
-    match run(cli, output) {
+    match run(cli, variables, output) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             let (code, hint) = exit::of(&error);
@@ -30,11 +32,11 @@ fn main() -> ExitCode {
     }
 }
 
-fn run(cli: Cli, output: Output) -> anyhow::Result<()> {
+fn run(cli: Cli, variables: anyhow::Result<Variables>, output: Output) -> anyhow::Result<()> {
     if cli.version {
         return commands::version::run(output);
     }
-    let variables = Variables::load()?;
+    let variables = variables?;
     let Some(command) = cli.command else {
         output.result(&Cli::command().render_help().ansi().to_string());
         return Ok(());

@@ -80,6 +80,23 @@ fn ca_file(global: &Global, variables: &Variables) -> Result<Option<(String, Vec
     Ok(Some((shown, pem)))
 }
 
+/// Gives options that read a variable of the environment its value in `.env` as their default, so that `.env` counts
+/// wherever the environment does, and behind it.
+pub(crate) fn with_dotenv(command: clap::Command, variables: Option<&Variables>) -> clap::Command {
+    let Some(variables) = variables.filter(|variables| !variables.dotenv.is_empty()) else { return command };
+    // An empty one counts as none here; where it decides who gets in, `security_value` refuses it.
+    let value = |argument: &clap::Arg| {
+        let name = argument.get_env()?.to_str()?;
+        variables.dotenv.get(name).filter(|value| !value.is_empty() && std::env::var_os(name).is_none()).cloned()
+    };
+    command
+        .mut_args(|argument| match value(&argument) {
+            Some(value) => argument.default_value(value),
+            None => argument,
+        })
+        .mut_subcommands(|command| with_dotenv(command, Some(variables)))
+}
+
 /// Where the saved configuration is.
 pub(crate) fn config_path() -> Result<PathBuf> {
     let home = etcetera::home_dir().context("this user has no home directory")?;

@@ -277,11 +277,36 @@ fn row_46_a_broken_config_file_ends_with_78_and_stays() {
     let home = Home::new();
     for text in ["", "{\"auth_token\": \"rt_half", "[]"] {
         home.write(".retunnel.conf", text);
-        for words in [&["http", "80"][..], &["config", "--show"], &["authtoken", "rt_new"]] {
+        for words in [&["http", "80"][..], &["config", "--show"]] {
             home.run(words).ends_with(78).says(".retunnel.conf");
         }
         assert_eq!(fs::read_to_string(home.path(".retunnel.conf")).unwrap(), text);
     }
+    // Saving a token mends it, and keeps what was there.
+    home.write(".retunnel.conf", "{\"auth_token\": \"rt_half");
+    home.run(&["authtoken", "rt_new_0123456789"]).ends_with(0).says(".retunnel.conf.corrupt-");
+    assert!(fs::read_to_string(home.path(".retunnel.conf")).unwrap().contains("rt_new_0123456789"));
+    let names = fs::read_dir(home.0.path()).unwrap().map(|entry| entry.unwrap().path());
+    let kept = names.filter(|path| path.to_string_lossy().contains(".retunnel.conf.corrupt-")).collect::<Vec<_>>();
+    assert_eq!(fs::read_to_string(&kept[0]).unwrap(), "{\"auth_token\": \"rt_half");
+}
+
+#[test]
+fn dotenv_counts_for_every_variable_and_comes_after_the_environment() {
+    let home = Home::new();
+    home.write(".env", "RETUNNEL_QUIET=1\nRETUNNEL_LOG_FILE=from-dotenv.log\nRETUNNEL_BASIC_AUTH=nocolon\n");
+    home.run(&["http", "80"]).ends_with(2).says("credentials");
+    home.write(".env", "RETUNNEL_QUIET=1\nRETUNNEL_LOG_FILE=from-dotenv.log\n");
+    let words = ["http", "80", "--server", "127.0.0.1:1", "--token", "x"];
+    let mut quiet = Running::start(&mut home.command(&words));
+    assert!(quiet.wait_for("trying again").starts_with("warning:"), "nothing but the warning");
+    assert!(exists(&home.path("from-dotenv.log")));
+    let mut loud = Running::start(
+        home.command(&words).env("RETUNNEL_QUIET", "0").env("RETUNNEL_LOG_FILE", home.path("from-environment.log")),
+    );
+    loud.wait_for("Connecting to ReTunnel server...");
+    loud.wait_for("trying again");
+    assert!(exists(&home.path("from-environment.log")));
 }
 
 #[test]
@@ -459,6 +484,7 @@ mod with_server {
         let line: Value = serde_json::from_str(&client.line()).unwrap();
         assert_eq!(line["tunnels"][0]["name"], "shop");
         assert_eq!(line["tunnels"].as_array().unwrap().len(), 1);
+        assert_eq!((&line["url"], &line["local_port"]), (&line["tunnels"][0]["url"], &Value::from(port)));
     }
 
     #[test]
@@ -488,6 +514,49 @@ mod with_server {
         home.run(&["server", "--config", "server.yml"]).ends_with(2).says("listne");
         home.run(&["server", "--listen", "nowhere"]).ends_with(2).says("listen");
         home.run(&["server", "--registration", "maybe"]).ends_with(2).says("registration");
+    }
+
+    #[test]
+    fn the_access_log_has_every_answer_at_every_log_level() {
+        let home = Home::new();
+        home.write(".env", "RETUNNEL_SERVER_ACCESS_LOG=true\n");
+        let data = home.path("data");
+        let mut command =
+            home.command(&["--log-level", "error", "server", "--listen", "127.0.0.1:0", "--tcp-ports", "off"]);
+        let mut server =
+            Running::start(command.args(["--domain", "example.test", "--data-dir", data.to_str().unwrap()]));
+        let address = server.line().strip_prefix("listening on http://").unwrap().to_owned();
+        let port = service().to_string();
+        let words =
+            ["http", &port, "--server", &address, "-s", "app", "--auth", "ann:secret-word", "--log-level", "debug"];
+        let mut client = Running::start(&mut home.command(&words));
+        client.line();
+        let with_password = "app.example.test\r\nAuthorization: Basic YW5uOnNlY3JldC13b3Jk";
+        for (host, part) in [
+            ("nobody.example.test", "tunnel_not_found"),
+            ("a b", "bad_request"),
+            ("app.example.test", "unauthorized"),
+            (with_password, "status=200"),
+        ] {
+            get(&address, host);
+            let line = server.wait_for(part);
+            assert!(!line.contains("YW5u") && !line.contains("secret-word"), "row 43: {line}");
+        }
+        client.signal("-INT");
+        let (code, said) = client.end();
+        assert_eq!(code, Some(0));
+        // Row 43: neither the password nor the token, at any level.
+        let saved: Value = serde_json::from_str(&fs::read_to_string(home.path(".retunnel.conf")).unwrap()).unwrap();
+        let token = saved["tokens"][&address].as_str().unwrap();
+        assert!(!said.contains(token) && !said.contains("secret-word") && !said.contains("YW5u"), "{said}");
+    }
+
+    #[test]
+    fn https_where_there_is_no_tls_is_said_at_once() {
+        let home = Home::new();
+        let (_server, address) = server(&home);
+        let ran = home.run(&["http", "80", "--token", "x", "--server", &format!("https://{address}")]);
+        ran.ends_with(69).says(&format!("http://{address}"));
     }
 
     #[test]

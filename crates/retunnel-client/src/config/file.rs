@@ -5,6 +5,7 @@ use std::{
     fs, io,
     io::Write,
     path::{Path, PathBuf},
+    time::{SystemTime, UNIX_EPOCH},
 };
 
 use retunnel_proto::message::Token;
@@ -120,6 +121,19 @@ impl ConfigFile {
             }
             tokens[server] = token.expose().into();
         })
+    }
+
+    /// Moves a file that cannot be understood out of the way and says where it is now.
+    ///
+    /// # Errors
+    /// [`ConfigError`].
+    pub fn set_aside(path: &Path) -> Result<PathBuf, ConfigError> {
+        let failed = |source| ConfigError::Io { action: "move", path: path.into(), source };
+        let seconds = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
+        let mut kept = path.as_os_str().to_owned();
+        kept.push(format!(".corrupt-{seconds}"));
+        fs::rename(path, &kept).map_err(failed)?;
+        Ok(kept.into())
     }
 
     /// Reads, changes and replaces the file while no other process of ours does.

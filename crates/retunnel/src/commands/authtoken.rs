@@ -7,7 +7,7 @@ use crossterm::{
     event::{self, Event, KeyCode, KeyModifiers},
     terminal,
 };
-use retunnel_client::{Token, config::file::ConfigFile};
+use retunnel_client::{ConfigError, Token, config::file::ConfigFile};
 
 use crate::{args::AuthtokenArgs, exit::Usage, output::Output, settings::config_path};
 
@@ -33,7 +33,15 @@ pub(crate) fn run(args: AuthtokenArgs, output: Output) -> Result<()> {
     }
     let path = config_path()?;
     let token = Token::new(text);
-    ConfigFile::save_auth_token(&path, &token)?;
+    match ConfigFile::save_auth_token(&path, &token) {
+        // Whoever saves a token wants the file to work again; what was in it stays beside it.
+        Err(ConfigError::Invalid { reason, .. }) => {
+            let kept = ConfigFile::set_aside(&path)?;
+            output.warning(&format!("{}: {reason}; it is now {}", path.display(), kept.display()));
+            ConfigFile::save_auth_token(&path, &token)?;
+        }
+        result => result?,
+    }
     if output.json {
         output.json(&serde_json::json!({ "saved": path, "token": token.masked() }));
     } else {

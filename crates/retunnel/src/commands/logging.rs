@@ -38,9 +38,13 @@ pub(crate) fn start(
         },
     };
     // The libraries below us are of interest to nobody who did not ask for everything.
+    // The access log has a switch of its own, which a quiet log must not undo.
     let filter = match level.as_str() {
         "trace" => "trace".to_owned(),
-        level => format!("warn,retunnel={level},retunnel_client={level},retunnel_server={level},retunnel_link={level}"),
+        level => format!(
+            "warn,retunnel={level},retunnel_client={level},retunnel_server={level},retunnel_link={level},\
+             retunnel::access=info"
+        ),
     };
     let filter = EnvFilter::new(if quiet_screen && global.log_file.is_none() { "off" } else { &filter });
     match &global.log_file {

@@ -158,7 +158,13 @@ fn print(opened: &Opened, client: &Client, output: Output, interactive: bool) {
     if output.json {
         let line = match opened.tunnels.as_slice() {
             [tunnel] if opened.single => described(tunnel, client),
-            tunnels => json!({ "tunnels": tunnels.iter().map(|tunnel| described(tunnel, client)).collect::<Vec<_>>() }),
+            tunnels => {
+                let all: Vec<_> = tunnels.iter().map(|tunnel| described(tunnel, client)).collect();
+                // A single one is described in both ways, as the published clients do it from one release to the next.
+                let mut line = if let [single] = all.as_slice() { single.clone() } else { json!({}) };
+                line["tunnels"] = all.into();
+                line
+            }
         };
         return output.json(&line);
     }
