@@ -108,6 +108,14 @@ impl Running {
         line.split_whitespace().nth(1).unwrap().parse::<u64>().unwrap() * 1024
     }
 
+    /// Processor time used so far, in hundredths of a second (Linux).
+    #[must_use]
+    pub fn processor_time(&self) -> u64 {
+        let stat = std::fs::read_to_string(format!("/proc/{}/stat", self.id())).unwrap();
+        let behind_name = stat.rsplit(')').next().unwrap();
+        behind_name.split_whitespace().skip(11).take(2).map(|field| field.parse::<u64>().unwrap()).sum()
+    }
+
     /// Open file descriptors (Linux).
     #[must_use]
     pub fn descriptors(&self) -> usize {
@@ -165,8 +173,22 @@ impl Server {
         Self::start_in(tempfile::tempdir().unwrap(), "127.0.0.1:0", options).await
     }
 
+    /// Starts a server that may have so many file descriptors, and as many bounds as the YAML text names.
+    pub async fn start_with(descriptors: usize, config: &str) -> Self {
+        let data = tempfile::tempdir().unwrap();
+        let file = data.path().join("server.yml");
+        std::fs::write(&file, config).unwrap();
+        let mut command = Command::new("sh");
+        command.args(["-c", &format!("ulimit -n {descriptors} && exec \"$0\" \"$@\"")]).arg(program());
+        let options = vec!["--config".to_owned(), file.to_str().unwrap().to_owned()];
+        Self::start_as(command, data, "127.0.0.1:0", options).await
+    }
+
     async fn start_in(data: TempDir, listen: &str, options: Vec<String>) -> Self {
-        let mut command = Command::new(program());
+        Self::start_as(Command::new(program()), data, listen, options).await
+    }
+
+    async fn start_as(mut command: Command, data: TempDir, listen: &str, options: Vec<String>) -> Self {
         isolated(&mut command, data.path());
         command.args(["--log-level", "warn", "server", "--listen", listen, "--domain", DOMAIN, "--quiet"]);
         command.arg("--data-dir").arg(data.path().join("data")).args(&options);

@@ -15,6 +15,10 @@ enum Wire {
     Good,
     /// Sockets stay open, nothing passes.
     BlackHole,
+    /// The same, but what the server sends still arrives.
+    ToClientOnly,
+    /// The same, but what the client sends still arrives.
+    ToServerOnly,
 }
 
 /// Forwards connections while its wire is good.
@@ -52,6 +56,14 @@ impl Proxy {
         });
     }
 
+    /// From now on only one direction passes on the connections there are.
+    pub fn one_way(&self, to_client: bool) {
+        self.wire.send_modify(|(wire, generation)| {
+            *wire = if to_client { Wire::ToClientOnly } else { Wire::ToServerOnly };
+            *generation += 1;
+        });
+    }
+
     /// Every connection there is ends at once. New ones work.
     pub fn cut(&self) {
         self.wire.send_modify(|(wire, generation)| {
@@ -70,7 +82,12 @@ async fn forward(mut socket: TcpStream, target: SocketAddr, state: &mut watch::R
         _ = state.wait_for(|(_, generation)| *generation != born) => {}
     }
     // Silence keeps the sockets until somebody else ends the test.
-    if state.borrow().0 == Wire::BlackHole {
-        std::future::pending::<()>().await;
-    }
+    let wire = state.borrow().0;
+    let _ = match wire {
+        Wire::Good => return,
+        Wire::BlackHole => Ok(0),
+        Wire::ToClientOnly => tokio::io::copy(&mut upstream, &mut socket).await,
+        Wire::ToServerOnly => tokio::io::copy(&mut socket, &mut upstream).await,
+    };
+    std::future::pending::<()>().await;
 }

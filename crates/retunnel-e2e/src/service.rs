@@ -47,7 +47,8 @@ pub async fn http() -> Service {
 
 /// The same on a given address.
 pub async fn http_on(address: SocketAddr) -> Service {
-    let socket = tokio::net::TcpSocket::new_v4().unwrap();
+    let socket = if address.is_ipv4() { tokio::net::TcpSocket::new_v4() } else { tokio::net::TcpSocket::new_v6() };
+    let socket = socket.unwrap();
     socket.set_reuseaddr(true).unwrap();
     socket.bind(address).unwrap();
     let listener = socket.listen(1024).unwrap();
@@ -220,6 +221,38 @@ fn accept_key(key: &[u8]) -> String {
     sha.update(key);
     sha.update(b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11");
     data_encoding::BASE64.encode(&sha.digest().bytes())
+}
+
+/// A service that answers the targets of a script with given bytes and then ends the connection, whatever was promised. It
+/// reads heads only. Every other target gets a proper `fine`.
+pub async fn scripted(script: Vec<(String, String)>) -> Service {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let script = std::sync::Arc::new(script);
+    let mut task = JoinSet::new();
+    task.spawn(async move {
+        let mut connections = JoinSet::new();
+        while let Ok((mut socket, _)) = listener.accept().await {
+            let script = script.clone();
+            connections.spawn(async move {
+                let mut head = Vec::new();
+                while !head.windows(4).any(|part| part == b"\r\n\r\n") {
+                    if socket.read_buf(&mut head).await.unwrap_or(0) == 0 {
+                        return;
+                    }
+                }
+                let head = String::from_utf8_lossy(&head).into_owned();
+                let target = head.split(' ').nth(1).unwrap_or_default();
+                let fine = "HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: 4\r\n\r\nfine";
+                let answer = script.iter().find(|(known, _)| known == target).map_or(fine, |(_, answer)| answer);
+                let _ = socket.write_all(answer.as_bytes()).await;
+                let _ = socket.shutdown().await;
+                // What the visitor still sends is read, so that the end is no reset.
+                let _ = tokio::io::copy(&mut socket, &mut tokio::io::sink()).await;
+            });
+        }
+    });
+    Service { address, _task: task }
 }
 
 /// A TCP service that echoes, and passes half-close on.
