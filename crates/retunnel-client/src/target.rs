@@ -128,7 +128,14 @@ impl fmt::Display for LocalTarget {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match &self.address {
             Address::Unix(path) => write!(f, "unix:{}", path.display()),
-            Address::Tcp { .. } => write!(f, "{}{}", if self.tls { "https://" } else { "" }, self.authority()),
+            Address::Tcp { host, port, .. } => {
+                let scheme = if self.tls { "https://" } else { "" };
+                if host.contains(':') {
+                    write!(f, "{scheme}[{host}]:{port}")
+                } else {
+                    write!(f, "{scheme}{host}:{port}")
+                }
+            }
         }
     }
 }
