@@ -6,6 +6,7 @@ PYTHON_CLIENTS := 2.0.0 2.0.1 2.0.2 2.0.3 2.1.0 2.5.1 2.5.2 2.5.3
 # Ignored by git; everything the tests prepare goes here.
 BUILD := $(CURDIR)/target
 VENVS := $(BUILD)/python
+WEB := $(BUILD)/web
 FUZZ_SECONDS ?= 60
 COVERAGE_MIN ?= 85
 
@@ -18,7 +19,7 @@ export RETUNNEL_TEST_CLIENTS := $(PYTHON_CLIENTS)
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
 
-install-dev: $(foreach version,$(PYTHON_CLIENTS),$(VENVS)/$(version)/.ready) $(VENVS)/node/.ready $(VENVS)/django/.ready \
+install-dev: $(foreach version,$(PYTHON_CLIENTS),$(VENVS)/$(version)/.ready) $(VENVS)/node/.ready $(VENVS)/django/.ready $(WEB)/.ready \
 	## Prepare what the tests need
 	$(CARGO) fetch --locked
 
@@ -53,6 +54,15 @@ $(VENVS)/node/.ready:
 		$(@D)/bin/node --version && touch $@ || \
 		{ echo "the tests need Node.js: install it, or let pip reach PyPI"; exit 1; }; \
 	fi
+
+# Chromium from the system's packages, and what drives it and checks its files from the npm registry.
+$(WEB)/.ready:
+	@command -v chromium >/dev/null || { apt-get update -q >/dev/null && apt-get install -qy chromium >/dev/null; } || \
+		{ echo "the tests of the inspector's pages need Chromium: apt-get install chromium"; exit 1; }
+	@command -v npm >/dev/null || { echo "the tests of the inspector's pages need npm: install Node.js with npm"; exit 1; }
+	@mkdir -p $(WEB) && cd $(WEB) && echo '{"private": true}' >package.json && \
+		npm install --silent --no-audit --no-fund playwright-core@1.65.1 har-validator@5.1.5 && touch $@ || \
+		{ echo "the tests need playwright-core and har-validator: let npm reach its registry"; exit 1; }
 
 test: install-dev ## Run all tests, published Python clients included
 	@echo "published Python clients under test: $(PYTHON_CLIENTS)"

@@ -92,7 +92,7 @@ impl Shared {
         // Ended by the server, or gone with the supervisor.
         match closed.wait_for(Option::is_some).await {
             Ok(refusal) => refusal.clone().map_or(TunnelError::Closed, TunnelError::Refused),
-            Err(_) => TunnelError::SessionEnded(self.lock().ended.clone().unwrap_or_default()),
+            Err(_) => self.lock().ended.clone().map_or(TunnelError::Closed, TunnelError::SessionEnded),
         }
     }
 }
@@ -349,6 +349,24 @@ impl Client {
         total
     }
 
+    /// The open tunnels, oldest first, and what has happened on each.
+    #[must_use]
+    pub fn tunnels(&self) -> Vec<(TunnelInfo, StatsSnapshot)> {
+        let state = self.shared.lock();
+        state.tunnels.values().filter_map(|entry| Some((entry.info.clone()?, entry.stats.snapshot()))).collect()
+    }
+
+    /// Closes the tunnel of this name as dropping its [`Tunnel`] would; `false` when there is none.
+    pub fn close_tunnel(&self, name: &str) -> bool {
+        let mut state = self.shared.lock();
+        let found = state.tunnels.iter().find(|(_, entry)| entry.info.as_ref().is_some_and(|info| info.name == name));
+        let Some(key) = found.map(|(key, _)| *key) else { return false };
+        state.tunnels.remove(&key);
+        drop(state);
+        let _ = self.shared.commands.send(Command::Close(key));
+        true
+    }
+
     /// What happens from now on.
     #[must_use]
     pub fn events(&self) -> Events {
@@ -369,7 +387,7 @@ impl Client {
 
     /// Says goodbye, so that the server frees the addresses, and ends. Takes well under a second, also without a
     /// connection.
-    pub async fn close(self) {
+    pub async fn close(&self) {
         self.shared.closing.cancel();
         self.shared.done.cancelled().await;
     }

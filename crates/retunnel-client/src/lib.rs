@@ -22,6 +22,7 @@ mod dialect;
 pub mod error;
 mod event;
 mod exchange;
+mod local;
 mod reconnect;
 mod relay;
 mod session;
@@ -35,6 +36,7 @@ pub use client::{Client, ClientBuilder};
 pub use dialect::Dialect;
 pub use error::{ApiError, ConfigError, ConnectError, Error, RelayError, TunnelError, ValidationError};
 pub use event::{Event, Events, SessionInfo};
+pub use local::LocalConnection;
 pub use retunnel_proto::{
     RequestId,
     message::{Refusal, RefusalCode, RequestSummary, Token, TunnelProtocol},

@@ -8,7 +8,10 @@ use std::{
 use tempfile::TempDir;
 use tokio::process::Command;
 
-use crate::process::{Running, isolated, program};
+use crate::{
+    PATIENCE,
+    process::{Running, isolated, program},
+};
 
 /// Folder of the programs.
 pub(crate) fn apps() -> PathBuf {
@@ -72,6 +75,22 @@ pub(crate) fn environments() -> PathBuf {
 fn node() -> PathBuf {
     let installed = environments().join("node/bin/node");
     if installed.exists() { installed } else { "node".into() }
+}
+
+/// Runs a script with Node in which Chromium uses the pages of a program, and fails with what it printed.
+///
+/// # Panics
+/// When the script fails or what it needs is not installed.
+pub async fn browse(script: &str, variables: &[(&str, &str)]) {
+    let modules = environments().join("../web/node_modules");
+    assert!(modules.join("playwright-core").exists(), "playwright-core is not installed; run `make install-dev`");
+    let profile = tempfile::tempdir().unwrap();
+    let mut command = Command::new(node());
+    command.arg(apps().join(script)).env("MODULES", modules).env("PROFILE", profile.path()).kill_on_drop(true);
+    command.envs(variables.iter().copied());
+    let output = tokio::time::timeout(PATIENCE * 4, command.output()).await.expect("an end in time").unwrap();
+    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+    assert!(output.status.success(), "{script}:\n{}{}", text(&output.stdout), text(&output.stderr));
 }
 
 /// How a published client is used.

@@ -37,6 +37,8 @@ pub fn isolated(command: &mut Command, home: &Path) {
             command.env_remove(name);
         }
     }
+    // Tests that run at the same time do not look for a free port side by side.
+    command.env("RETUNNEL_INSPECT_ADDR", "127.0.0.1:0");
 }
 
 /// A process whose first line of output was awaited.
@@ -292,6 +294,13 @@ impl Tunnel {
     #[must_use]
     pub fn name(&self) -> &str {
         self.info["subdomain"].as_str().expect("an HTTP tunnel")
+    }
+
+    /// Where the inspector listens.
+    #[must_use]
+    pub fn inspector(&self) -> SocketAddr {
+        let url = self.info["inspector"].as_str().expect("an inspector");
+        url.strip_prefix("http://").expect("a URL").parse().unwrap()
     }
 
     /// Public port of a TCP tunnel.

@@ -144,6 +144,27 @@ pub(crate) struct Connection {
     pub(crate) dialect: Option<String>,
 }
 
+/// The web inspector.
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Inspector")]
+pub(crate) struct InspectArgs {
+    /// Where the inspector listens [default: 127.0.0.1:4040, or the next free port] [env: RETUNNEL_INSPECT_ADDR]
+    #[arg(long, value_name = "ADDRESS:PORT")]
+    pub(crate) inspect_addr: Option<String>,
+    /// No inspector: nothing that passes is looked at [env: RETUNNEL_NO_INSPECT]
+    #[arg(long, conflicts_with = "inspect_addr")]
+    pub(crate) no_inspect: bool,
+    /// Mask the values of these headers and fields too [env: RETUNNEL_INSPECT_MASK]
+    #[arg(long, value_name = "NAMES")]
+    pub(crate) inspect_mask: Vec<String>,
+    /// Answer to this host name too; by default only to addresses and localhost [env: RETUNNEL_INSPECT_HOST]
+    #[arg(long, value_name = "HOST")]
+    pub(crate) inspect_host: Vec<String>,
+    /// Keep so much of each body [default: 256]
+    #[arg(long, value_name = "KIB", value_parser = clap::value_parser!(u32).range(1..=16 * 1024))]
+    pub(crate) inspect_body_limit: Option<u32>,
+}
+
 #[derive(Debug, Args)]
 pub(crate) struct HttpArgs {
     /// The local service: PORT, HOST:PORT, http(s)://HOST:PORT or unix:/path
@@ -165,6 +186,8 @@ pub(crate) struct HttpArgs {
     pub(crate) local_insecure: bool,
     #[command(flatten)]
     pub(crate) connection: Connection,
+    #[command(flatten)]
+    pub(crate) inspect: InspectArgs,
 }
 
 #[derive(Debug, Args)]
@@ -196,6 +219,8 @@ pub(crate) struct StartArgs {
     pub(crate) names: Vec<String>,
     #[command(flatten)]
     pub(crate) connection: Connection,
+    #[command(flatten)]
+    pub(crate) inspect: InspectArgs,
 }
 
 #[derive(Debug, Args)]

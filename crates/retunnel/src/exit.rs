@@ -2,6 +2,8 @@
 
 use retunnel_client::{ApiError, ConfigError, ConnectError, RefusalCode, TunnelError, ValidationError};
 
+use crate::inspector::ListenError;
+
 /// Refused, or failed in a way that trying again does not mend.
 pub(crate) const FAILURE: u8 = 1;
 /// Options or files that cannot be understood.
@@ -52,6 +54,9 @@ pub(crate) fn of(error: &anyhow::Error) -> (u8, Option<String>) {
         }
         if let Some(error) = cause.downcast_ref::<ApiError>() {
             return (api(error), None);
+        }
+        if cause.is::<ListenError>() {
+            return (UNAVAILABLE, Some("choose another `--inspect-addr`, or none with `--no-inspect`".into()));
         }
         if cause.is::<ConfigError>() {
             let hint = "mend the file or move it away; it was not changed";

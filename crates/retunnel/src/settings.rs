@@ -11,6 +11,7 @@ use retunnel_client::{
 use crate::{
     args::{Connection, Global},
     exit::Usage,
+    inspector,
     output::Output,
 };
 
@@ -116,6 +117,8 @@ pub(crate) struct Settings {
     pub(crate) builder: ClientBuilder,
     pub(crate) server: ServerEndpoint,
     pub(crate) path: PathBuf,
+    /// The inspector that is wanted; set by the commands that have one.
+    pub(crate) inspector: Option<inspector::Options>,
 }
 
 impl Settings {
@@ -174,6 +177,6 @@ impl Settings {
             Some((path, pem)) => builder.extra_roots(pem).map_err(|error| Usage(format!("{path}: {error}")))?,
             None => builder,
         };
-        Ok(Self { builder, server, path })
+        Ok(Self { builder, server, path, inspector: None })
     }
 }

@@ -62,7 +62,7 @@ async fn run(
             _ = tick.tick() => {
                 let stats = client.stats();
                 rates.add(&stats);
-                let view = View { client, tunnels, stats: &stats, rates: rates.current(), trouble: watcher.trouble.as_deref() };
+                let view = View { client, tunnels, stats: &stats, rates: rates.current(), trouble: watcher.trouble.as_deref(), inspector: watcher.inspector.as_deref() };
                 terminal.draw(|frame| view.draw(frame))?;
             }
             event = watcher.events.next() => match event {
@@ -117,6 +117,7 @@ struct View<'a> {
     stats: &'a StatsSnapshot,
     rates: (u64, u64),
     trouble: Option<&'a str>,
+    inspector: Option<&'a str>,
 }
 
 impl View<'_> {
@@ -144,6 +145,9 @@ impl View<'_> {
         let mut lines = vec![fact("Status", status)];
         if let Some(session) = session {
             lines.push(fact("Account", session.account.into()));
+        }
+        if let Some(inspector) = self.inspector {
+            lines.push(fact("Inspector", inspector.to_owned().into()));
         }
         for tunnel in self.tunnels {
             let url = Style::new().fg(Color::Cyan).add_modifier(Modifier::BOLD);
@@ -222,7 +226,14 @@ mod tests {
         };
         let mut stats = client.stats();
         stats.recent.push(request);
-        let view = View { client: &client, tunnels: &[], stats: &stats, rates: (0, 1_500), trouble: Some("it rains") };
+        let view = View {
+            client: &client,
+            tunnels: &[],
+            stats: &stats,
+            rates: (0, 1_500),
+            trouble: Some("it rains"),
+            inspector: None,
+        };
         let mut terminal = Terminal::new(TestBackend::new(80, 20)).expect("a terminal");
         terminal.draw(|frame| view.draw(frame)).expect("drawn");
         let text = terminal.backend().to_string();

@@ -6,6 +6,7 @@ use retunnel_client::TunnelSpec;
 use crate::{
     args::{Global, HttpArgs},
     commands::tunnels::{self, Wanted},
+    inspector::Options,
     output::Output,
     settings::{FromFile, Settings, Variables},
 };
@@ -31,6 +32,7 @@ pub(crate) fn run(args: HttpArgs, global: &Global, variables: &Variables, output
     if args.local_insecure {
         spec = spec.local_insecure();
     }
-    let settings = Settings::new(&args.connection, variables, FromFile::default(), global, output)?;
+    let mut settings = Settings::new(&args.connection, variables, FromFile::default(), global, output)?;
+    settings.inspector = Options::new(&args.inspect, variables)?;
     tunnels::run(Wanted::One(spec), settings, global, variables, output)
 }

@@ -8,6 +8,7 @@ use crate::{
     args::{Global, LogLevel, StartArgs},
     commands::tunnels::{self, Wanted},
     exit::Usage,
+    inspector::Options,
     output::Output,
     settings::{FromFile, Settings, Variables},
 };
@@ -42,6 +43,7 @@ pub(crate) fn run(args: StartArgs, global: &Global, variables: &Variables, outpu
         token: file.auth_token.as_deref(),
         dialect: file.dialect.as_deref(),
     };
-    let settings = Settings::new(&args.connection, variables, from_file, &global, output)?;
+    let mut settings = Settings::new(&args.connection, variables, from_file, &global, output)?;
+    settings.inspector = Options::new(&args.inspect, variables)?;
     tunnels::run(Wanted::Several(specs), settings, &global, variables, output)
 }

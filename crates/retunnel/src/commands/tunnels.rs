@@ -1,6 +1,6 @@
 //! What `http`, `tcp`, `start` and `demo` share: connect, open, show, and a tidy end.
 
-use std::{collections::HashSet, time::Duration};
+use std::{collections::HashSet, sync::Arc, time::Duration};
 
 use anyhow::Result;
 use indicatif::{ProgressBar, ProgressStyle};
@@ -12,6 +12,7 @@ use serde_json::{Value, json};
 use crate::{
     args::Global,
     commands::{descriptors, events, logging, signals::Signals},
+    inspector::Inspector,
     output::{self, Output},
     settings::{Settings, Variables},
     ui,
@@ -54,8 +55,15 @@ pub(crate) fn run(
 }
 
 async fn serve(wanted: Wanted, settings: Settings, signals: &mut Signals, output: Output) -> Result<()> {
-    let client = settings.builder.clone().start();
+    let inspector = inspector(&settings, output).await?;
+    let mut builder = settings.builder.clone();
+    if let Some(inspector) = &inspector {
+        builder = builder.observer(inspector.observer());
+    }
+    let client = Arc::new(builder.start());
     let mut watcher = Watcher::new(&client, settings, output);
+    watcher.inspector = inspector.as_ref().map(Inspector::url);
+    let _inspecting = inspector.map(|inspector| inspector.serve(Arc::clone(&client)));
     watcher.begin();
     let opened = tokio::select! {
         opened = open(&client, wanted, &mut watcher, output) => opened,
@@ -74,6 +82,26 @@ async fn serve(wanted: Wanted, settings: Settings, signals: &mut Signals, output
     // The server frees names at once when it hears a goodbye.
     let _ = tokio::time::timeout(GOODBYE, client.close()).await;
     outcome
+}
+
+/// The inspector, if one is wanted. That no port is free for one that nobody asked for does not stop a tunnel.
+async fn inspector(settings: &Settings, output: Output) -> Result<Option<Inspector>> {
+    let Some(options) = settings.inspector.clone() else { return Ok(None) };
+    let is_asked_for = options.is_asked_for();
+    match Inspector::bind(options).await {
+        Ok(inspector) => {
+            if !inspector.is_private() {
+                output
+                    .warning(&format!("other machines can reach the inspector and what it shows: {}", inspector.url()));
+            }
+            Ok(Some(inspector))
+        }
+        Err(error) if is_asked_for => Err(error.into()),
+        Err(error) => {
+            output.warning(&format!("there is no inspector: {error}"));
+            Ok(None)
+        }
+    }
 }
 
 /// Open tunnels, and whether they come from a command line.
@@ -126,7 +154,7 @@ pub(crate) async fn show(
     output: Output,
 ) -> Result<()> {
     let interactive = output.is_interactive();
-    print(&opened, client, output, interactive);
+    print(&opened, client, watcher.inspector.as_deref(), output, interactive);
     watcher.told_events = output.json_events;
     let outcome = if interactive {
         ui::live(client, &opened.tunnels, &mut watcher, signals).await
@@ -154,12 +182,12 @@ pub(crate) async fn show(
     outcome
 }
 
-fn print(opened: &Opened, client: &Client, output: Output, interactive: bool) {
+fn print(opened: &Opened, client: &Client, inspector: Option<&str>, output: Output, interactive: bool) {
     if output.json {
         let line = match opened.tunnels.as_slice() {
-            [tunnel] if opened.single => described(tunnel, client),
+            [tunnel] if opened.single => described(tunnel, client, inspector),
             tunnels => {
-                let all: Vec<_> = tunnels.iter().map(|tunnel| described(tunnel, client)).collect();
+                let all: Vec<_> = tunnels.iter().map(|tunnel| described(tunnel, client, inspector)).collect();
                 // A single one is described in both ways, as the published clients do it from one release to the next.
                 let mut line = if let [single] = all.as_slice() { single.clone() } else { json!({}) };
                 line["tunnels"] = all.into();
@@ -179,12 +207,15 @@ fn print(opened: &Opened, client: &Client, output: Output, interactive: bool) {
         for tunnel in &opened.tunnels {
             output.status(&format!("Forwarding {} -> {}", tunnel.url(), tunnel.info().target));
         }
+        if let Some(url) = inspector {
+            output.status(&format!("Inspector {url}"));
+        }
         output.status("Press Ctrl+C to stop");
         output.status(&"-".repeat(40));
     }
 }
 
-fn described(tunnel: &Tunnel, client: &Client) -> Value {
+fn described(tunnel: &Tunnel, client: &Client, inspector: Option<&str>) -> Value {
     let info = tunnel.info();
     let session = client.session();
     json!({
@@ -198,6 +229,7 @@ fn described(tunnel: &Tunnel, client: &Client) -> Value {
         "server": session.as_ref().map(|session| session.server.clone()),
         "dialect": session.as_ref().map(|session| session.dialect.as_str()),
         "account": session.map(|session| session.account),
+        "inspector": inspector,
     })
 }
 
@@ -233,6 +265,10 @@ pub(crate) async fn all_closed(tunnels: &[Tunnel]) -> retunnel_client::TunnelErr
     for tunnel in tunnels {
         last = tunnel.closed().await;
     }
+    if matches!(last, retunnel_client::TunnelError::Closed) {
+        // The user closed them through the API, and may open others.
+        std::future::pending::<()>().await;
+    }
     last
 }
 
@@ -254,6 +290,8 @@ pub(crate) struct Watcher {
     hinted: HashSet<String>,
     /// The last thing that went wrong, for the live view.
     pub(crate) trouble: Option<String>,
+    /// Where the inspector is, when there is one.
+    pub(crate) inspector: Option<String>,
 }
 
 impl Watcher {
@@ -269,6 +307,7 @@ impl Watcher {
             down: HashSet::new(),
             hinted: HashSet::new(),
             trouble: None,
+            inspector: None,
         }
     }
 

@@ -1,0 +1,53 @@
+//! A connection of one's own to a local service, seen by an observer like a visitor's: replays come this way.
+
+use std::{
+    io,
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll},
+};
+
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+
+use crate::{
+    error::RelayError,
+    relay,
+    stats::Stats,
+    tap::{Observer, Tap, TappedSocket},
+    target::LocalTarget,
+};
+
+/// A connection to a local service.
+#[derive(Debug)]
+pub struct LocalConnection(TappedSocket);
+
+impl LocalTarget {
+    /// Connects to the service. What passes is shown to `observer` as an exchange of the tunnel `name`.
+    ///
+    /// # Errors
+    /// [`RelayError::LocalUnreachable`].
+    pub async fn connect(&self, observer: Arc<dyn Observer>, name: &str) -> Result<LocalConnection, RelayError> {
+        let socket = relay::reach(self, &Stats::default()).await?;
+        Ok(LocalConnection(TappedSocket::new(socket, Some(Box::new(Tap::new(observer, name.to_owned()))))))
+    }
+}
+
+impl AsyncRead for LocalConnection {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.0).poll_read(cx, buf)
+    }
+}
+
+impl AsyncWrite for LocalConnection {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.0).poll_write(cx, buf)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.0).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.0).poll_shutdown(cx)
+    }
+}

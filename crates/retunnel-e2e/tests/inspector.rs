@@ -1,0 +1,287 @@
+//! The inspector: its pages in a real browser, its API, what it refuses, and what it keeps.
+
+#![expect(clippy::unwrap_used, reason = "a failed test says where")]
+
+use std::net::SocketAddr;
+
+use futures_util::{SinkExt, StreamExt};
+use retunnel_e2e::{
+    PATIENCE,
+    apps::browse,
+    eventually,
+    process::{Server, Tunnel, User},
+    service::{self, Service},
+    visitor::{Answer, Visitor, get, post, request},
+};
+use serde_json::{Value, json};
+use tokio::time::timeout;
+use tokio_websockets::{ClientBuilder, Message};
+
+struct World {
+    server: Server,
+    tunnel: Tunnel,
+    host: String,
+    user: User,
+    service: Service,
+}
+
+async fn world(options: &[&str]) -> World {
+    let (server, service, user) = (Server::start(&[]).await, service::http().await, User::default());
+    let port = service.port();
+    let tunnel = user.tunnel(server.address, &[&["http", port.as_str()], options].concat()).await;
+    let host = server.host(tunnel.name());
+    World { server, tunnel, host, user, service }
+}
+
+impl World {
+    async fn visit(&self, path: &str) -> Answer {
+        get(self.server.address, &self.host, path).await
+    }
+
+    /// A call of a script.
+    async fn call(&self, method: &str, path: &str, body: Option<Value>) -> Answer {
+        call(self.tunnel.inspector(), method, path, body).await
+    }
+
+    async fn read(&self, path: &str) -> Value {
+        let answer = self.call("GET", path, None).await;
+        assert_eq!(answer.status, 200, "{path}: {}", answer.text());
+        serde_json::from_slice(&answer.body).unwrap()
+    }
+
+    /// The exchanges, once there are so many and the last is over.
+    async fn exchanges(&self, count: usize) -> Vec<Value> {
+        eventually("the exchanges are there", || async {
+            let list = self.read("/api/requests").await["requests"].as_array().unwrap().clone();
+            (list.len() == count && list.iter().all(|exchange| exchange["state"] != "open")).then_some(list)
+        })
+        .await
+    }
+
+    async fn detail(&self, exchange: &Value) -> Value {
+        self.read(&format!("/api/requests/{}", exchange["id"])).await
+    }
+}
+
+async fn call(address: SocketAddr, method: &str, path: &str, body: Option<Value>) -> Answer {
+    let head = format!("{method} {path} HTTP/1.1\r\nHost: {address}\r\nConnection: close");
+    match body.map(|body| body.to_string()) {
+        Some(body) => {
+            let length = body.len();
+            let head = format!("{head}\r\nContent-Type: application/json\r\nContent-Length: {length}");
+            request(address, &head, body.as_bytes()).await
+        }
+        None => request(address, &head, b"").await,
+    }
+}
+
+#[tokio::test]
+async fn the_pages_in_a_browser() {
+    let world = world(&[]).await;
+    let inspector = format!("http://{}", world.tunnel.inspector());
+    let edge = world.server.address.to_string();
+    let screenshots = std::env::var("RETUNNEL_TEST_SCREENSHOTS").unwrap_or_default();
+    let variables = [
+        ("INSPECTOR", inspector.as_str()),
+        ("EDGE", edge.as_str()),
+        ("HOST", world.host.as_str()),
+        ("SCREENSHOTS", screenshots.as_str()),
+    ];
+    browse("inspector.mjs", &variables).await;
+}
+
+#[tokio::test]
+async fn exchanges_of_a_kept_connection_are_told_apart_in_every_framing() {
+    let world = world(&[]).await;
+    let mut visitor = Visitor::connect(world.server.address).await;
+    for (head, body) in [
+        ("GET /bytes/10", ""),
+        ("POST /echo", "hello"),
+        ("GET /chunks/3", ""),
+        ("GET /status/204", ""),
+        ("GET /status/304", ""),
+    ] {
+        let length = body.len();
+        visitor
+            .send(format!("{head} HTTP/1.1\r\nHost: {}\r\nContent-Length: {length}\r\n\r\n{body}", world.host))
+            .await;
+        assert!(visitor.answer(false).await.is_complete, "{head}");
+    }
+    visitor.send(format!("HEAD /bytes/7 HTTP/1.1\r\nHost: {}\r\nConnection: close\r\n\r\n", world.host)).await;
+    visitor.answer(true).await;
+    let list = world.exchanges(6).await;
+    let seen: Vec<_> = list.iter().map(|e| (e["method"].as_str().unwrap(), e["status"].as_u64().unwrap())).collect();
+    assert_eq!(seen, [("GET", 200), ("POST", 200), ("GET", 200), ("GET", 204), ("GET", 304), ("HEAD", 200)]);
+    assert_eq!(world.detail(&list[1]).await["request"]["text"], "hello");
+    assert_eq!(world.detail(&list[2]).await["response"]["text"], "chunk 0\nchunk 1\nchunk 2\n");
+    assert_eq!(list[5]["response_size"], 0);
+}
+
+#[tokio::test]
+async fn large_bodies_are_counted_and_only_their_beginning_is_kept() {
+    const SIZE: usize = 100_000_000;
+    let world = world(&["--inspect-body-limit", "64"]).await;
+    assert_eq!(world.visit(&format!("/bytes/{SIZE}")).await.body.len(), SIZE);
+    assert_eq!(post(world.server.address, &world.host, "/sink", &vec![0; 1_000_000]).await.text(), "1000000");
+    let list = world.exchanges(2).await;
+    assert_eq!((&list[0]["response_size"], &list[1]["request_size"]), (&json!(SIZE), &json!(1_000_000)));
+    let detail = world.detail(&list[0]).await;
+    assert_eq!((&detail["response"]["captured"], &detail["response"]["truncated"]), (&json!(65_536), &json!(true)));
+    assert!(detail["response"]["base64"].is_string(), "bytes are not a text");
+    let again = world.call("POST", &format!("/api/requests/{}/replay", list[1]["id"]), Some(json!({}))).await;
+    assert_eq!((again.status, again.text().contains("body_not_captured")), (409, true));
+    assert!(world.tunnel.process.peak_memory() < 64 << 20);
+}
+
+#[tokio::test]
+async fn a_cut_answer_is_shown_as_cut() {
+    let world = world(&[]).await;
+    world.visit("/cut/1000").await;
+    assert_eq!(world.exchanges(1).await[0]["state"], "cut");
+}
+
+#[tokio::test]
+async fn websocket_messages_are_seen_on_both_sides() {
+    let world = world(&[]).await;
+    let socket = tokio::net::TcpStream::connect(world.server.address).await.unwrap();
+    let uri = format!("ws://{}/ws", world.host);
+    let (mut client, _) = ClientBuilder::new().uri(&uri).unwrap().connect_on(socket).await.unwrap();
+    client.send(Message::text("hello")).await.unwrap();
+    timeout(PATIENCE, client.next()).await.unwrap().unwrap().unwrap();
+    client.send(Message::binary(vec![0, 255])).await.unwrap();
+    timeout(PATIENCE, client.next()).await.unwrap().unwrap().unwrap();
+    let list = eventually("the messages", || async {
+        let list = world.read("/api/requests").await["requests"].clone();
+        (list[0]["messages"] == 4).then_some(list)
+    })
+    .await;
+    assert_eq!(
+        (&list[0]["kind"], &list[0]["state"], &list[0]["status"]),
+        (&json!("websocket"), &json!("open"), &json!(101))
+    );
+    let detail = world.detail(&list[0]).await;
+    let messages = detail["message_list"].as_array().unwrap();
+    let seen: Vec<_> = messages.iter().map(|m| (m["from"].as_str().unwrap(), m["kind"].as_str().unwrap())).collect();
+    assert_eq!(seen, [("visitor", "text"), ("service", "text"), ("visitor", "binary"), ("service", "binary")]);
+    assert_eq!((&messages[1]["text"], &messages[2]["base64"]), (&json!("hello"), &json!("AP8=")));
+    client.close().await.unwrap();
+    world.exchanges(1).await;
+}
+
+#[tokio::test]
+async fn names_and_pages_of_others_are_refused_and_reading_changes_nothing() {
+    let world = world(&[]).await;
+    world.visit("/echo").await;
+    world.exchanges(1).await;
+    let address = world.tunnel.inspector();
+    for (head, code) in [
+        ("GET /api/requests HTTP/1.1\r\nHost: evil.test", "host_not_allowed"),
+        ("GET / HTTP/1.1\r\nHost: evil.test", "host_not_allowed"),
+        ("GET /api/requests HTTP/1.1\r\nHost: localhost\r\nOrigin: http://evil.test", "origin_not_allowed"),
+        ("GET /api/requests HTTP/1.1\r\nHost: localhost\r\nSec-Fetch-Site: cross-site", "origin_not_allowed"),
+        ("DELETE /api/requests HTTP/1.1\r\nHost: localhost\r\nOrigin: null", "origin_not_allowed"),
+        (
+            "POST /api/requests/1/replay HTTP/1.1\r\nHost: localhost\r\nContent-Type: text/plain\r\nContent-Length: 0",
+            "token_required",
+        ),
+        (
+            "POST /api/pause HTTP/1.1\r\nHost: localhost\r\nOrigin: http://localhost\r\nContent-Type: application/json\r\nContent-Length: 0",
+            "token_required",
+        ),
+    ] {
+        let answer = request(address, &format!("{head}\r\nConnection: close"), b"").await;
+        assert_eq!((answer.status, answer.text().contains(code)), (403, true), "{head}: {}", answer.text());
+    }
+    let page = get(address, "localhost", "/").await;
+    let policy = page.header("content-security-policy").unwrap();
+    assert!(policy.starts_with("default-src 'none'; script-src 'self';") && !policy.contains("unsafe"), "{policy}");
+    assert_eq!(page.header("x-content-type-options"), Some("nosniff"));
+    for path in ["/api/requests/1/replay", "/api/pause"] {
+        assert_eq!(world.call("GET", path, None).await.status, 405, "{path}");
+    }
+    for path in ["/../Cargo.toml", "/vendor/../../Cargo.toml", "/nothing", "/api/requests/99"] {
+        assert_eq!(world.call("GET", path, None).await.status, 404, "{path}");
+    }
+    assert_eq!(world.exchanges(1).await.len(), 1);
+}
+
+#[tokio::test]
+async fn scripts_for_ngroks_agent_work() {
+    let world = world(&[]).await;
+    let list = world.read("/api/tunnels").await;
+    assert_eq!(list["uri"], "/api/tunnels");
+    let tunnel = &list["tunnels"][0];
+    assert_eq!((&tunnel["public_url"], &tunnel["proto"]), (&world.tunnel.info["url"], &json!("http")));
+    assert_eq!(tunnel["config"]["addr"], format!("http://localhost:{}", world.service.port()));
+    let named = world.read(&format!("/api/tunnels/{}", world.tunnel.name())).await;
+    assert_eq!(named["public_url"], tunnel["public_url"]);
+
+    let second = json!({"name": "second", "proto": "http", "addr": world.service.port(), "subdomain": "second"});
+    let opened = world.call("POST", "/api/tunnels", Some(second.clone())).await;
+    assert_eq!(opened.status, 201, "{}", opened.text());
+    assert_eq!(get(world.server.address, &world.server.host("second"), "/status/204").await.status, 204);
+    assert_eq!(world.call("POST", "/api/tunnels", Some(second)).await.status, 400);
+    let open = json!({"name": "x", "proto": "http", "addr": "1", "basic_auth": []});
+    assert_eq!(world.call("POST", "/api/tunnels", Some(open)).await.status, 400);
+
+    let request = world.read("/api/requests/http?limit=1").await["requests"][0].clone();
+    assert_eq!((&request["tunnel_name"], &request["response"]["status_code"]), (&json!("second"), &json!(204)));
+    assert_eq!(request["request"]["uri"], "/status/204");
+    let again = json!({"id": request["id"], "tunnel_name": "second"});
+    assert_eq!(world.call("POST", "/api/requests/http", Some(again)).await.status, 204);
+    assert_eq!(world.exchanges(2).await[1]["replay_of"].to_string(), request["id"].as_str().unwrap());
+
+    assert_eq!(world.call("DELETE", "/api/tunnels/second", None).await.status, 204);
+    assert_eq!(world.call("DELETE", "/api/tunnels/second", None).await.status, 404);
+    eventually("the address is gone", || async {
+        (get(world.server.address, &world.server.host("second"), "/").await.status == 404).then_some(())
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn it_takes_the_next_free_port_and_says_where_it_is() {
+    let (server, service, user) = (Server::start(&[]).await, service::http().await, User::default());
+    // Whether this one or somebody else has it: it is taken.
+    let _taken = tokio::net::TcpListener::bind("127.0.0.1:4040").await;
+    let mut command = user.command(&["--json", "http", &service.port(), "--server", &server.address.to_string()]);
+    command.env_remove("RETUNNEL_INSPECT_ADDR");
+    let output = tokio_lines(command).await;
+    let port = output["inspector"].as_str().unwrap().strip_prefix("http://127.0.0.1:").unwrap().parse::<u16>().unwrap();
+    assert!((4041..4140).contains(&port), "{port}");
+}
+
+async fn tokio_lines(mut command: tokio::process::Command) -> Value {
+    use tokio::io::{AsyncBufReadExt, BufReader};
+    let mut child = command.stdout(std::process::Stdio::piped()).spawn().unwrap();
+    let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
+    let line = timeout(PATIENCE, lines.next_line()).await.unwrap().unwrap().unwrap();
+    serde_json::from_str(&line).unwrap()
+}
+
+#[tokio::test]
+async fn it_is_off_when_it_is_not_wanted_and_fails_where_it_was_asked_for() {
+    let (server, service, user) = (Server::start(&[]).await, service::http().await, User::default());
+    let tunnel = user.tunnel(server.address, &["http", &service.port(), "--no-inspect"]).await;
+    assert_eq!(tunnel.info["inspector"], Value::Null);
+    let taken = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = taken.local_addr().unwrap().to_string();
+    let server = server.address.to_string();
+    let (code, _, stderr) = user.run(&["http", &service.port(), "--server", &server, "--inspect-addr", &address]).await;
+    assert!(code == 69 && stderr.contains(&address) && stderr.contains("--no-inspect"), "{code}: {stderr}");
+    let (code, _, stderr) = user.run(&["http", &service.port(), "--server", &server, "--inspect-addr", "x"]).await;
+    assert!(code == 2 && stderr.contains("127.0.0.1:4040"), "{code}: {stderr}");
+}
+
+#[tokio::test]
+async fn more_names_are_masked_and_more_hosts_answered_on_request() {
+    let world = world(&["--inspect-mask", "X-Key,pin", "--inspect-host", "box.lan"]).await;
+    let head = format!("GET /echo?pin=1234 HTTP/1.1\r\nHost: {}\r\nX-Key: hidden\r\nConnection: close", world.host);
+    request(world.server.address, &head, b"").await;
+    let list = world.exchanges(1).await;
+    let detail = world.detail(&list[0]).await;
+    assert_eq!(detail["path"], "/echo?pin=[masked]");
+    assert!(!detail["request"].to_string().contains("hidden"));
+    assert_eq!(get(world.tunnel.inspector(), "box.lan:1", "/api/status").await.status, 200);
+    drop(world.user);
+}

@@ -1,0 +1,201 @@
+//! The web inspector: a server on this machine that shows what passed and sends it again.
+//!
+//! [`Inspector::bind`] comes before the client, which needs its observer; [`Inspector::serve`] after it.
+
+mod api;
+mod decode;
+mod export;
+mod guard;
+mod head;
+mod mask;
+mod messages;
+mod ngrok;
+mod pages;
+mod record;
+mod replay;
+mod store;
+mod view;
+
+use std::{
+    io,
+    net::{Ipv4Addr, SocketAddr},
+    sync::Arc,
+    time::Duration,
+};
+
+use hyper_util::{
+    rt::{TokioIo, TokioTimer},
+    service::TowerToHyperService,
+};
+use retunnel_client::{Client, tap::Observer};
+use tokio::{net::TcpListener, task::JoinSet, time::sleep};
+
+use crate::{args::InspectArgs, exit::Usage, settings::Variables};
+
+/// Where it listens when nobody says otherwise; the next ports are tried when it is taken.
+const PORT: u16 = 4040;
+/// Ports that are tried: as many clients on one machine have an inspector.
+const PORTS: u16 = 100;
+/// Connections at a time; a browser takes six for each page.
+const MAX_CONNECTIONS: usize = 128;
+/// How long a request's head may take.
+const HEAD_WITHIN: Duration = Duration::from_secs(10);
+/// Bytes kept of each body when nobody says otherwise.
+const BODY_LIMIT: usize = 256 * 1024;
+
+/// The inspector cannot listen where the user wants it.
+#[derive(Debug, thiserror::Error)]
+#[error("the inspector cannot listen on {address}: {source}")]
+pub(crate) struct ListenError {
+    address: SocketAddr,
+    source: io::Error,
+}
+
+/// How the inspector is wanted.
+#[derive(Debug, Clone)]
+pub(crate) struct Options {
+    /// Where to listen; `None` takes the first free port from 4040.
+    address: Option<SocketAddr>,
+    hosts: Vec<String>,
+    mask: mask::Mask,
+    body_limit: usize,
+}
+
+impl Options {
+    /// Whether the user said where it listens.
+    pub(crate) const fn is_asked_for(&self) -> bool {
+        self.address.is_some()
+    }
+
+    /// Option, then environment, then default; `None` when there is to be no inspector.
+    pub(crate) fn new(args: &InspectArgs, variables: &Variables) -> anyhow::Result<Option<Self>> {
+        let address = match (&args.inspect_addr, args.no_inspect) {
+            (_, true) => return Ok(None),
+            (Some(text), false) => Some(text.clone()),
+            (None, false) => variables.value("RETUNNEL_INSPECT_ADDR"),
+        };
+        let is_off = variables.value("RETUNNEL_NO_INSPECT").is_some_and(|value| value != "0" && value != "false");
+        if is_off && args.inspect_addr.is_none() {
+            return Ok(None);
+        }
+        let address = match address {
+            Some(text) => Some(parse(&text).ok_or_else(|| {
+                Usage(format!("inspector address `{text}`: expected ADDRESS:PORT or PORT, as 127.0.0.1:4040"))
+            })?),
+            None => None,
+        };
+        let names = |given: &[String], variable: &str| match (given, variables.value(variable)) {
+            ([], Some(value)) => vec![value],
+            (given, _) => given.to_vec(),
+        };
+        let split =
+            |names: Vec<String>| names.iter().flat_map(|name| name.split(',')).map(|n| n.trim().to_owned()).collect();
+        Ok(Some(Self {
+            address,
+            hosts: split(names(&args.inspect_host, "RETUNNEL_INSPECT_HOST")),
+            mask: mask::Mask::new(&names(&args.inspect_mask, "RETUNNEL_INSPECT_MASK")),
+            body_limit: args.inspect_body_limit.map_or(BODY_LIMIT, |kib| kib as usize * 1024),
+        }))
+    }
+}
+
+fn parse(text: &str) -> Option<SocketAddr> {
+    if let Ok(port) = text.trim_start_matches(':').parse::<u16>() {
+        return Some((Ipv4Addr::LOCALHOST, port).into());
+    }
+    match text.strip_prefix("localhost:") {
+        Some(port) => Some((Ipv4Addr::LOCALHOST, port.parse().ok()?).into()),
+        None => text.parse().ok(),
+    }
+}
+
+/// An inspector with its address.
+#[derive(Debug)]
+pub(crate) struct Inspector {
+    listener: TcpListener,
+    address: SocketAddr,
+    options: Options,
+    store: Arc<store::Store>,
+}
+
+impl Inspector {
+    /// Takes an address.
+    ///
+    /// # Errors
+    /// [`ListenError`].
+    pub(crate) async fn bind(options: Options) -> Result<Self, ListenError> {
+        let first = options.address.unwrap_or_else(|| (Ipv4Addr::LOCALHOST, PORT).into());
+        let ports = if options.address.is_some() { 1 } else { PORTS };
+        let mut failure = None;
+        for step in 0..ports {
+            let address = SocketAddr::new(first.ip(), first.port() + step);
+            match TcpListener::bind(address).await.and_then(|listener| Ok((listener.local_addr()?, listener))) {
+                Ok((address, listener)) => {
+                    let store = Arc::new(store::Store::new(options.body_limit));
+                    return Ok(Self { listener, address, options, store });
+                }
+                Err(source) => {
+                    failure.get_or_insert(ListenError { address, source });
+                }
+            }
+        }
+        Err(failure.expect("at least one port was tried"))
+    }
+
+    /// What the client shows its exchanges to.
+    pub(crate) fn observer(&self) -> Arc<dyn Observer> {
+        Arc::new(store::Watcher::new(Arc::clone(&self.store), None))
+    }
+
+    /// Where a browser finds it.
+    pub(crate) fn url(&self) -> String {
+        let shown = if self.address.ip().is_unspecified() {
+            SocketAddr::new(Ipv4Addr::LOCALHOST.into(), self.address.port())
+        } else {
+            self.address
+        };
+        format!("http://{shown}")
+    }
+
+    /// Whether only this machine reaches it.
+    pub(crate) const fn is_private(&self) -> bool {
+        self.address.ip().is_loopback()
+    }
+
+    /// Serves until the tasks are dropped.
+    pub(crate) fn serve(self, client: Arc<Client>) -> JoinSet<()> {
+        let state = Arc::new(api::Inspection {
+            store: self.store,
+            mask: self.options.mask,
+            guard: guard::Guard::new(self.address, &self.options.hosts),
+            client,
+            opened: std::sync::Mutex::default(),
+        });
+        let mut tasks = JoinSet::new();
+        tasks.spawn(accept(self.listener, api::router(state)));
+        tasks
+    }
+}
+
+async fn accept(listener: TcpListener, router: axum::Router) {
+    let mut connections = JoinSet::new();
+    loop {
+        // Every arm is cancel-safe.
+        tokio::select! {
+            accepted = listener.accept(), if connections.len() < MAX_CONNECTIONS => {
+                let Ok((socket, _)) = accepted else {
+                    // Out of file descriptors: some will be free again.
+                    sleep(Duration::from_millis(100)).await;
+                    continue;
+                };
+                let connection = hyper::server::conn::http1::Builder::new()
+                    .timer(TokioTimer::new())
+                    .header_read_timeout(HEAD_WITHIN)
+                    .serve_connection(TokioIo::new(socket), TowerToHyperService::new(router.clone()));
+                // A browser that goes away is no failure.
+                connections.spawn(async move { drop(connection.await) });
+            }
+            Some(_) = connections.join_next() => {}
+        }
+    }
+}

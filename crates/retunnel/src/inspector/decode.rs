@@ -1,0 +1,114 @@
+//! Bodies without their content coding, for view only. What cannot be decoded is shown as it passed.
+
+use std::io::{Cursor, Read};
+
+/// Bytes of a decoded body; a small body may hold gigabytes of zeros.
+const MAX_DECODED: usize = 2 * 1024 * 1024;
+
+/// A body for view.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct Decoded {
+    pub(crate) bytes: Vec<u8>,
+    /// There is more than `bytes`.
+    pub(crate) cut: bool,
+    /// Codings that were undone.
+    pub(crate) codings: Vec<String>,
+}
+
+/// Undoes the codings of a `Content-Encoding`. A body that was captured in part gives its beginning.
+pub(crate) fn decode(body: &[u8], codings: Option<&str>) -> Decoded {
+    let mut decoded = Decoded { bytes: body.to_vec(), cut: false, codings: Vec::new() };
+    let codings = codings.unwrap_or_default().split(',').map(|coding| coding.trim().to_ascii_lowercase());
+    for coding in codings.filter(|coding| !coding.is_empty() && coding != "identity").collect::<Vec<_>>().iter().rev() {
+        let bytes = decoded.bytes.as_slice();
+        let undone = match coding.as_str() {
+            "gzip" | "x-gzip" => read(flate2::read::MultiGzDecoder::new(bytes)),
+            // Some senders leave the zlib frame out.
+            "deflate" if bytes.first().is_some_and(|byte| byte & 0x0f == 8) => {
+                read(flate2::read::ZlibDecoder::new(bytes))
+            }
+            "deflate" => read(flate2::read::DeflateDecoder::new(bytes)),
+            "br" => read(brotli_decompressor::Decompressor::new(bytes, 4096)),
+            "zstd" => {
+                ruzstd::decoding::StreamingDecoder::new(Cursor::new(bytes)).map_or_else(|_| (Vec::new(), true), read)
+            }
+            _ => return decoded,
+        };
+        let (bytes, cut) = undone;
+        if bytes.is_empty() && !decoded.bytes.is_empty() && cut {
+            return decoded;
+        }
+        decoded = Decoded { bytes, cut: cut || decoded.cut, codings: [decoded.codings, vec![coding.clone()]].concat() };
+    }
+    decoded
+}
+
+/// Reads what there is, and whether something is missing.
+fn read(mut reader: impl Read) -> (Vec<u8>, bool) {
+    let mut bytes = Vec::new();
+    let mut piece = [0; 8192];
+    loop {
+        match reader.read(&mut piece) {
+            Ok(0) => return (bytes, false),
+            Ok(len) => bytes.extend_from_slice(&piece[..len]),
+            Err(_) => return (bytes, true),
+        }
+        if bytes.len() > MAX_DECODED {
+            bytes.truncate(MAX_DECODED);
+            return (bytes, true);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write;
+
+    use super::*;
+
+    fn gzip(bytes: &[u8]) -> Vec<u8> {
+        let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::default());
+        encoder.write_all(bytes).expect("memory");
+        encoder.finish().expect("memory")
+    }
+
+    #[test]
+    fn every_coding_is_undone() {
+        let base64 = |text: &str| data_encoding::BASE64.decode(text.as_bytes()).expect("base64");
+        // Made with the `brotli` and `zstd` programs and Python's zlib.
+        for (coding, bytes) in [
+            ("gzip", gzip(b"hello hello")),
+            ("deflate", base64("eJzLSM3JyVfIAJEAGZEESQ==")),
+            ("deflate", base64("y0jNyclXyACRAA==")),
+            ("br", base64("CwWAaGVsbG8gaGVsbG8D")),
+            ("zstd", base64("KLUv/QRYWQAAaGVsbG8gaGVsbG/Fvfth")),
+            ("gzip, identity, gzip", gzip(&gzip(b"hello hello"))),
+        ] {
+            let decoded = decode(&bytes, Some(coding));
+            assert_eq!(
+                (String::from_utf8_lossy(&decoded.bytes).as_ref(), decoded.cut),
+                ("hello hello", false),
+                "{coding}"
+            );
+        }
+    }
+
+    #[test]
+    fn beginnings_and_bombs_give_a_bounded_beginning() {
+        let bomb = gzip(&vec![0; 50 << 20]);
+        let decoded = decode(&bomb, Some("gzip"));
+        assert_eq!((decoded.bytes.len(), decoded.cut), (MAX_DECODED, true));
+        let text: Vec<u8> = (0..50_000_u32).flat_map(|n| n.to_string().into_bytes()).collect();
+        let whole = gzip(&text);
+        let decoded = decode(&whole[..whole.len() / 2], Some("gzip"));
+        assert!(decoded.cut && !decoded.bytes.is_empty() && text.starts_with(&decoded.bytes));
+    }
+
+    #[test]
+    fn what_is_not_what_it_says_is_shown_as_it_is() {
+        for coding in ["gzip", "deflate", "br", "zstd", "magic"] {
+            let decoded = decode(b"\x01plain", Some(coding));
+            assert_eq!((decoded.bytes.as_slice(), decoded.codings.len()), (b"\x01plain".as_slice(), 0), "{coding}");
+        }
+    }
+}

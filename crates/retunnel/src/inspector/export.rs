@@ -1,0 +1,167 @@
+//! Exchanges for other programs: HAR 1.2 files and curl commands.
+
+use std::{sync::Arc, time::Duration};
+
+use data_encoding::BASE64;
+use serde_json::{Value, json};
+
+use super::{
+    head::Head,
+    record::Record,
+    store::Entry,
+    view::{View, duration, rfc3339},
+};
+
+/// A HAR file of these exchanges.
+pub(crate) fn har(entries: &[Arc<Entry>], view: View<'_>) -> Value {
+    let entries: Vec<Value> = entries.iter().map(|entry| har_entry(&entry.record(), view)).collect();
+    json!({
+        "log": {
+            "version": "1.2",
+            "creator": { "name": "ReTunnel", "version": retunnel_client::VERSION },
+            "entries": entries,
+        }
+    })
+}
+
+fn har_entry(record: &Record, view: View<'_>) -> Value {
+    let (request, response) = (view.head(record.request()), view.head(record.response()));
+    let (sent, received) = (view.body(record.request()), view.body(record.response()));
+    let ms = |time: Option<Duration>| time.map_or(0.0, |time| time.as_secs_f64() * 1000.0);
+    let wait = ms(record.response().began);
+    let total = ms(duration(record)).max(wait);
+    let query: Vec<Value> = request.path().split_once('?').map_or_else(Vec::new, |(_, query)| {
+        let pairs = query.split('&').filter(|pair| !pair.is_empty());
+        pairs
+            .map(|pair| pair.split_once('=').unwrap_or((pair, "")))
+            .map(|(n, v)| json!({"name": n, "value": v}))
+            .collect()
+    });
+    let content_type = |head: &Head| head.header("content-type").unwrap_or_default().to_owned();
+    let mut entry = json!({
+        "startedDateTime": rfc3339(record.started),
+        "time": total,
+        "request": {
+            "method": request.method(),
+            "url": url(&request),
+            "httpVersion": request.first[2],
+            "cookies": [],
+            "headers": headers(&request),
+            "queryString": query,
+            "headersSize": record.request().head.len(),
+            "bodySize": record.request().size,
+        },
+        "response": {
+            "status": response.status(),
+            "statusText": response.reason(),
+            "httpVersion": if response.first[0].is_empty() { "HTTP/1.1" } else { &response.first[0] },
+            "cookies": [],
+            "headers": headers(&response),
+            "content": {
+                "size": received.bytes.len(),
+                "mimeType": content_type(&response),
+            },
+            "redirectURL": response.header("location").unwrap_or_default(),
+            "headersSize": record.response().head.len(),
+            "bodySize": record.response().size,
+        },
+        "cache": {},
+        "timings": { "send": 0.0, "wait": wait, "receive": total - wait },
+        "comment": format!("tunnel {}", record.tunnel),
+    });
+    if record.request().size > 0 {
+        // The format has text only.
+        let text = String::from_utf8_lossy(&sent.bytes);
+        entry["request"]["postData"] = json!({ "mimeType": content_type(&request), "text": text });
+    }
+    let content = &mut entry["response"]["content"];
+    if received.is_text {
+        content["text"] = String::from_utf8_lossy(&received.bytes).into();
+    } else if !received.bytes.is_empty() {
+        content["text"] = BASE64.encode(&received.bytes).into();
+        content["encoding"] = "base64".into();
+    }
+    entry
+}
+
+fn headers(head: &Head) -> Vec<Value> {
+    head.headers.iter().map(|(name, value)| json!({"name": name, "value": value})).collect()
+}
+
+/// The address that the visitor asked for.
+fn url(request: &Head) -> String {
+    let scheme = request.header("x-forwarded-proto").unwrap_or("http");
+    let host = request.header("x-forwarded-host").or_else(|| request.header("host")).unwrap_or("localhost");
+    if request.path().starts_with('/') {
+        format!("{scheme}://{host}{}", request.path())
+    } else {
+        format!("{scheme}://{host}/")
+    }
+}
+
+/// A command that sends the request again to its public address.
+pub(crate) fn curl(record: &Record, view: View<'_>) -> String {
+    let request = view.head(record.request());
+    let body = view.body(record.request());
+    let mut command = format!("curl {}", quoted(&url(&request)));
+    let has_body = record.request().size > 0;
+    if request.method() != if has_body { "POST" } else { "GET" } {
+        command = format!("{command} -X {}", quoted(request.method()));
+    }
+    // The server sets these anew, or curl does.
+    let hop = ["host", "content-length", "connection", "transfer-encoding", "content-encoding", "accept-encoding"];
+    for (name, value) in &request.headers {
+        let lower = name.to_ascii_lowercase();
+        if !hop.contains(&lower.as_str()) && !lower.starts_with("x-forwarded-") {
+            command = format!("{command} \\\n  -H {}", quoted(&format!("{name}: {value}")));
+        }
+    }
+    if has_body {
+        let text = String::from_utf8_lossy(&body.bytes);
+        let incomplete = !body.is_text || record.request().size > record.request().body.len() as u64;
+        // A file instead of half a body or of bytes that no shell carries.
+        let data = if incomplete { quoted("@body.bin") } else { quoted(&text) };
+        command = format!("{command} \\\n  {} {data}", if incomplete { "--data-binary" } else { "--data-raw" });
+    }
+    command
+}
+
+/// A word for a POSIX shell.
+fn quoted(text: &str) -> String {
+    format!("'{}'", text.replace('\'', r"'\''"))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::SystemTime;
+
+    use tokio::time::Instant;
+
+    use super::{super::mask::Mask, *};
+
+    #[test]
+    fn a_shell_reads_a_command_as_it_was_meant() {
+        let head = b"POST /a'b?x=$(id) HTTP/1.1\r\nHost: h.test\r\nX-Evil: `id` \"; rm -rf /\r\nAuthorization: Basic eA==\r\n\r\n";
+        let mut record = Record::new("web", head, None, SystemTime::UNIX_EPOCH, Instant::now());
+        record.parts[0].body = b"it's $HOME".to_vec();
+        record.parts[0].size = 10;
+        let mask = Mask::default();
+        let command = curl(&record, View::new(&mask, false));
+        let shell =
+            std::process::Command::new("sh").arg("-c").arg(format!("printf '%s\\n' {command}")).output().expect("sh");
+        let words = String::from_utf8_lossy(&shell.stdout).into_owned();
+        assert_eq!(
+            words.lines().collect::<Vec<_>>(),
+            [
+                "curl",
+                "http://h.test/a'b?x=$(id)",
+                "-H",
+                "X-Evil: `id` \"; rm -rf /",
+                "-H",
+                "Authorization: [masked]",
+                "--data-raw",
+                "it's $HOME"
+            ]
+        );
+    }
+}

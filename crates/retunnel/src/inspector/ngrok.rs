@@ -1,0 +1,225 @@
+//! The endpoints of ngrok's agent, so that scripts that read `localhost:4040/api/tunnels` keep working.
+
+use axum::{
+    Json, Router,
+    extract::{Path, Query, State},
+    http::StatusCode,
+    response::{IntoResponse, Response},
+    routing::get,
+};
+use data_encoding::BASE64;
+use retunnel_client::{LocalTarget, StatsSnapshot, TunnelInfo, TunnelProtocol, TunnelSpec};
+use serde::Deserialize;
+use serde_json::{Value, json};
+
+use super::{
+    api::{Answer, Failure, Inspected, Shown, replay_times},
+    head::Head,
+    replay::Edits,
+    store::Entry,
+    view::{View, duration, rfc3339},
+};
+
+/// Tunnels that may be opened through the API.
+const MAX_OPENED: usize = 100;
+/// Requests in an answer when the caller names no limit.
+const REQUESTS: usize = 50;
+
+pub(crate) fn routes() -> Router<Inspected> {
+    Router::new()
+        .route("/api/tunnels", get(tunnels).post(open))
+        .route("/api/tunnels/{name}", get(tunnel).delete(close))
+        .route("/api/requests/http", get(requests).post(replay).delete(clear))
+        .route("/api/requests/http/{id}", get(request))
+}
+
+fn described(info: &TunnelInfo, stats: &StatsSnapshot) -> Value {
+    let is_http = info.protocol == TunnelProtocol::Http;
+    let target = info.target.to_string();
+    let has_scheme = target.contains("://") || target.starts_with("unix:");
+    let rates = json!({ "rate1": 0, "rate5": 0, "rate15": 0, "p50": 0, "p90": 0, "p95": 0, "p99": 0 });
+    let (mut conns, mut http) = (rates.clone(), rates);
+    conns["count"] = stats.connections.into();
+    conns["gauge"] = stats.open_connections.into();
+    http["count"] = if is_http { stats.requests.into() } else { 0.into() };
+    json!({
+        "name": info.name,
+        "ID": info.name,
+        "uri": format!("/api/tunnels/{}", info.name),
+        "public_url": info.url,
+        "proto": if info.url.starts_with("https:") { "https" } else { info.protocol.as_str() },
+        "config": {
+            "addr": if is_http && !has_scheme { format!("http://{target}") } else { target },
+            "inspect": is_http,
+        },
+        "metrics": { "conns": conns, "http": http },
+    })
+}
+
+async fn tunnels(State(state): State<Inspected>) -> Json<Value> {
+    let tunnels: Vec<Value> = state.client.tunnels().iter().map(|(info, stats)| described(info, stats)).collect();
+    Json(json!({ "tunnels": tunnels, "uri": "/api/tunnels" }))
+}
+
+async fn tunnel(State(state): State<Inspected>, Path(name): Path<String>) -> Answer {
+    let tunnels = state.client.tunnels();
+    let found = tunnels.iter().find(|(info, _)| info.name == name);
+    found.map(|(info, stats)| Json(described(info, stats))).ok_or_else(|| Failure::not_found("tunnel"))
+}
+
+async fn close(State(state): State<Inspected>, Path(name): Path<String>) -> Result<StatusCode, Failure> {
+    let is_closed = state.client.close_tunnel(&name);
+    state.opened.lock().expect("no code panics while it holds the tunnels").retain(|tunnel| tunnel.name() != name);
+    if is_closed { Ok(StatusCode::NO_CONTENT) } else { Err(Failure::not_found("tunnel")) }
+}
+
+/// A tunnel as ngrok's agent takes it. Keys that mean nothing here are ignored, as scripts send them.
+#[derive(Debug, Deserialize)]
+struct Wanted {
+    name: String,
+    proto: String,
+    addr: Value,
+    subdomain: Option<String>,
+    hostname: Option<String>,
+    domain: Option<String>,
+    auth: Option<String>,
+    basic_auth: Option<Vec<String>>,
+    remote_addr: Option<String>,
+    inspect: Option<Value>,
+}
+
+impl Wanted {
+    fn spec(&self) -> Result<TunnelSpec, String> {
+        let addr = self.addr.as_str().map_or_else(|| self.addr.to_string(), str::to_owned);
+        let target: LocalTarget = addr.parse().map_err(|error| format!("addr: {error}"))?;
+        let mut spec = match self.proto.as_str() {
+            "http" | "https" => TunnelSpec::http(target),
+            "tcp" => TunnelSpec::tcp(target),
+            other => return Err(format!("proto `{other}` is not served; use http or tcp")),
+        };
+        if self.name.is_empty() {
+            return Err("name is missing".into());
+        }
+        spec = spec.name(&self.name);
+        if let Some(subdomain) = &self.subdomain {
+            spec = spec.subdomain(subdomain).map_err(|error| error.to_string())?;
+        }
+        if let Some(hostname) = self.hostname.as_ref().or(self.domain.as_ref()) {
+            spec = spec.hostname(hostname);
+        }
+        // An empty list must not open what it was meant to close.
+        match (&self.auth, self.basic_auth.as_deref()) {
+            (Some(auth), None) => spec = spec.auth(auth).map_err(|error| error.to_string())?,
+            (None, Some([auth])) => spec = spec.auth(auth).map_err(|error| error.to_string())?,
+            (None, None) => {}
+            _ => return Err("give one user and password, as `auth` or `basic_auth`".into()),
+        }
+        if let Some(address) = &self.remote_addr {
+            let port = address.rsplit(':').next().and_then(|port| port.parse().ok());
+            spec = spec.remote_port(port.ok_or("remote_addr has no port")?);
+        }
+        let inspect = self.inspect.as_ref().is_none_or(|value| *value != json!(false) && *value != json!("false"));
+        Ok(spec.inspect(inspect))
+    }
+}
+
+async fn open(State(state): State<Inspected>, Json(wanted): Json<Wanted>) -> Result<Response, Failure> {
+    let invalid = |detail: String| Failure::new(StatusCode::BAD_REQUEST, "tunnel_invalid", detail);
+    let spec = wanted.spec().map_err(invalid)?;
+    if state.client.tunnels().iter().any(|(info, _)| info.name == wanted.name) {
+        return Err(invalid(format!("there is a tunnel `{}` already", wanted.name)));
+    }
+    if state.opened.lock().expect("no code panics while it holds the tunnels").len() >= MAX_OPENED {
+        return Err(invalid(format!("{MAX_OPENED} tunnels were opened here; close some")));
+    }
+    let tunnel = state.client.open(spec).await;
+    let tunnel = tunnel.map_err(|error| Failure::new(StatusCode::BAD_GATEWAY, "tunnel_refused", error.to_string()))?;
+    let answer = described(tunnel.info(), &tunnel.stats());
+    state.opened.lock().expect("no code panics while it holds the tunnels").push(tunnel);
+    Ok((StatusCode::CREATED, Json(answer)).into_response())
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+struct Wish {
+    limit: Option<usize>,
+    tunnel_name: Option<String>,
+}
+
+async fn requests(State(state): State<Inspected>, Query(wish): Query<Wish>, Query(shown): Query<Shown>) -> Json<Value> {
+    let view = state.view(&shown);
+    let all = state.store.all();
+    let wanted = all.iter().rev().filter(|entry| match &wish.tunnel_name {
+        Some(name) => entry.record().tunnel == *name,
+        None => true,
+    });
+    let requests: Vec<Value> =
+        wanted.take(wish.limit.unwrap_or(REQUESTS)).map(|entry| described_request(entry, view)).collect();
+    Json(json!({ "uri": "/api/requests/http", "requests": requests }))
+}
+
+async fn request(State(state): State<Inspected>, Path(id): Path<u64>, Query(shown): Query<Shown>) -> Answer {
+    Ok(Json(described_request(&*state.entry(id)?, state.view(&shown))))
+}
+
+fn described_request(entry: &Entry, view: View<'_>) -> Value {
+    let record = entry.record();
+    let (request, response) = (view.head(record.request()), view.head(record.response()));
+    let raw = |head: &Head, body: Vec<u8>| {
+        let lines = head.headers.iter().map(|(name, value)| format!("{name}: {value}\r\n"));
+        let text = format!("{}\r\n{}\r\n", head.first.join(" ").trim_end(), lines.collect::<String>());
+        BASE64.encode(&[text.into_bytes(), body].concat())
+    };
+    let visitor = request.header("x-forwarded-for").unwrap_or_default();
+    let nanoseconds = duration(&record).map_or(0, |time| u64::try_from(time.as_nanos()).unwrap_or(u64::MAX));
+    json!({
+        "uri": format!("/api/requests/http/{}", entry.id),
+        "id": entry.id.to_string(),
+        "tunnel_name": record.tunnel,
+        "remote_addr": visitor,
+        "start": rfc3339(record.started),
+        "duration": nanoseconds,
+        "request": {
+            "method": request.method(), "proto": request.first[2], "headers": grouped(&request), "uri": request.path(),
+            "raw": raw(&request, view.body(record.request()).bytes),
+        },
+        "response": {
+            "status": format!("{} {}", response.status(), response.reason()).trim_end(),
+            "status_code": response.status(), "proto": response.first[0], "headers": grouped(&response),
+            "raw": raw(&response, view.body(record.response()).bytes),
+        },
+    })
+}
+
+fn grouped(head: &Head) -> Value {
+    let mut grouped = serde_json::Map::new();
+    for (name, value) in &head.headers {
+        if let Value::Array(values) = grouped.entry(name.clone()).or_insert_with(|| json!([])) {
+            values.push(value.clone().into());
+        }
+    }
+    grouped.into()
+}
+
+#[derive(Debug, Deserialize)]
+struct Again {
+    id: Value,
+    tunnel_name: Option<String>,
+}
+
+async fn replay(State(state): State<Inspected>, Json(again): Json<Again>) -> Result<StatusCode, Failure> {
+    let id = again.id.as_u64().or_else(|| again.id.as_str()?.parse().ok());
+    let id = id.ok_or_else(|| Failure::not_found("exchange"))?;
+    if let Some(name) = again.tunnel_name.filter(|name| !name.is_empty())
+        && state.entry(id)?.record().tunnel != name
+    {
+        return Err(Failure::not_found("exchange of this tunnel"));
+    }
+    replay_times(&state, id, &Edits::default(), 1).await?;
+    Ok(StatusCode::NO_CONTENT)
+}
+
+async fn clear(State(state): State<Inspected>) -> StatusCode {
+    state.store.clear();
+    StatusCode::NO_CONTENT
+}

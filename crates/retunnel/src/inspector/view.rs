@@ -1,0 +1,220 @@
+//! Exchanges as JSON for pages and scripts (`docs/inspector.md`). Secrets are masked unless the caller reveals them.
+
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use data_encoding::BASE64;
+use retunnel_client::tap::Side;
+use serde_json::{Value, json};
+
+use super::{
+    decode::{Decoded, decode},
+    head::Head,
+    mask::Mask,
+    record::{Part, Record},
+    store::{Entry, index},
+};
+
+/// How exchanges are shown.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct View<'a> {
+    mask: Option<&'a Mask>,
+}
+
+/// A body as it is shown.
+pub(crate) struct ShownBody {
+    pub(crate) bytes: Vec<u8>,
+    pub(crate) is_text: bool,
+    decoded: Decoded,
+}
+
+impl<'a> View<'a> {
+    pub(crate) fn new(mask: &'a Mask, reveal: bool) -> Self {
+        Self { mask: (!reveal).then_some(mask) }
+    }
+
+    pub(crate) fn head(self, part: &Part) -> Head {
+        let head = Head::parse(&part.head);
+        match self.mask {
+            Some(mask) => mask.head(&head),
+            None => head,
+        }
+    }
+
+    /// The body decoded and masked.
+    pub(crate) fn body(self, part: &Part) -> ShownBody {
+        let head = Head::parse(&part.head);
+        let decoded = decode(&part.body, head.header("content-encoding"));
+        // A text that was cut in a character is still a text.
+        let text = match std::str::from_utf8(&decoded.bytes) {
+            Ok(text) => Some(text),
+            Err(error) if error.error_len().is_none() => {
+                std::str::from_utf8(&decoded.bytes[..error.valid_up_to()]).ok()
+            }
+            Err(_) => None,
+        };
+        let text = text.filter(|text| !text.contains('\0'));
+        let bytes = match (text, self.mask) {
+            (Some(text), Some(mask)) => mask.body(&head.media_type(), text).into_bytes(),
+            (Some(text), None) => text.as_bytes().to_vec(),
+            (None, _) => decoded.bytes.clone(),
+        };
+        ShownBody { bytes, is_text: text.is_some(), decoded }
+    }
+
+    /// Whether a text in small letters is somewhere in an exchange, as it is shown.
+    pub(crate) fn contains(self, record: &Record, text: &str) -> bool {
+        let is_in = |bytes: &[u8]| String::from_utf8_lossy(bytes).to_lowercase().contains(text);
+        let in_part = |part: &Part| {
+            let head = self.head(part);
+            let in_head = head.first.iter().any(|word| word.to_lowercase().contains(text))
+                || head.headers.iter().any(|(name, value)| format!("{name}: {value}").to_lowercase().contains(text));
+            in_head || is_in(&self.body(part).bytes)
+        };
+        record.parts.iter().any(in_part)
+            || record.messages.iter().flat_map(|messages| &messages.kept).any(|message| {
+                self.text_or_base64(&message.data, true).0.is_some_and(|shown| shown.to_lowercase().contains(text))
+            })
+    }
+
+    /// A line of the list.
+    pub(crate) fn summary(self, entry: &Entry) -> Value {
+        let record = entry.record();
+        let (request, response) = (self.head(record.request()), self.head(record.response()));
+        json!({
+            "id": entry.id,
+            "tunnel": record.tunnel,
+            "replay_of": record.replay_of,
+            "started_ms": unix_ms(record.started),
+            "method": request.method(),
+            "path": request.path(),
+            "host": request.header("host"),
+            "status": response.status(),
+            "content_type": response.media_type(),
+            "kind": kind(&record),
+            "state": state(&record),
+            "duration_ms": ms(duration(&record)),
+            "request_size": record.request().size,
+            "response_size": record.response().size,
+            "messages": record.messages.as_ref().map(|messages| messages.count),
+        })
+    }
+
+    /// Everything about an exchange.
+    pub(crate) fn detail(self, entry: &Entry) -> Value {
+        let mut value = self.summary(entry);
+        let record = entry.record();
+        value["timings"] = json!({
+            "request_ms": ms(record.request().ended),
+            "wait_ms": ms(record.response().began),
+            "response_ms": ms(record.response().ended),
+        });
+        value["request"] = self.part(record.request());
+        value["response"] = if record.response().head.is_empty() { Value::Null } else { self.part(record.response()) };
+        value["message_list"] = record.messages.as_ref().map_or(Value::Null, |messages| {
+            messages
+                .kept
+                .iter()
+                .map(|message| {
+                    let (text, base64) = self.text_or_base64(&message.data, message.kind != "binary");
+                    json!({
+                        "number": message.number, "at_ms": ms(Some(message.at)), "size": message.size,
+                        "from": if message.side == Side::Request { "visitor" } else { "service" },
+                        "kind": message.kind, "text": text, "base64": base64,
+                        "truncated": (message.data.len() as u64) < message.size && message.kind != "event",
+                    })
+                })
+                .collect()
+        });
+        value
+    }
+
+    fn part(self, part: &Part) -> Value {
+        let (head, body) = (self.head(part), self.body(part));
+        let text = body.is_text.then(|| String::from_utf8_lossy(&body.bytes).into_owned());
+        json!({
+            "first_line": head.first.join(" ").trim_end(),
+            "headers": head.headers,
+            "media_type": head.media_type(),
+            "size": part.size,
+            "captured": part.body.len(),
+            "truncated": part.size > part.body.len() as u64,
+            "decoded": body.decoded.codings,
+            "decoded_cut": body.decoded.cut,
+            "complete": part.ended.is_some(),
+            "base64": if text.is_none() { Value::from(BASE64.encode(&body.bytes)) } else { Value::Null },
+            "text": text,
+        })
+    }
+
+    fn text_or_base64(self, bytes: &[u8], is_text: bool) -> (Option<String>, Option<String>) {
+        match std::str::from_utf8(bytes) {
+            Ok(text) if is_text => (Some(self.mask.map_or_else(|| text.to_owned(), |mask| mask.body("", text))), None),
+            _ => (None, Some(BASE64.encode(bytes))),
+        }
+    }
+}
+
+fn kind(record: &Record) -> &'static str {
+    match &record.messages {
+        Some(messages) if messages.is_websocket() => "websocket",
+        Some(_) => "events",
+        None => "http",
+    }
+}
+
+/// `open`, `done`, or `cut` when the connection ended before the answer did.
+fn state(record: &Record) -> &'static str {
+    match (record.response().ended, record.is_over()) {
+        (Some(_), _) => "done",
+        (None, true) => "cut",
+        (None, false) => "open",
+    }
+}
+
+/// How long an exchange took, once it is over.
+pub(crate) fn duration(record: &Record) -> Option<Duration> {
+    record.parts[index(Side::Response)].ended.or(record.over)
+}
+
+/// Milliseconds with a fraction.
+pub(crate) fn ms(time: Option<Duration>) -> Value {
+    time.map_or(Value::Null, |time| json!((time.as_secs_f64() * 100_000.0).round() / 100.0))
+}
+
+pub(crate) fn unix_ms(time: SystemTime) -> u64 {
+    time.duration_since(UNIX_EPOCH).map_or(0, |since| u64::try_from(since.as_millis()).unwrap_or(u64::MAX))
+}
+
+/// A time as RFC 3339 has it, in UTC.
+pub(crate) fn rfc3339(time: SystemTime) -> String {
+    let millis = unix_ms(time);
+    let (days, seconds) = ((millis / 86_400_000) as i64, millis / 1000 % 86_400);
+    // Days to a date, by counting in eras of 400 years that begin on 1 March.
+    let shifted = days + 719_468;
+    let (era, day_of_era) = (shifted.div_euclid(146_097), shifted.rem_euclid(146_097));
+    let year_of_era = (day_of_era - day_of_era / 1460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
+    let day_of_year = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
+    let month = (5 * day_of_year + 2) / 153;
+    let day = day_of_year - (153 * month + 2) / 5 + 1;
+    let month = if month < 10 { month + 3 } else { month - 9 };
+    let year = year_of_era + era * 400 + i64::from(month <= 2);
+    let (hour, minute, second) = (seconds / 3600, seconds / 60 % 60, seconds % 60);
+    format!("{year:04}-{month:02}-{day:02}T{hour:02}:{minute:02}:{second:02}.{:03}Z", millis % 1000)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn times_are_dates() {
+        for (ms, text) in [
+            (0, "1970-01-01T00:00:00.000Z"),
+            (951_782_400_123, "2000-02-29T00:00:00.123Z"),
+            (1_795_566_600_000, "2026-11-25T00:30:00.000Z"),
+            (4_102_444_799_999, "2099-12-31T23:59:59.999Z"),
+        ] {
+            assert_eq!(rfc3339(UNIX_EPOCH + Duration::from_millis(ms)), text);
+        }
+    }
+}
