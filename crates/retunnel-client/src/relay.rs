@@ -14,6 +14,7 @@ use retunnel_link::{LinkStream, Pump, poll_relay};
 use retunnel_proto::native::ReasonCode;
 use rustls::pki_types::ServerName;
 use tokio::{
+    io::AsyncReadExt,
     net::{TcpStream, lookup_host},
     time::{Instant, timeout},
 };
@@ -22,13 +23,16 @@ use tokio_rustls::TlsConnector;
 use crate::{
     error::RelayError,
     stats::Stats,
-    tap::{Tap, TappedSocket},
+    tap::{Side, Tap, TappedSocket},
     target::{Address, LocalTarget},
     transport::Socket,
 };
 
 /// How long the local service may take to accept.
 const DIAL_WITHIN: Duration = Duration::from_secs(5);
+/// Bytes of a request that are shown when the local service takes no connection. They come right behind the stream's beginning.
+const HEAD_SHOWN: usize = 16 * 1024;
+const HEAD_WITHIN: Duration = Duration::from_millis(100);
 
 /// Serves one stream until both sides are done. `tap` sees what passes.
 ///
@@ -43,6 +47,9 @@ pub(crate) async fn serve(
     let local = match reach(target, stats).await {
         Ok(local) => local,
         Err(error) => {
+            if let Some(mut tap) = tap {
+                show_failed(&stream, &mut tap, &error.to_string()).await;
+            }
             stream.reset(ReasonCode::LOCAL_UNREACHABLE, &error.to_string());
             return Err(error);
         }
@@ -75,6 +82,15 @@ pub(crate) async fn serve(
         return Err(error.into());
     }
     Ok(())
+}
+
+/// Shows the tap the request that nobody takes.
+async fn show_failed(mut stream: &LinkStream, tap: &mut Tap, reason: &str) {
+    let mut head = vec![0; HEAD_SHOWN];
+    if let Ok(Ok(len)) = timeout(HEAD_WITHIN, stream.read(&mut head)).await {
+        tap.seen(Side::Request, &head[..len]);
+        tap.failed(reason);
+    }
 }
 
 /// Notices local services that wait for acknowledgements. Many write head and body of an answer in two small pieces; on a

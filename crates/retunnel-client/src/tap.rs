@@ -34,7 +34,7 @@ pub enum Side {
 /// Looks at the HTTP exchanges of a client's tunnels. It is called on the thread that moves the bytes, so it must neither
 /// wait nor do much.
 pub trait Observer: fmt::Debug + Send + Sync + 'static {
-    /// A request's head went to the local service of a tunnel: request line, headers and the empty line, as HTTP/1.1 has
+    /// A request's head went, or should go, to the local service of a tunnel: request line, headers and the empty line, as HTTP/1.1 has
     /// them. `None` does not look at this exchange.
     fn request(&self, tunnel: &str, head: &[u8]) -> Option<Box<dyn Exchange>>;
 }
@@ -56,6 +56,9 @@ pub trait Exchange: fmt::Debug + Send {
 
     /// A side has come to its proper end.
     fn end(&mut self, side: Side);
+
+    /// The local service took no connection: the request did not reach it, and the server answers the visitor.
+    fn failed(&mut self, reason: &str);
 }
 
 /// A connection to the local service whose bytes are shown to a tap, if there is one.

@@ -141,6 +141,26 @@ async fn a_cut_answer_is_shown_as_cut() {
 }
 
 #[tokio::test]
+async fn a_request_that_reached_nobody_is_shown_with_the_reason() {
+    let World { server, tunnel, host, service, user } = world(&[]).await;
+    drop(service);
+    eventually("the service is gone", || async {
+        (get(server.address, &host, "/lost?a=1").await.status == 502).then_some(())
+    })
+    .await;
+    let last = eventually("the exchange", || async {
+        let answer = call(tunnel.inspector(), "GET", "/api/requests", None).await;
+        let list: Value = serde_json::from_slice(&answer.body).unwrap();
+        let last = list["requests"].as_array().unwrap().last().unwrap().clone();
+        (last["state"] == "failed").then_some(last)
+    })
+    .await;
+    assert_eq!(last["path"], "/lost?a=1");
+    assert!(last["error"].as_str().unwrap().starts_with("connection refused"), "{last}");
+    drop(user);
+}
+
+#[tokio::test]
 async fn websocket_messages_are_seen_on_both_sides() {
     let world = world(&[]).await;
     let socket = tokio::net::TcpStream::connect(world.server.address).await.unwrap();

@@ -4,17 +4,17 @@ import { render } from "./vendor/preact.mjs";
 import { useEffect, useState } from "./vendor/hooks.mjs";
 import { post, query, remove } from "./api.mjs";
 import { Detail, replay } from "./detail.mjs";
-import { bytes, clock, html, time, tone } from "./html.mjs";
+import { bytes, clock, html, status, time, tone } from "./html.mjs";
 import * as state from "./state.mjs";
 
 const SHOWN = 200;
 
 function Top() {
   const { paused, connection, reveal, tunnels } = state;
-  const status = connection.value === "lost" ? "Not connected" : paused.value ? "Paused" : "Live";
+  const shown = connection.value === "lost" ? "Not connected" : paused.value ? "Paused" : "Live";
   return html`<header class="top">
     <h1>ReTunnel <span>inspector</span></h1>
-    <span class=${`live ${status === "Live" ? "on" : "off"}`} role="status">${status}</span>
+    <span class=${`live ${shown === "Live" ? "on" : "off"}`} role="status">${shown}</span>
     <ul class="tunnels" aria-label="Tunnels">
       ${tunnels.value.map((tunnel) => html`<li key=${tunnel.name}><a href=${tunnel.url} target="_blank" rel="noreferrer">${tunnel.url}</a> <span class="hint">→ ${tunnel.target}</span></li>`)}
     </ul>
@@ -59,7 +59,7 @@ function Filters() {
 function Row({ exchange, isSelected }) {
   return html`<li>
     <button class="row" data-id=${exchange.id} aria-current=${isSelected} onClick=${() => state.select(exchange.id)}>
-      <span class=${`status ${tone(exchange)}`}>${exchange.state === "cut" ? "cut" : exchange.status || "…"}</span>
+      <span class=${`status ${tone(exchange)}`}>${status(exchange)}</span>
       <span class="method">${exchange.method}</span>
       <span class="target" title=${exchange.path}>${exchange.path}</span>
       <span class="kind">${exchange.kind === "http" ? (exchange.replay_of ? "replay" : "") : `${exchange.kind === "events" ? "events" : "ws"} ${exchange.messages}`}</span>

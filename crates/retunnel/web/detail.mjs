@@ -3,7 +3,7 @@
 import { useState } from "./vendor/hooks.mjs";
 import { getText, post, query } from "./api.mjs";
 import { Body, Pairs, fromBase64, hex, pairs } from "./body.mjs";
-import { bytes, clock, html, time, tone } from "./html.mjs";
+import { bytes, clock, html, status, time, tone } from "./html.mjs";
 import { attempt, detail, editing, reveal, select, selectedId, tell } from "./state.mjs";
 
 export async function replay(id, edits = {}) {
@@ -26,6 +26,7 @@ async function copyCurl(id) {
 }
 
 function Part({ part, side, exchange }) {
+  if (!part && exchange.error) return html`<p class="trouble">The local service takes no connection: ${exchange.error}</p>`;
   if (!part) return html`<p class="hint">${exchange.state === "open" ? "No answer yet" : "The connection ended without an answer"}</p>`;
   const search = side === "request" ? exchange.path.split("?").slice(1).join("?") : "";
   const href = `/api/requests/${exchange.id}/body/${side}${query({ reveal: reveal.value })}`;
@@ -38,10 +39,10 @@ function Part({ part, side, exchange }) {
 }
 
 function Messages({ exchange }) {
-  const list = exchange.message_list ?? [];
+  // The newest is at the top, where it is seen while they flow.
+  const list = [...(exchange.message_list ?? [])].reverse();
   const dropped = exchange.messages - list.length;
-  return html`${dropped > 0 && html`<p class="hint">${dropped} earlier ones were dropped</p>`}
-    <ol class="messages" aria-label="Messages">
+  return html`<ol class="messages" aria-label="Messages">
       ${list.map(
         (message) => html`<li key=${message.number} class=${message.from}>
           <span class="hint">${message.from === "visitor" ? "↑ visitor" : "↓ service"} · ${message.kind} · ${bytes(message.size)} · ${time(message.at_ms)}</span>
@@ -49,7 +50,8 @@ function Messages({ exchange }) {
         </li>`,
       )}
     </ol>
-    ${!list.length && html`<p class="hint">No messages yet</p>`}`;
+    ${!list.length && html`<p class="hint">No messages yet</p>`}
+    ${dropped > 0 && html`<p class="hint">${dropped} earlier ones were dropped</p>`}`;
 }
 
 function Timing({ exchange }) {
@@ -131,7 +133,7 @@ export function Detail() {
       <button class="back" onClick=${() => select(null)} aria-label="Back to the list">←</button>
       <h2><span class="method">${exchange.method}</span> <span class="target">${exchange.path}</span></h2>
       <p class="facts">
-        <span class=${`status ${tone(exchange)}`}>${exchange.state === "cut" ? "cut off" : exchange.status || "waiting"}</span>
+        <span class=${`status ${tone(exchange)}`}>${status(exchange)}</span>
         <span>${time(exchange.duration_ms)}</span><span>${bytes(exchange.response_size)}</span><span>${exchange.tunnel}</span>
         ${exchange.replay_of && html`<button class="link" onClick=${() => select(exchange.replay_of)}>replay of #${exchange.replay_of}</button>`}
       </p>

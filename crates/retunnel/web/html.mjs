@@ -23,9 +23,15 @@ export function time(ms) {
 
 export const clock = (unixMs) => new Date(unixMs).toLocaleTimeString([], { hour12: false });
 
+/** What stands in the place of a status. */
+export function status(exchange) {
+  if (exchange.state === "failed") return "down";
+  return exchange.state === "cut" ? "cut" : exchange.status || "…";
+}
+
 /** The class that colours a status. */
 export function tone(exchange) {
-  if (exchange.state === "cut") return "bad";
+  if (exchange.state === "cut" || exchange.state === "failed") return "bad";
   if (!exchange.status) return "open";
   if (exchange.status < 300) return "good";
   return exchange.status < 400 ? "moved" : exchange.status < 500 ? "warn" : "bad";

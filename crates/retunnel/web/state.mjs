@@ -44,7 +44,7 @@ export async function attempt(work) {
 function hasStatus(exchange, wanted) {
   if (!wanted) return true;
   if (wanted === "open") return exchange.state === "open";
-  if (wanted === "failed") return exchange.status >= 400 || exchange.state === "cut";
+  if (wanted === "failed") return exchange.status >= 400 || exchange.state === "cut" || exchange.state === "failed";
   return Math.floor(exchange.status / 100) === Number(wanted);
 }
 

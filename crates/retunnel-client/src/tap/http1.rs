@@ -138,6 +138,13 @@ impl Tap {
         self.half(side).next = Next::Ignored;
     }
 
+    /// What was seen did not reach the local service.
+    pub(crate) fn failed(&mut self, reason: &str) {
+        for exchange in self.open.iter_mut().filter_map(|open| open.exchange.as_mut()) {
+            exchange.failed(reason);
+        }
+    }
+
     const fn half(&mut self, side: Side) -> &mut Half {
         match side {
             Side::Request => &mut self.request,

@@ -40,6 +40,8 @@ pub(crate) struct Record {
     pub(crate) parts: [Part; 2],
     /// Of a WebSocket or an event stream.
     pub(crate) messages: Option<Box<Messages>>,
+    /// Why the request did not reach the local service.
+    pub(crate) failure: Option<String>,
     /// The connection is over; a side without end was cut.
     pub(crate) over: Option<Duration>,
 }
@@ -54,6 +56,7 @@ impl Record {
             began,
             parts: [request, Part::default()],
             messages: None,
+            failure: None,
             over: None,
         }
     }
@@ -171,6 +174,10 @@ impl Exchange for Capture {
         if side == Side::Response {
             self.store.tell(Change::Exchange(self.entry.id));
         }
+    }
+
+    fn failed(&mut self, reason: &str) {
+        self.entry.record().failure = Some(reason.to_owned());
     }
 }
 

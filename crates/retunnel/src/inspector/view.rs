@@ -92,6 +92,7 @@ impl<'a> View<'a> {
             "content_type": response.media_type(),
             "kind": kind(&record),
             "state": state(&record),
+            "error": record.failure,
             "duration_ms": ms(duration(&record)),
             "request_size": record.request().size,
             "response_size": record.response().size,
@@ -162,8 +163,11 @@ fn kind(record: &Record) -> &'static str {
     }
 }
 
-/// `open`, `done`, or `cut` when the connection ended before the answer did.
+/// `open`, `done`, `failed` when the local service took no connection, or `cut` when one ended before the answer did.
 fn state(record: &Record) -> &'static str {
+    if record.failure.is_some() {
+        return "failed";
+    }
     match (record.response().ended, record.is_over()) {
         (Some(_), _) => "done",
         (None, true) => "cut",

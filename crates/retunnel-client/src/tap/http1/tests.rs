@@ -66,6 +66,10 @@ impl Exchange for Noted {
     fn end(&mut self, side: Side) {
         self.add(side, "|");
     }
+
+    fn failed(&mut self, reason: &str) {
+        self.lines.lock().expect("not poisoned").push(reason.to_owned());
+    }
 }
 
 fn tap(limit: usize) -> (Tap, Arc<Mutex<Vec<String>>>) {
