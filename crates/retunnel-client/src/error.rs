@@ -138,6 +138,11 @@ impl ConnectError {
         matches!(self, Self::Unreachable { source, .. } if source.kind() == io::ErrorKind::ConnectionRefused)
     }
 
+    /// Whether the server may be restarting: nothing listens, or what stands in front of it lets connections go.
+    pub(crate) const fn may_be_restart(&self) -> bool {
+        matches!(self, Self::Unreachable { .. } | Self::Lost { .. })
+    }
+
     /// When the server wants to be asked again.
     #[must_use]
     pub fn retry_after(&self) -> Option<Duration> {

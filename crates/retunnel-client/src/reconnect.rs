@@ -6,14 +6,14 @@ use rand::RngExt;
 
 const FIRST: Duration = Duration::from_secs(1);
 const CEILING: Duration = Duration::from_secs(16);
-/// While nothing listens at the server's address it is probably restarting: then it is asked more often, at first.
+/// While nothing answers at the server's address it is probably restarting: then it is asked more often, at first.
 const RESTART_CEILING: Duration = Duration::from_millis(700);
 const RESTART_WINDOW: Duration = Duration::from_secs(60);
 /// A session that lasted so long was a good one.
 const STEADY: Duration = Duration::from_secs(1);
 /// Longest pause before the first attempt when sessions end as soon as they stand: something in between cuts them, and
 /// without a pause the two ends would do nothing but shake hands.
-const BRIEF_CEILING: Duration = Duration::from_millis(250);
+const BRIEF_CEILING: Duration = Duration::from_millis(100);
 
 /// Delays between attempts: none before the first, then 1 s doubling up to 16 s, each times a random factor from one
 /// half to one so that a thousand clients do not come back in step.
@@ -31,12 +31,12 @@ impl Backoff {
         self.attempts
     }
 
-    /// The delay before the next attempt. `refused`: nothing listened there. `at_least`: what the server asked for.
-    pub(crate) fn next(&mut self, refused: bool, at_least: Option<Duration>) -> Duration {
-        self.next_with(refused, at_least, rand::rng().random_range(0.5..=1.0))
+    /// The delay before the next attempt. `absent`: it may be restarting. `at_least`: what the server asked for.
+    pub(crate) fn next(&mut self, absent: bool, at_least: Option<Duration>) -> Duration {
+        self.next_with(absent, at_least, rand::rng().random_range(0.5..=1.0))
     }
 
-    fn next_with(&mut self, refused: bool, at_least: Option<Duration>, factor: f64) -> Duration {
+    fn next_with(&mut self, absent: bool, at_least: Option<Duration>, factor: f64) -> Duration {
         let attempt = self.attempts;
         self.attempts = self.attempts.saturating_add(1);
         if attempt == 0 && at_least.is_none() {
@@ -44,7 +44,7 @@ impl Backoff {
             return pause.min(BRIEF_CEILING).mul_f64(factor);
         }
         let doubled = FIRST.saturating_mul(1 << attempt.saturating_sub(1).min(10));
-        let ceiling = if refused && self.waited < RESTART_WINDOW { RESTART_CEILING } else { CEILING };
+        let ceiling = if absent && self.waited < RESTART_WINDOW { RESTART_CEILING } else { CEILING };
         let delay = doubled.min(ceiling).mul_f64(factor).max(at_least.unwrap_or_default());
         self.waited += delay;
         delay
@@ -61,9 +61,9 @@ impl Backoff {
 mod tests {
     use super::*;
 
-    fn seconds(refused: bool, count: usize) -> Vec<f64> {
+    fn seconds(absent: bool, count: usize) -> Vec<f64> {
         let mut backoff = Backoff::default();
-        (0..count).map(|_| backoff.next_with(refused, None, 1.0).as_secs_f64()).collect()
+        (0..count).map(|_| backoff.next_with(absent, None, 1.0).as_secs_f64()).collect()
     }
 
     #[test]
@@ -87,7 +87,7 @@ mod tests {
                 backoff.next_with(false, None, 1.0).as_millis()
             })
             .collect();
-        assert_eq!(pauses, [10, 20, 40, 80, 160, 250, 250, 250, 250]);
+        assert_eq!(pauses, [10, 20, 40, 80, 100, 100, 100, 100, 100]);
         backoff.stood(STEADY);
         assert_eq!(backoff.next_with(false, None, 1.0), Duration::ZERO);
     }

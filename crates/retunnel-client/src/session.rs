@@ -85,7 +85,7 @@ pub(crate) async fn supervise(
         if refused_for_good || (!stood && (no_account || cause.is_final() || !config.keep_trying)) {
             break cause;
         }
-        let retry_in = backoff.next(cause.is_connection_refused(), cause.retry_after());
+        let retry_in = backoff.next(cause.may_be_restart(), cause.retry_after());
         shared.emit(Event::Disconnected { cause: cause.to_string(), retry_in, refused: cause.is_connection_refused() });
         tokio::select! {
             () = sleep(retry_in) => {}
