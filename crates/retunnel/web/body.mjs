@@ -1,6 +1,6 @@
 // A body as people read it: JSON, form, text, picture, or bytes.
 
-import { useState } from "./vendor/hooks.mjs";
+import { useMemo, useState } from "./vendor/hooks.mjs";
 import { bytes, html } from "./html.mjs";
 
 const HEX_BYTES = 16 * 1024;
@@ -9,21 +9,23 @@ const PICTURES = ["image/png", "image/jpeg", "image/gif", "image/webp", "image/a
 /** JSON with line breaks. It works on the text, so that large numbers and doubled names stay as they were sent. */
 export function indented(text) {
   JSON.parse(text);
-  let [out, depth] = ["", 0];
+  const out = [];
+  let depth = 0;
+  let opened = false;
   const line = () => `\n${"  ".repeat(depth)}`;
   for (const [token] of text.matchAll(/"(?:[^"\\]|\\.)*"|[{}[\],:]|[^\s{}[\],:"]+/g)) {
     if (token === "}" || token === "]") {
       depth -= 1;
-      out = /[{[]$/.test(out.trimEnd()) ? out.trimEnd() + token : out + line() + token;
-    } else if (token === "{" || token === "[") {
-      depth += 1;
-      out += token + line();
-    } else {
-      out += token === "," ? token + line() : token === ":" ? ": " : token;
+      out.push(opened ? token : line() + token);
+      opened = false;
+      continue;
     }
-    if (token === "}" || token === "]") out = out.replace(/[ ]+$/, "");
+    if (opened) out.push(line());
+    opened = token === "{" || token === "[";
+    if (opened) depth += 1;
+    out.push(token === "," ? `,${line()}` : token === ":" ? ": " : token);
   }
-  return out;
+  return out.join("");
 }
 
 export function fromBase64(text) {
@@ -76,9 +78,9 @@ function Content({ part, view }) {
 
 export function Body({ part, href }) {
   const [chosen, choose] = useState(null);
+  const known = useMemo(() => views(part), [part]);
   if (!part.size) return html`<p class="hint">No body</p>`;
   if (!part.captured) return html`<p class="hint">${bytes(part.size)}, not kept</p>`;
-  const known = views(part);
   const view = known.includes(chosen) ? chosen : known[0];
   const notes = [bytes(part.size), part.media_type];
   if (part.decoded.length) notes.push(`decoded from ${part.decoded.join(", ")}`);

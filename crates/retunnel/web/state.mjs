@@ -120,15 +120,17 @@ async function search(text) {
   }
 }
 
-let pending;
+let isPending = false;
+/** Searches after a moment, also while changes come all the time. */
 function searchSoon() {
-  clearTimeout(pending);
-  const text = filter.text.peek().trim();
-  if (!text) {
-    found.value = null;
-    return;
-  }
-  pending = setTimeout(() => search(text), SEARCH_MS);
+  if (!filter.text.peek().trim()) found.value = null;
+  if (isPending) return;
+  isPending = true;
+  setTimeout(() => {
+    isPending = false;
+    const text = filter.text.peek().trim();
+    if (text) search(text);
+  }, SEARCH_MS);
 }
 
 function take(change) {

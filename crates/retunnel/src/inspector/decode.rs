@@ -64,6 +64,8 @@ fn read(mut reader: impl Read) -> (Vec<u8>, bool) {
 mod tests {
     use std::io::Write;
 
+    use proptest::prelude::*;
+
     use super::*;
 
     fn gzip(bytes: &[u8]) -> Vec<u8> {
@@ -90,6 +92,15 @@ mod tests {
                 ("hello hello", false),
                 "{coding}"
             );
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn any_bytes_are_decoded_or_left(bytes in prop::collection::vec(any::<u8>(), 0..300)) {
+            for coding in ["gzip", "deflate", "br", "zstd", "gzip, br"] {
+                prop_assert!(decode(&bytes, Some(coding)).bytes.len() <= MAX_DECODED);
+            }
         }
     }
 

@@ -187,6 +187,8 @@ fn unescaped(text: &str) -> String {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
     #[test]
@@ -204,6 +206,20 @@ mod tests {
             mask.head(&Head::parse(b"HTTP/1.1 302 Found\r\nSet-Cookie: a=1\r\nLocation: /b?code=1&id_token=2\r\n\r\n"));
         assert_eq!(answer.header("set-cookie"), Some(MASK));
         assert_eq!(answer.header("location"), Some("/b?code=1&id_token=[masked]"));
+    }
+
+    proptest! {
+        #[test]
+        fn no_text_makes_it_fail_and_secrets_do_not_survive(
+            around in r#"[{}\[\],:" a-z\\é]{0,12}"#, secret in "[A-Z]{12}", spaces in "[ \n]{0,3}"
+        ) {
+            let mask = Mask::default();
+            for kind in ["application/json", "application/x-www-form-urlencoded", "multipart/form-data", "text/plain"] {
+                mask.body(kind, &around);
+            }
+            let whole = format!("{{\"a\":1,\"password\"{spaces}:{spaces}\"{secret}\",{around}");
+            prop_assert!(!mask.body("application/json", &whole).contains(&secret));
+        }
     }
 
     #[test]

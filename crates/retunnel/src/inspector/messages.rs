@@ -318,6 +318,8 @@ impl Lines {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
     fn all(messages: &Messages) -> Vec<(&'static str, String, u64)> {
@@ -340,6 +342,23 @@ mod tests {
         assert_eq!(all[1], ("text", "Hello".into(), 5));
         assert_eq!((all[2].0, all[2].1.len(), all[2].2), ("binary", MAX_MESSAGE, 65_537));
         assert!(messages.kept.len() == 3 && messages.newly_held() < MAX_MEMORY);
+    }
+
+    proptest! {
+        #[test]
+        fn any_bytes_in_any_pieces_are_bounded(bytes in prop::collection::vec(any::<u8>(), 0..600), cut in 1_usize..50) {
+            for protocol in [
+                Protocol::WebSocket { deflate: false },
+                Protocol::WebSocket { deflate: true },
+                Protocol::Events,
+            ] {
+                let mut messages = Messages::new(protocol);
+                for piece in bytes.chunks(cut) {
+                    messages.add(Side::Response, piece, Duration::ZERO);
+                }
+                prop_assert!(messages.newly_held() <= MAX_MEMORY);
+            }
+        }
     }
 
     #[test]
