@@ -134,6 +134,40 @@ async fn large_bodies_are_counted_and_only_their_beginning_is_kept() {
 }
 
 #[tokio::test]
+async fn many_large_bodies_stay_within_the_budget_and_the_newest_are_kept() {
+    // More than twice the budget of 64 MiB.
+    const VISITS: usize = 600;
+    let world = world(&[]).await;
+    let mut visitor = Visitor::connect(world.server.address).await;
+    for _ in 0..VISITS {
+        visitor.send(format!("GET /bytes/262144 HTTP/1.1\r\nHost: {}\r\n\r\n", world.host)).await;
+        assert!(visitor.answer(false).await.is_complete);
+    }
+    let kept = eventually("the last one is over", || async {
+        let list = world.read("/api/requests").await["requests"].as_array().unwrap().clone();
+        (list.last().unwrap()["id"] == VISITS && list.last().unwrap()["state"] == "done").then_some(list)
+    })
+    .await;
+    assert!((200..=256).contains(&kept.len()), "{}", kept.len());
+    let memory = world.tunnel.process.peak_memory();
+    assert!(memory < 112 << 20, "{} MiB", memory >> 20);
+    assert_eq!(world.call("DELETE", "/api/requests", None).await.status, 204);
+    assert!(world.read("/api/requests").await["requests"].as_array().unwrap().is_empty());
+}
+
+#[tokio::test]
+async fn every_dialect_is_seen() {
+    let world = world(&["--dialect", "2"]).await;
+    assert_eq!(world.tunnel.info["dialect"], "2");
+    assert_eq!(post(world.server.address, &world.host, "/echo?x=1", b"hello").await.status, 200);
+    let list = world.exchanges(1).await;
+    let detail = world.detail(&list[0]).await;
+    assert_eq!((&detail["path"], &detail["request"]["text"]), (&json!("/echo?x=1"), &json!("hello")));
+    let again = world.call("POST", &format!("/api/requests/{}/replay", list[0]["id"]), Some(json!({"times": 2}))).await;
+    assert_eq!((again.status, world.exchanges(3).await.len()), (200, 3));
+}
+
+#[tokio::test]
 async fn a_cut_answer_is_shown_as_cut() {
     let world = world(&[]).await;
     world.visit("/cut/1000").await;
@@ -289,6 +323,10 @@ async fn it_is_off_when_it_is_not_wanted_and_fails_where_it_was_asked_for() {
     let server = server.address.to_string();
     let (code, _, stderr) = user.run(&["http", &service.port(), "--server", &server, "--inspect-addr", &address]).await;
     assert!(code == 69 && stderr.contains(&address) && stderr.contains("--no-inspect"), "{code}: {stderr}");
+    let open = ["http", "1", "--server", &server, "--token", "rt_unknown", "--inspect-addr", "0.0.0.0:0"];
+    let (code, _, stderr) = user.run(&open).await;
+    assert_eq!(code, 1, "{stderr}");
+    assert!(stderr.contains("other machines can reach the inspector"), "{stderr}");
     let (code, _, stderr) = user.run(&["http", &service.port(), "--server", &server, "--inspect-addr", "x"]).await;
     assert!(code == 2 && stderr.contains("127.0.0.1:4040"), "{code}: {stderr}");
 }

@@ -141,8 +141,14 @@ impl Exchange for Capture {
             }
             if record.messages.as_ref().is_none_or(|messages| messages.keeps_body()) {
                 let room = self.store.body_limit.saturating_sub(part.body.len());
-                let before = part.body.capacity();
-                part.body.extend_from_slice(&bytes[..room.min(bytes.len())]);
+                let kept = &bytes[..room.min(bytes.len())];
+                let (before, needed) = (part.body.capacity(), part.body.len() + kept.len());
+                if needed > before {
+                    // Doubled as usual, but never beyond what may come.
+                    let wanted = needed.max(before * 2).min(self.store.body_limit);
+                    part.body.reserve_exact(wanted - part.body.len());
+                }
+                part.body.extend_from_slice(kept);
                 cost += part.body.capacity() - before;
             }
             (cost, noteworthy)
