@@ -1,10 +1,11 @@
 //! What the inspector costs: the same requests through a tunnel without it, with it, and with a page open, in turns. Prints
 //! medians of the ratios of neighbouring rounds, which a noisy machine disturbs least. Run by
-//! `cargo bench -p retunnel-e2e --bench inspector` with the built release program.
+//! `cargo bench -p retunnel-e2e --bench inspector` with the built release program. `RETUNNEL_BENCH_OTHER` names another
+//! build of the program that runs without the inspector in the same turns, as one that has no tap.
 
 #![expect(clippy::print_stdout, clippy::unwrap_used, reason = "a benchmark prints and stops at the first failure")]
 
-use std::{net::SocketAddr, time::Duration};
+use std::{net::SocketAddr, path::Path, time::Duration};
 
 use retunnel_e2e::{
     process::{Running, Server, Tunnel, User},
@@ -89,20 +90,26 @@ async fn run() {
     page.send("GET /api/events HTTP/1.1\r\nHost: localhost\r\n\r\n").await;
     let mut tasks = JoinSet::new();
     tasks.spawn(async move { page.to_end().await.len() });
-    for tunnel in [&off, &on, &watched] {
+    let mut tunnels = vec![("off", &off), ("on, no page open", &on), ("on, a page open", &watched)];
+    let other = match std::env::var_os("RETUNNEL_BENCH_OTHER") {
+        Some(path) => Some(user.tunnel_of(Path::new(&path), server.address, &["http", &port, "--no-inspect"]).await),
+        None => None,
+    };
+    tunnels.extend(other.as_ref().map(|tunnel| ("the other build", tunnel)));
+    for (_, tunnel) in &tunnels {
         measure(&server, tunnel).await;
     }
-    let mut rounds: Vec<[Round; 3]> = Vec::new();
+    let mut rounds: Vec<Vec<Round>> = Vec::new();
     for round in 0..ROUNDS {
-        let mut measured = [None; 3];
+        let mut measured = vec![None; tunnels.len()];
         // The first is not always the same.
-        for step in 0..3 {
-            let which = (round + step) % 3;
-            measured[which] = Some(measure(&server, [&off, &on, &watched][which]).await);
+        for step in 0..tunnels.len() {
+            let which = (round + step) % tunnels.len();
+            measured[which] = Some(measure(&server, tunnels[which].1).await);
         }
-        rounds.push(measured.map(Option::unwrap));
+        rounds.push(measured.into_iter().map(Option::unwrap).collect());
     }
-    for (which, name) in [(0, "off"), (1, "on, no page open"), (2, "on, a page open")] {
+    for (which, (name, _)) in tunnels.iter().enumerate() {
         let of = |value: fn(&Round) -> f64| median(rounds.iter().map(|round| value(&round[which])).collect());
         let ratio = |value: fn(&Round) -> f64| {
             (median(rounds.iter().map(|round| value(&round[which]) / value(&round[0])).collect()) - 1.0) * 100.0

@@ -257,7 +257,11 @@ impl User {
     /// The program as this user would call it.
     #[must_use]
     pub fn command(&self, args: &[&str]) -> Command {
-        let mut command = Command::new(program());
+        self.command_of(&program(), args)
+    }
+
+    fn command_of(&self, program: &Path, args: &[&str]) -> Command {
+        let mut command = Command::new(program);
         isolated(&mut command, self.home());
         command.args(args);
         command
@@ -272,7 +276,12 @@ impl User {
 
     /// Opens a tunnel: `http` or `tcp` with more arguments.
     pub async fn tunnel(&self, server: SocketAddr, args: &[&str]) -> Tunnel {
-        let mut command = self.command(&["--json", "--log-level", "warn"]);
+        self.tunnel_of(&program(), server, args).await
+    }
+
+    /// The same with another build of the program, to compare.
+    pub async fn tunnel_of(&self, program: &Path, server: SocketAddr, args: &[&str]) -> Tunnel {
+        let mut command = self.command_of(program, &["--json", "--log-level", "warn"]);
         command.args(args).args(["--server", &server.to_string()]);
         let mut process = Running::start(command).await;
         let info: Value = serde_json::from_str(&process.line().await).unwrap();
