@@ -156,6 +156,26 @@ async fn many_large_bodies_stay_within_the_budget_and_the_newest_are_kept() {
 }
 
 #[tokio::test]
+async fn a_tunnel_of_a_file_may_be_left_alone() {
+    let (server, service, user) = (Server::start(&[]).await, service::http().await, User::default());
+    let file = format!(
+        "tunnels:\n  - {{name: seen, protocol: http, local_port: {0}, subdomain: seen}}\n  \
+         - {{name: unseen, protocol: http, local_port: {0}, subdomain: unseen, inspect: false}}\n",
+        service.port()
+    );
+    std::fs::write(user.home().join("retunnel.yml"), file).unwrap();
+    let tunnels = user.tunnel(server.address, &["start"]).await;
+    let inspector = tunnels.info["tunnels"][0]["inspector"].as_str().unwrap().strip_prefix("http://").unwrap();
+    for name in ["unseen", "seen"] {
+        assert_eq!(get(server.address, &server.host(name), "/status/204").await.status, 204);
+    }
+    let answer = call(inspector.parse().unwrap(), "GET", "/api/requests", None).await;
+    let list: Value = serde_json::from_slice(&answer.body).unwrap();
+    let seen: Vec<_> = list["requests"].as_array().unwrap().iter().map(|e| e["tunnel"].as_str().unwrap()).collect();
+    assert_eq!(seen, ["seen"]);
+}
+
+#[tokio::test]
 async fn every_dialect_is_seen() {
     let world = world(&["--dialect", "2"]).await;
     assert_eq!(world.tunnel.info["dialect"], "2");

@@ -5,9 +5,13 @@ use anyhow::Result;
 use crate::output::Output;
 
 const LIBRARIES: &str = include_str!(concat!(env!("OUT_DIR"), "/credits.txt"));
+/// What the inspector's pages are made with; `scripts/vendor-web` fetches them.
+const OF_PAGES: [(&str, &str); 4] =
+    [("@preact/signals", "2.11.4"), ("@preact/signals-core", "1.14.5"), ("htm", "3.1.1"), ("preact", "11.2.0")];
 
 pub(crate) fn run(output: Output) -> Result<()> {
-    let libraries: Vec<(&str, &str)> = LIBRARIES.lines().filter_map(|line| line.split_once(' ')).collect();
+    let libraries: Vec<(&str, &str)> =
+        LIBRARIES.lines().filter_map(|line| line.split_once(' ')).chain(OF_PAGES).collect();
     if output.json {
         let list: Vec<_> =
             libraries.iter().map(|(name, version)| serde_json::json!({ "name": name, "version": version })).collect();
@@ -22,4 +26,18 @@ pub(crate) fn run(output: Output) -> Result<()> {
         output.result(&format!("{name} {version}"));
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_libraries_of_the_pages_are_those_that_are_fetched() {
+        let script = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/../../scripts/vendor-web"))
+            .expect("the script");
+        for (name, version) in OF_PAGES {
+            assert!(script.contains(&format!("fetch {name} {version} ")), "{name}");
+        }
+    }
 }
