@@ -273,6 +273,15 @@ async fn names_and_pages_of_others_are_refused_and_reading_changes_nothing() {
     for path in ["/api/requests/1/replay", "/api/pause"] {
         assert_eq!(world.call("GET", path, None).await.status, 405, "{path}");
     }
+    for (method, path, body) in [
+        ("POST", "/api/requests/1/replay", Some(json!({"time": 1}))),
+        ("POST", "/api/pause", Some(json!([]))),
+        ("GET", "/api/requests/x", None),
+    ] {
+        let answer = world.call(method, path, body).await;
+        let failure: Value = serde_json::from_slice(&answer.body).unwrap();
+        assert!((400..423).contains(&answer.status) && failure["code"] == "invalid_request", "{failure}");
+    }
     for path in ["/../Cargo.toml", "/vendor/../../Cargo.toml", "/nothing", "/api/requests/99"] {
         assert_eq!(world.call("GET", path, None).await.status, 404, "{path}");
     }

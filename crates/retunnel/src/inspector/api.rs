@@ -31,6 +31,8 @@ use super::{
 
 /// Bytes of a request to the API; an edited body is the largest.
 const MAX_BODY: usize = 8 * 1024 * 1024;
+/// Bytes of a refusal's text.
+const MAX_REFUSAL: usize = 4096;
 /// Changes of this time are told together.
 const TOLD_EVERY: Duration = Duration::from_millis(100);
 
@@ -122,8 +124,23 @@ pub(crate) fn router(state: Inspected) -> Router {
         .merge(ngrok::routes())
         .fallback(get(pages::page))
         .layer(DefaultBodyLimit::max(MAX_BODY))
+        .layer(middleware::map_response(as_failure))
         .layer(middleware::from_fn_with_state(Arc::clone(&state), guard::guard))
         .with_state(state)
+}
+
+/// What the router and the readers of requests refuse has the form of every other failure.
+async fn as_failure(response: Response) -> Response {
+    let status = response.status();
+    let is_json = response.headers().get(header::CONTENT_TYPE).is_some_and(|kind| kind == "application/json");
+    if !status.is_client_error() || is_json {
+        return response;
+    }
+    if status == StatusCode::METHOD_NOT_ALLOWED {
+        return Failure::new(status, "method_not_allowed", "this is asked for with another method").into_response();
+    }
+    let text = axum::body::to_bytes(response.into_body(), MAX_REFUSAL).await.unwrap_or_default();
+    Failure::new(status, "invalid_request", String::from_utf8_lossy(&text)).into_response()
 }
 
 async fn status(State(state): State<Inspected>) -> Json<Value> {
@@ -294,4 +311,30 @@ fn told(
         data["paused"] = state.store.is_paused().into();
     }
     Ok(Event::default().data(data.to_string()))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{collections::BTreeSet, fs};
+
+    #[test]
+    fn every_code_is_in_the_list_of_errors() {
+        let root = concat!(env!("CARGO_MANIFEST_DIR"), "/src/inspector");
+        let mut codes = BTreeSet::new();
+        for file in fs::read_dir(root).expect("the sources") {
+            let text = fs::read_to_string(file.expect("a file").path()).expect("a text");
+            let code = text.split("#[cfg(test)]").next().unwrap_or_default();
+            for start in ["Failure::new(", "Self::new(StatusCode::", "refused("] {
+                for call in code.split(start).skip(1) {
+                    // The code is the first text of the call.
+                    let quoted = call.split(')').next().and_then(|call| call.split('"').nth(1));
+                    codes.extend(quoted.filter(|text| text.contains('_')).map(str::to_owned));
+                }
+            }
+        }
+        let list = fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/../../docs/errors.md")).expect("the list");
+        let (_, list) = list.split_once("## The inspector").expect("a part of the list");
+        let missing: Vec<_> = codes.iter().filter(|code| !list.contains(&format!("| `{code}` |"))).collect();
+        assert!(missing.is_empty() && codes.len() >= 10, "{missing:?} of {codes:?}");
+    }
 }
