@@ -17,7 +17,7 @@ use super::record::{Capture, Record};
 /// Exchanges that are kept.
 const MAX_EXCHANGES: usize = 1000;
 /// Bytes that all exchanges together may hold.
-const MAX_MEMORY: usize = 64 * 1024 * 1024;
+const MAX_MEMORY: usize = 32 * 1024 * 1024;
 /// Changes that a slow page may miss before it reads everything anew.
 const MAX_CHANGES: usize = 1024;
 
