@@ -41,6 +41,8 @@ pub(crate) struct Entry {
     pub(crate) stats: Arc<Stats>,
     pub(crate) waiter: Option<oneshot::Sender<Result<TunnelInfo, TunnelError>>>,
     pub(crate) closed: watch::Sender<Option<Refusal>>,
+    /// It was refused for now.
+    pub(crate) held: Option<session::Held>,
 }
 
 #[derive(Default)]
@@ -323,6 +325,7 @@ impl Client {
                 stats: Arc::clone(&stats),
                 waiter: Some(waiter),
                 closed: watch::Sender::new(None),
+                held: None,
             };
             state.tunnels.insert(key, entry);
             key

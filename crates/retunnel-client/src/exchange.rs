@@ -132,13 +132,20 @@ pub(crate) fn has_body(method: &str, status: StatusCode) -> bool {
         && !matches!(status, StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED)
 }
 
-/// The headers of an answer in order, their bytes as Latin-1, without what concerns one connection.
-pub(crate) fn answer_headers(headers: &mut HeaderMap) -> Vec<(String, String)> {
+/// The headers of an answer in order, without what concerns one connection.
+pub(crate) fn answer_headers(headers: &mut HeaderMap, text: fn(&[u8]) -> String) -> Vec<(String, String)> {
     strip_hop(headers);
-    headers
-        .iter()
-        .map(|(name, value)| (name.to_string(), value.as_bytes().iter().copied().map(char::from).collect()))
-        .collect()
+    headers.iter().map(|(name, value)| (name.to_string(), text(value.as_bytes()))).collect()
+}
+
+/// Bytes of a header as 2.x carries them.
+pub(crate) fn latin_1(bytes: &[u8]) -> String {
+    bytes.iter().copied().map(char::from).collect()
+}
+
+/// Bytes of a header as 3.x carries them; what is not UTF-8 it cannot carry, so that the nearest is sent.
+pub(crate) fn utf_8(bytes: &[u8]) -> String {
+    String::from_utf8(bytes.to_vec()).unwrap_or_else(|_| latin_1(bytes))
 }
 
 /// A connection to the local service whose bytes are counted.
@@ -156,6 +163,13 @@ impl Counted {
         let socket = relay::reach(&served.target, &served.stats).await?;
         served.stats.opened();
         Ok(Self { socket: TappedSocket::new(socket, served.tap()), stats: Arc::clone(&served.stats) })
+    }
+}
+
+impl Counted {
+    /// Makes the end of the connection a reset.
+    pub(crate) fn abort(&self) {
+        self.socket.abort();
     }
 }
 

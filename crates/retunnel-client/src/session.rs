@@ -4,6 +4,7 @@
 mod native;
 mod tunnels;
 mod v2;
+mod v3;
 mod visit;
 
 use std::sync::Arc;
@@ -15,8 +16,8 @@ use tokio::{
     time::{Duration, Instant, sleep},
 };
 
-pub(crate) use self::tunnels::Served;
 use self::tunnels::Tunnels;
+pub(crate) use self::tunnels::{Held, Served};
 use crate::{
     api::ApiClient,
     client::{ClientBuilder, Command, Shared},
@@ -122,6 +123,7 @@ fn end(shared: &Shared, failure: ConnectError) {
 /// A session of some dialect.
 enum Session {
     Native(native::Session),
+    V3(Box<v3::Session>),
     V2(Box<v2::Session>),
 }
 
@@ -137,6 +139,7 @@ impl Established {
         let tunnels = Tunnels::new(Arc::clone(shared), self.info);
         match self.session {
             Session::Native(session) => session.run(tunnels, commands).await,
+            Session::V3(session) => session.run(tunnels, commands).await,
             Session::V2(session) => session.run(tunnels, commands).await,
         }
     }
@@ -171,10 +174,9 @@ async fn establish(
             Dialect::Native => {
                 native::establish(dialer, auth.clone()).await.map(|(session, info)| (Session::Native(session), info))
             }
-            Dialect::V3 => Err(ConnectError::NotAServer {
-                endpoint: dialer.endpoint.clone(),
-                answer: "nothing: this version does not speak dialect 3".into(),
-            }),
+            Dialect::V3 => {
+                v3::establish(dialer, auth.clone()).await.map(|(session, info)| (Session::V3(Box::new(session)), info))
+            }
             Dialect::V2 => {
                 v2::establish(dialer, auth.clone()).await.map(|(session, info)| (Session::V2(Box::new(session)), info))
             }
@@ -183,6 +185,10 @@ async fn establish(
             Ok((session, info)) => return Ok(Established { session, info }),
             // It does not speak this one. The first answer names the server best.
             Err(cause @ ConnectError::NotAServer { .. }) => drop(failure.get_or_insert(cause)),
+            // Servers of 2.x share the endpoint; some end the connection, or say nothing, to what they do not understand.
+            Err(cause @ (ConnectError::Lost { .. } | ConnectError::Timeout { .. })) if *dialect == Dialect::V3 => {
+                failure = Some(cause);
+            }
             Err(cause) => return Err(cause),
         }
     }

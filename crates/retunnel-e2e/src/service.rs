@@ -40,7 +40,7 @@ impl Service {
 /// An HTTP service on any port:
 /// `/echo` tells what arrived; `/bytes/N` sends N bytes; `/chunks/N` sends N chunks and a trailer; `/events/N` sends
 /// N server-sent events, one each 50 ms; `/status/N`; `/redirect`; `/cut` ends in mid-body; `/sink` counts the body;
-/// `/cookies` sets three cookies; `/ws` echoes WebSocket messages; `/hang` never answers.
+/// `/cookies` sets three cookies; `/ws` echoes WebSocket messages and closes with N on `close N`; `/hang` never answers.
 pub async fn http() -> Service {
     http_on("127.0.0.1:0".parse().unwrap()).await
 }
@@ -200,6 +200,11 @@ fn websocket(mut request: Request<Incoming>) -> Response<Body> {
         let Ok(upgraded) = upgrade.await else { return };
         let mut socket = tokio_websockets::ServerBuilder::new().serve(TokioIo::new(upgraded));
         while let Some(Ok(message)) = socket.next().await {
+            if let Some(code) = message.as_text().and_then(|text| text.strip_prefix("close ")?.parse::<u16>().ok()) {
+                let _ = socket.send(tokio_websockets::Message::close(code.try_into().ok(), "as you wish")).await;
+                while let Some(Ok(_)) = socket.next().await {}
+                return;
+            }
             if (message.is_text() || message.is_binary()) && socket.send(message).await.is_err() {
                 return;
             }

@@ -4,17 +4,24 @@
 
 use std::net::SocketAddr;
 
+use futures_util::{SinkExt, StreamExt};
 use retunnel_e2e::{
+    PATIENCE,
     apps::App,
     eventually,
     foreign::Foreign,
-    process::{Tunnel, User},
+    process::{Server, Tunnel, User},
     service::{self, pattern},
     sha256,
-    visitor::{Answer, get, post, request},
+    visitor::{Answer, Visitor, get, post, request},
 };
 use serde_json::Value;
-use tokio::task::JoinSet;
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    task::JoinSet,
+    time::timeout,
+};
+use tokio_websockets::{ClientBuilder, Message};
 
 fn json(answer: &Answer) -> Value {
     serde_json::from_slice(&answer.body).unwrap_or_else(|_| panic!("not JSON: {} {}", answer.status, answer.text()))
@@ -158,4 +165,148 @@ async fn auto_finds_dialect_2() {
     assert_eq!(tunnel.info["dialect"], "2");
     assert_eq!(get(server.address, &server.host(tunnel.name()), "/status/204").await.status, 204);
     server.finish().await;
+}
+
+const VERSIONS: [&[&str]; 2] = [&["--version", "1"], &["--version", "2"]];
+
+#[tokio::test]
+async fn dialect_3_works() {
+    works("3", VERSIONS[1]).await;
+}
+
+#[tokio::test]
+async fn dialect_3_version_1_works() {
+    works("3", VERSIONS[0]).await;
+}
+
+#[tokio::test]
+async fn dialect_3_survives_the_local_service() {
+    survives_the_local_service("3").await;
+}
+
+#[tokio::test]
+async fn dialect_3_asks_for_a_password() {
+    asks_for_a_password("3").await;
+}
+
+#[tokio::test]
+async fn auto_finds_dialect_3() {
+    let (server, service, user) = (Foreign::start("3", &[]).await, service::http().await, User::default());
+    let tunnel = open(&server, &user, "auto", &["http", &service.port()]).await;
+    assert_eq!(tunnel.info["dialect"], "3");
+    // Events come one by one, not at the end.
+    let mut visitor = Visitor::connect(server.address).await;
+    visitor.send(format!("GET /events/20 HTTP/1.1\r\nHost: {}\r\n\r\n", server.host(tunnel.name()))).await;
+    visitor.head().await.unwrap();
+    let first = visitor.take(15).await;
+    assert!(String::from_utf8_lossy(&first).contains("data: 0"), "{first:?}");
+    assert!(!String::from_utf8_lossy(&visitor.received).contains("data: 19"));
+    server.finish().await;
+}
+
+async fn websocket(address: SocketAddr, host: &str) -> tokio_websockets::WebSocketStream<tokio::net::TcpStream> {
+    let socket = tokio::net::TcpStream::connect(address).await.unwrap();
+    let builder = ClientBuilder::new().uri(&format!("ws://{host}/ws")).unwrap();
+    builder.connect_on(socket).await.unwrap().0
+}
+
+#[tokio::test]
+async fn dialect_3_carries_websockets() {
+    for version in VERSIONS {
+        let (server, service, user) = (Foreign::start("3", version).await, service::http().await, User::default());
+        let tunnel = open(&server, &user, "3", &["http", &service.port()]).await;
+        let mut socket = websocket(server.address, &server.host(tunnel.name())).await;
+        let large = pattern(1_000_000);
+        for message in [Message::text("grüße"), Message::binary(large), Message::text(""), Message::binary(vec![])] {
+            let sent = (message.is_text(), message.as_payload().to_vec());
+            socket.send(message).await.unwrap();
+            let back = timeout(PATIENCE, socket.next()).await.unwrap().unwrap().unwrap();
+            assert_eq!((back.is_text(), back.as_payload().to_vec()), sent);
+        }
+        for n in 0..600 {
+            socket.feed(Message::text(n.to_string())).await.unwrap();
+        }
+        socket.flush().await.unwrap();
+        for n in 0..600 {
+            let back = timeout(PATIENCE, socket.next()).await.unwrap().unwrap().unwrap();
+            assert_eq!(back.as_text(), Some(n.to_string().as_str()));
+        }
+        socket.send(Message::text("close 4001")).await.unwrap();
+        let close = timeout(PATIENCE, socket.next()).await.unwrap().unwrap().unwrap();
+        let said = close.as_close().map(|(code, reason)| (u16::from(code), reason.to_owned()));
+        assert_eq!(said, Some((4001, "as you wish".into())));
+        server.finish().await;
+    }
+}
+
+#[tokio::test]
+async fn dialect_3_tells_how_the_service_refuses_a_websocket() {
+    let (server, service, user) = (Foreign::start("3", &[]).await, service::http().await, User::default());
+    let tunnel = open(&server, &user, "3", &["http", &service.port()]).await;
+    let upgrade = format!(
+        "GET /status/403 HTTP/1.1\r\nHost: {}\r\nConnection: upgrade\r\nUpgrade: websocket\r\n\
+         Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==",
+        server.host(tunnel.name())
+    );
+    assert_eq!(request(server.address, &upgrade, b"").await.status, 403);
+    server.finish().await;
+}
+
+#[tokio::test]
+async fn dialect_3_carries_tcp_and_two_tunnels_in_one_session() {
+    let (server, service, user) = (Foreign::start("3", &[]).await, service::http().await, User::default());
+    let echo = service::tcp_echo().await;
+    let file = user.home().join("retunnel.yml");
+    let (http, tcp) = (service.port(), echo.port());
+    std::fs::write(
+        &file,
+        format!(
+            "dialect: '3'\ntunnels:\n  - {{name: web, protocol: http, local_port: {http}, subdomain: app}}\n  \
+             - {{name: api, protocol: http, local_port: {http}, subdomain: app2}}\n  \
+             - {{name: raw, protocol: tcp, local_port: {tcp}}}\n"
+        ),
+    )
+    .unwrap();
+    let tunnels = user.tunnel(server.address, &["start", file.to_str().unwrap()]).await;
+    let all = tunnels.info["tunnels"].as_array().unwrap();
+    assert_eq!(all.iter().map(|tunnel| tunnel["dialect"].as_str().unwrap()).collect::<Vec<_>>(), ["3", "3", "3"]);
+    for name in ["app", "app2"] {
+        assert_eq!(get(server.address, &server.host(name), "/status/204").await.status, 204);
+    }
+    let port = all[2]["remote_port"].as_u64().and_then(|port| u16::try_from(port).ok()).unwrap();
+    let mut visitor = Visitor::connect(SocketAddr::from(([127, 0, 0, 1], port))).await;
+    let body = pattern(2_000_000);
+    let (mut reader, mut writer) = visitor.socket.split();
+    let mut back = vec![0; body.len()];
+    let (sent, received) = tokio::join!(writer.write_all(&body), reader.read_exact(&mut back));
+    sent.unwrap();
+    received.unwrap();
+    assert_eq!(sha256(&back), sha256(&body));
+    server.finish().await;
+}
+
+#[tokio::test]
+async fn dialect_3_refusals_end_the_client_with_their_code() {
+    let (server, service) = (Foreign::start("3", &[]).await, service::http().await);
+    let (owner, other) = (User::default(), User::default());
+    let _tunnel = open(&server, &owner, "3", &["http", &service.port(), "--subdomain", "shop"]).await;
+    let address = server.address.to_string();
+    for (options, code) in
+        [(["--subdomain", "shop"], "name_unavailable"), (["--token", "nobody-knows-it"], "unauthorized")]
+    {
+        let args = [&["http", "1", "--server", &address, "--dialect", "3"][..], &options].concat();
+        let (exit, _, stderr) = other.run(&args).await;
+        assert_eq!(exit, 69, "{stderr}");
+        assert!(stderr.contains(code), "{stderr}");
+    }
+    assert_eq!(get(server.address, &server.host("shop"), "/status/204").await.status, 204);
+    server.finish().await;
+}
+
+#[tokio::test]
+async fn dialect_2_works_on_our_server() {
+    let (server, service, user) = (Server::start(&[]).await, service::http().await, User::default());
+    let tunnel = user.tunnel(server.address, &["http", &service.port(), "--dialect", "2"]).await;
+    assert_eq!(tunnel.info["dialect"], "2");
+    http_works(server.address, &server.host(tunnel.name())).await;
 }

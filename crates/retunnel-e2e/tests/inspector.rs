@@ -354,7 +354,7 @@ async fn it_is_off_when_it_is_not_wanted_and_fails_where_it_was_asked_for() {
     assert!(code == 69 && stderr.contains(&address) && stderr.contains("--no-inspect"), "{code}: {stderr}");
     let open = ["http", "1", "--server", &server, "--token", "rt_unknown", "--inspect-addr", "0.0.0.0:0"];
     let (code, _, stderr) = user.run(&open).await;
-    assert_eq!(code, 1, "{stderr}");
+    assert_eq!(code, 69, "{stderr}");
     assert!(stderr.contains("other machines can reach the inspector"), "{stderr}");
     let (code, _, stderr) = user.run(&["http", &service.port(), "--server", &server, "--inspect-addr", "x"]).await;
     assert!(code == 2 && stderr.contains("127.0.0.1:4040"), "{code}: {stderr}");

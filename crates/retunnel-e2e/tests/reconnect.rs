@@ -33,7 +33,7 @@ async fn a_restarted_server_gives_everybody_their_names_back() {
     first.process.kill().await;
     let address = server.address.to_string();
     let (code, _, stderr) = two.run(&["http", "1", "--server", &address, "--subdomain", "first"]).await;
-    assert_eq!(code, 1, "{stderr}");
+    assert_eq!(code, 69, "{stderr}");
     assert!(stderr.contains("name_unavailable"), "{stderr}");
 }
 
@@ -57,7 +57,7 @@ async fn the_newest_session_of_an_account_wins() {
     let mut old = user.tunnel(server.address, &["http", "1", "--subdomain", "shop"]).await;
     let _new = user.tunnel(server.address, &["http", &service.port(), "--subdomain", "shop"]).await;
     assert_eq!(get(server.address, &server.host("shop"), "/status/204").await.status, 204);
-    assert_eq!(old.process.exit().await, Some(1), "the older one is told and ends");
+    assert_eq!(old.process.exit().await, Some(69), "the older one is told and ends");
 }
 
 #[tokio::test]
@@ -68,7 +68,7 @@ async fn a_name_of_somebody_else_is_refused() {
     let address = server.address.to_string();
     for (name, code) in [("shop", "name_unavailable"), ("www", "name_reserved"), ("xn--abc", "name_invalid")] {
         let (exit, stdout, stderr) = other.run(&["http", "1", "--server", &address, "--subdomain", name]).await;
-        assert_eq!((exit, stdout.as_str()), (1, ""), "{stderr}");
+        assert_eq!((exit, stdout.as_str()), (69, ""), "{stderr}");
         assert!(stderr.contains(code), "{stderr}");
     }
     assert_eq!(get(server.address, &server.host("shop"), "/status/204").await.status, 204);

@@ -77,11 +77,11 @@ async fn ports_belong_to_their_account() {
     let ask = |port: &str| ["tcp", "1", "--server", &address, "--remote-port", port].map(str::to_owned);
     let refused = ask(&wanted);
     let (code, _, stderr) = other.run(&refused.each_ref().map(String::as_str)).await;
-    assert_eq!(code, 1, "{stderr}");
+    assert_eq!(code, 69, "{stderr}");
     assert!(stderr.contains("port_unavailable"), "{stderr}");
     let outside = ask("22");
     let (code, _, stderr) = other.run(&outside.each_ref().map(String::as_str)).await;
-    assert_eq!(code, 1);
+    assert_eq!(code, 69);
     assert!(stderr.contains("port_out_of_range"), "{stderr}");
     // A clean goodbye frees the port at once, for anybody.
     first.process.signal("INT").await;

@@ -155,6 +155,8 @@ refusal_codes! {
     InvalidRequest = "invalid_request", true;
     /// The client's version of the protocol is not spoken here.
     UnsupportedVersion = "unsupported_version", true;
+    /// The server opened a tunnel, but not at the requested host name.
+    HostnameIgnored = "hostname_ignored", true;
     /// What the server speaks cannot carry such a tunnel.
     DialectUnsupported = "dialect_unsupported", true;
     /// A newer session of the same account took this tunnel over.

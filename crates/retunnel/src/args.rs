@@ -18,7 +18,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum, builder::FalseyValueParser};
                   In a script:               retunnel --json http 8080 | jq -r .url\n\n\
                   Values come from the option, then RETUNNEL_* of the environment, then a file .env here, then \
                   ~/.retunnel.conf.\n\
-                  Exit codes: 0 fine or Ctrl+C, 1 failed or refused, 2 wrong usage, 69 server not there, \
+                  Exit codes: 0 fine or Ctrl+C, 1 failed, 2 wrong usage, 69 server not there or refuses, \
                   75 refused for now, 78 configuration file unusable.",
     disable_help_subcommand = true,
     args_override_self = true
@@ -140,7 +140,7 @@ pub(crate) struct Connection {
     #[arg(long, value_name = "TOKEN")]
     pub(crate) token: Option<String>,
     /// What to speak with the server; auto is the best that it knows [env: RETUNNEL_DIALECT] [default: auto]
-    #[arg(long, value_name = "DIALECT", value_parser = ["auto", "native", "2"])]
+    #[arg(long, value_name = "DIALECT", value_parser = ["auto", "native", "3", "2"])]
     pub(crate) dialect: Option<String>,
 }
 

@@ -4,11 +4,11 @@ use retunnel_client::{ApiError, ConfigError, ConnectError, RefusalCode, TunnelEr
 
 use crate::inspector::ListenError;
 
-/// Refused, or failed in a way that trying again does not mend.
+/// Failed in a way that trying again does not mend.
 pub(crate) const FAILURE: u8 = 1;
 /// Options or files that cannot be understood.
 pub(crate) const USAGE: u8 = 2;
-/// The server is not there (`EX_UNAVAILABLE`).
+/// The server is not there, or refuses the session or the tunnel for good (`EX_UNAVAILABLE`).
 pub(crate) const UNAVAILABLE: u8 = 69;
 /// Refused for now (`EX_TEMPFAIL`).
 pub(crate) const TEMPORARY: u8 = 75;
@@ -134,7 +134,7 @@ fn api(error: &ApiError) -> u8 {
 }
 
 const fn refused(code: &RefusalCode) -> u8 {
-    if code.is_final() { FAILURE } else { TEMPORARY }
+    if code.is_final() { UNAVAILABLE } else { TEMPORARY }
 }
 
 fn hint(code: &RefusalCode) -> Option<String> {

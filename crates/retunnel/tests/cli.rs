@@ -488,15 +488,15 @@ mod with_server {
     }
 
     #[test]
-    fn refusals_end_with_1_and_say_what_to_do() {
+    fn refusals_end_with_69_and_say_what_to_do() {
         let home = Home::new();
         let (_server, address) = server(&home);
-        home.run(&["http", "80", "--server", &address, "--token", "rt_wrong"]).ends_with(1).says("authtoken");
+        home.run(&["http", "80", "--server", &address, "--token", "rt_wrong"]).ends_with(69).says("authtoken");
         let mut first = Running::start(&mut home.command(&["http", "80", "--server", &address, "-s", "mine"]));
         first.line();
         let other = Home::new();
-        other.run(&["http", "80", "--server", &address, "-s", "mine"]).ends_with(1).says("--subdomain");
-        other.run(&["tcp", "80", "--server", &address]).ends_with(1);
+        other.run(&["http", "80", "--server", &address, "-s", "mine"]).ends_with(69).says("--subdomain");
+        other.run(&["tcp", "80", "--server", &address]).ends_with(69);
     }
 
     #[test]

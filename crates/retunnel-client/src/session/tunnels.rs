@@ -4,9 +4,13 @@ use std::{collections::HashMap, sync::Arc, time::Duration};
 
 use retunnel_proto::{
     RequestId, TunnelId,
-    message::{NewTunnel, Refusal, ReqTunnel, RequestSummary, Requests},
+    message::{HttpAuth, NewTunnel, Refusal, ReqTunnel, RequestSummary, Requests, TunnelProtocol},
 };
-use tokio::{sync::mpsc, task::JoinSet, time::sleep};
+use tokio::{
+    sync::mpsc,
+    task::JoinSet,
+    time::{Instant, sleep_until},
+};
 
 use crate::{
     client::{Command, Shared, name_of},
@@ -15,11 +19,27 @@ use crate::{
     stats::Stats,
     tap::{Observer, Tap},
     target::LocalTarget,
-    tunnel::TunnelInfo,
+    tunnel::{TunnelInfo, TunnelSpec},
 };
 
-/// Pause before a tunnel that was refused for now is asked for again.
+/// Pause before a tunnel that was refused for now is asked for again; doubled each time.
 const RETRY: Duration = Duration::from_secs(3);
+/// Longest pause.
+const MAX_RETRY: Duration = Duration::from_secs(60);
+
+/// A tunnel that was refused for now.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Held {
+    until: Instant,
+    pause: Duration,
+}
+
+fn later(retries: &mut JoinSet<u64>, key: u64, until: Instant) {
+    retries.spawn(async move {
+        sleep_until(until).await;
+        key
+    });
+}
 
 /// The tunnels of one session.
 pub(crate) struct Tunnels {
@@ -40,6 +60,9 @@ pub(crate) struct Served {
     pub(crate) stats: Arc<Stats>,
     /// Looks at the tunnel's exchanges.
     observer: Option<Arc<dyn Observer>>,
+    /// The password that visitors must give, where this side asks for it.
+    pub(crate) auth: Option<HttpAuth>,
+    pub(crate) protocol: TunnelProtocol,
     shared: Arc<Shared>,
 }
 
@@ -66,10 +89,18 @@ impl Tunnels {
         Self { shared, info, asked: HashMap::new(), open: HashMap::new(), retries: JoinSet::new() }
     }
 
-    /// The tunnels to ask for at the beginning. Older commands are part of the state by now.
-    pub(crate) fn wanted(&self, commands: &mut mpsc::UnboundedReceiver<Command>) -> Vec<u64> {
+    /// The tunnels to ask for at the beginning. Older commands are part of the state by now. One that was refused for now
+    /// waits for its time, so that it does not end a session that other tunnels live in.
+    pub(crate) fn wanted(&mut self, commands: &mut mpsc::UnboundedReceiver<Command>) -> Vec<u64> {
         while commands.try_recv().is_ok() {}
-        self.shared.lock().tunnels.keys().copied().collect()
+        let mut now = Vec::new();
+        for (key, entry) in &self.shared.lock().tunnels {
+            match entry.held {
+                Some(Held { until, .. }) if until > Instant::now() => later(&mut self.retries, *key, until),
+                _ => now.push(*key),
+            }
+        }
+        now
     }
 
     /// The session serves from now on.
@@ -92,6 +123,11 @@ impl Tunnels {
         }
         self.asked.insert(request.request_id.clone(), key);
         Some(request)
+    }
+
+    /// What was asked for, and what it was before a reconnect.
+    pub(crate) fn entry(&self, key: u64) -> Option<(TunnelSpec, Option<TunnelInfo>)> {
+        self.shared.lock().tunnels.get(&key).map(|entry| (entry.spec.clone(), entry.info.clone()))
     }
 
     /// A tunnel that was refused for now and is due again. Pending while there is none; cancel-safe.
@@ -125,6 +161,7 @@ impl Tunnels {
             remote_port: tunnel.remote_port,
             target: entry.spec.target.clone(),
         };
+        entry.held = None;
         let was_open = entry.info.replace(info.clone()).is_some();
         let waiter = entry.waiter.take();
         drop(state);
@@ -146,15 +183,15 @@ impl Tunnels {
             return true;
         }
         let name = entry.info.as_ref().map(|info| info.name.clone()).unwrap_or_default();
+        let pause = entry.held.map_or(RETRY, |held| (held.pause * 2).min(MAX_RETRY));
+        let until = Instant::now() + pause;
+        entry.held = Some(Held { until, pause });
         drop(state);
         self.shared.emit(Event::TunnelFailed { name, refusal: refusal.clone() });
         if refusal.code.is_final() {
             self.ended(key, refusal);
         } else {
-            self.retries.spawn(async move {
-                sleep(RETRY).await;
-                key
-            });
+            later(&mut self.retries, key, until);
         }
         true
     }
@@ -204,6 +241,8 @@ impl Tunnels {
         Some(Served {
             name: entry.info.as_ref().map(|info| info.name.clone()).unwrap_or_default(),
             target: entry.spec.target.clone(),
+            auth: entry.spec.auth.clone(),
+            protocol: entry.spec.protocol,
             stats: Arc::clone(&entry.stats),
             observer: self.shared.observer.clone().filter(|_| entry.spec.is_inspected()),
             shared: Arc::clone(&self.shared),

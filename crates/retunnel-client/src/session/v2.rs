@@ -5,13 +5,12 @@ mod data;
 
 use std::{
     collections::{HashMap, VecDeque},
-    io,
     sync::Arc,
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
 use bytes::Bytes;
-use futures_util::{SinkExt, StreamExt};
+use futures_util::StreamExt;
 use retunnel_link::LinkError;
 use retunnel_proto::{
     ClientId, RequestId, TunnelId, TunnelProtocol,
@@ -37,7 +36,7 @@ use crate::{
     event::SessionInfo,
     transport::{
         Dialer,
-        websocket::{WebSocket, close, farewell},
+        websocket::{self, WebSocket},
     },
 };
 
@@ -78,14 +77,14 @@ pub(crate) async fn establish(dialer: &Dialer, auth: Auth) -> Result<(Session, S
     // Servers know the version that every published client names, and no other.
     let auth = Auth { client_id: client_id.clone(), version: String::new(), ..auth };
     send(&mut control, &ClientMessage::Auth(auth)).await.map_err(lost)?;
-    let answer = match timeout(AUTH_WITHIN, next(&mut control)).await {
+    let answer = match timeout(AUTH_WITHIN, websocket::next(&mut control)).await {
         Ok(answer) => answer.map_err(lost)?,
         Err(_) => return Err(dialer.too_slow(AUTH_WITHIN)),
     };
     let welcome = match v2::decode_server(&answer) {
         Ok(ServerMessage::AuthResp(AuthResp { result: Ok(welcome) })) => welcome,
         Ok(ServerMessage::AuthResp(AuthResp { result: Err(refusal) })) => {
-            close(control).await;
+            websocket::close(control).await;
             return Err(ConnectError::Refused { endpoint: endpoint(), refusal: spelled_out(refusal) });
         }
         Ok(_) => return Err(not_2(dialer, "another message than AuthResp")),
@@ -122,34 +121,7 @@ fn spelled_out(refusal: Refusal) -> Refusal {
 
 async fn send(socket: &mut WebSocket, message: &ClientMessage) -> Result<(), LinkError> {
     let Some(bytes) = v2::encode_client(message) else { return Ok(()) };
-    send_message(socket, Message::binary(bytes)).await
-}
-
-async fn send_message(socket: &mut WebSocket, message: Message) -> Result<(), LinkError> {
-    match timeout(SILENCE, socket.send(message)).await {
-        Ok(sent) => sent.map_err(failed),
-        Err(_) => Err(LinkError::Silent(SILENCE)),
-    }
-}
-
-fn failed(error: tokio_websockets::Error) -> LinkError {
-    match error {
-        tokio_websockets::Error::Io(error) => LinkError::Io(Arc::new(error)),
-        error => LinkError::Io(Arc::new(io::Error::other(error))),
-    }
-}
-
-/// The next binary message. Cancel-safe.
-async fn next(socket: &mut WebSocket) -> Result<Bytes, LinkError> {
-    loop {
-        match socket.next().await {
-            Some(Ok(message)) if message.is_binary() => return Ok(message.into_payload().into()),
-            Some(Ok(message)) if message.is_close() => return Err(LinkError::Io(Arc::new(farewell(&message)))),
-            Some(Ok(_)) => {}
-            Some(Err(error)) => return Err(failed(error)),
-            None => return Err(LinkError::ClosedByPeer),
-        }
-    }
+    websocket::send(socket, Message::binary(bytes)).await
 }
 
 impl Session {
@@ -170,7 +142,7 @@ impl Session {
             cause = running.serve(&mut control, commands) => cause,
             () = closing.cancelled() => LinkError::Dropped,
         };
-        close(control).await;
+        websocket::close(control).await;
         cause
     }
 }
@@ -211,9 +183,9 @@ impl Running {
                     heard = Instant::now();
                     match message {
                         Some(Ok(message)) if message.is_binary() => self.message(message.as_payload()),
-                        Some(Ok(message)) if message.is_close() => return LinkError::Io(Arc::new(farewell(&message))),
+                        Some(Ok(message)) if message.is_close() => return LinkError::Io(Arc::new(websocket::farewell(&message))),
                         Some(Ok(_)) => {}
-                        Some(Err(error)) => return failed(error),
+                        Some(Err(error)) => return websocket::failed(error),
                         None => return LinkError::ClosedByPeer,
                     }
                 }
@@ -229,7 +201,7 @@ impl Running {
                     if now.duration_since(heard) > SILENCE {
                         return LinkError::Silent(now.duration_since(heard));
                     }
-                    if let Err(error) = send_message(control, Message::ping(Bytes::new())).await {
+                    if let Err(error) = websocket::send(control, Message::ping(Bytes::new())).await {
                         return error;
                     }
                     self.expire(now);

@@ -1,18 +1,22 @@
 //! A WebSocket to the server, for the published dialects.
 
-use std::io;
+use std::{io, sync::Arc};
 
-use futures_util::StreamExt;
+use bytes::Bytes;
+use futures_util::{SinkExt, StreamExt};
 use hyper::header::{AUTHORIZATION, HeaderValue};
+use retunnel_link::LinkError;
 use retunnel_proto::message::Token;
-use tokio::time::timeout;
+use tokio::time::{Duration, timeout};
 use tokio_websockets::{ClientBuilder, Config, Error, Limits, Message, WebSocketStream, upgrade};
 
 use super::{ANSWER_WITHIN, Dialer, Socket};
-use crate::error::ConnectError;
+use crate::{error::ConnectError, session::CLOSE_WITHIN};
 
 /// Bytes that may wait for one write.
 const BATCH: usize = 64 * 1024;
+/// How long the server may take to read what fits into one write.
+pub(crate) const WRITE_WITHIN: Duration = Duration::from_secs(30);
 
 pub(crate) type WebSocket = WebSocketStream<Socket>;
 
@@ -54,10 +58,39 @@ impl Dialer {
     }
 }
 
+/// Sends a message.
+pub(crate) async fn send(socket: &mut WebSocket, message: Message) -> Result<(), LinkError> {
+    match timeout(WRITE_WITHIN, socket.send(message)).await {
+        Ok(sent) => sent.map_err(failed),
+        Err(_) => Err(LinkError::Silent(WRITE_WITHIN)),
+    }
+}
+
+/// Why a WebSocket failed.
+pub(crate) fn failed(error: tokio_websockets::Error) -> LinkError {
+    match error {
+        tokio_websockets::Error::Io(error) => LinkError::Io(Arc::new(error)),
+        error => LinkError::Io(Arc::new(io::Error::other(error))),
+    }
+}
+
+/// The next binary message. Cancel-safe.
+pub(crate) async fn next(socket: &mut WebSocket) -> Result<Bytes, LinkError> {
+    loop {
+        match socket.next().await {
+            Some(Ok(message)) if message.is_binary() => return Ok(message.into_payload().into()),
+            Some(Ok(message)) if message.is_close() => return Err(LinkError::Io(Arc::new(farewell(&message)))),
+            Some(Ok(_)) => {}
+            Some(Err(error)) => return Err(failed(error)),
+            None => return Err(LinkError::ClosedByPeer),
+        }
+    }
+}
+
 /// Ends a WebSocket with a word.
 pub(crate) async fn close(mut socket: WebSocket) {
-    let _ = timeout(crate::session::CLOSE_WITHIN, async {
-        let _ = futures_util::SinkExt::close(&mut socket).await;
+    let _ = timeout(CLOSE_WITHIN, async {
+        let _ = socket.close().await;
         while let Some(Ok(_)) = socket.next().await {}
     })
     .await;

@@ -22,7 +22,7 @@ use tokio::{
 use tokio_websockets::Message;
 use tracing::debug;
 
-use super::{Opener, next, send, send_message};
+use super::{Opener, send};
 use crate::{
     error::RelayError,
     exchange,
@@ -30,7 +30,7 @@ use crate::{
         tunnels::Served,
         visit::{Visit, visitor_in},
     },
-    transport::websocket::{WebSocket, close},
+    transport::websocket::{self, WebSocket},
 };
 
 /// How long a server may keep a data socket without a request.
@@ -62,7 +62,7 @@ pub(super) async fn again(done: Arrival) -> Option<Arrival> {
 async fn arrival(mut socket: WebSocket, mut start: Option<StartProxy>) -> Option<Arrival> {
     let request = timeout(IDLE, async {
         loop {
-            let message = next(&mut socket).await.ok()?;
+            let message = websocket::next(&mut socket).await.ok()?;
             match v2::decode_server(&message) {
                 Ok(ServerMessage::StartProxy(started)) => start = Some(started),
                 _ => match v2::decode_request(&message) {
@@ -77,7 +77,7 @@ async fn arrival(mut socket: WebSocket, mut start: Option<StartProxy>) -> Option
         Ok(Some(request)) => Some(Arrival { socket, start: start?, request }),
         Ok(None) => None,
         Err(_) => {
-            close(socket).await;
+            websocket::close(socket).await;
             None
         }
     }
@@ -93,12 +93,12 @@ pub(super) async fn serve(mut arrival: Arrival, served: Served, opener: Arc<Open
     };
     let Some((response, _budget)) = answered else {
         // Without an answer, which servers turn into 502.
-        close(arrival.socket).await;
+        websocket::close(arrival.socket).await;
         return None;
     };
     let message = Message::binary(v2::encode_response(&response));
     drop(response);
-    send_message(&mut arrival.socket, message).await.ok()?;
+    websocket::send(&mut arrival.socket, message).await.ok()?;
     Some(arrival)
 }
 
@@ -157,7 +157,7 @@ async fn answer(
     }
     visit.summary.status = head.status.as_u16();
     visit.summary.bytes_out = body.len() as u64;
-    let headers = one_per_name(exchange::answer_headers(&mut head.headers));
+    let headers = one_per_name(exchange::answer_headers(&mut head.headers, exchange::latin_1));
     Some((ProxyResponse { status: head.status.as_u16(), headers, body }, permit))
 }
 

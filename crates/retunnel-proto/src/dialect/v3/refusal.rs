@@ -19,7 +19,8 @@ pub fn error_code(code: &RefusalCode, by_path: bool) -> &str {
         | RefusalCode::TunnelLimit
         | RefusalCode::PortOutOfRange
         | RefusalCode::PortUnavailable => "SUBDOMAIN_UNAVAILABLE",
-        RefusalCode::HostnameNotRegistered => "HOSTNAME_NOT_REGISTERED",
+        // The second one is said by clients only, and never travels.
+        RefusalCode::HostnameNotRegistered | RefusalCode::HostnameIgnored => "HOSTNAME_NOT_REGISTERED",
         RefusalCode::HostnameNotVerified => "HOSTNAME_NOT_VERIFIED",
         RefusalCode::HostnameTaken => "HOSTNAME_TAKEN",
         RefusalCode::HostnameInvalid => "INVALID_HOSTNAME",

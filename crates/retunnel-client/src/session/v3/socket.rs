@@ -1,0 +1,265 @@
+//! One WebSocket over a stream: the client says the handshake to the local service, and then messages go both ways.
+
+use bytes::Bytes;
+use data_encoding::BASE64;
+use futures_util::{SinkExt, StreamExt, stream::SplitSink, stream::SplitStream};
+use hyper::{
+    StatusCode,
+    header::{self, HeaderMap, HeaderValue},
+    upgrade::Upgraded,
+};
+use hyper_util::rt::TokioIo;
+use retunnel_proto::{
+    dialect::v3::{Assembly, MessageKind, SocketMeta, StreamEvent, StreamOpen, WireVersion},
+    limits::V3_MAX_MESSAGE,
+};
+use sha1_smol::Sha1;
+use tokio::time::{Duration, timeout};
+use tokio_websockets::{ClientBuilder, CloseCode, Config, Limits, Message, WebSocketStream};
+use tracing::debug;
+
+use super::{
+    access,
+    stream::{Gone, Inbox, Outbox, Stream},
+};
+use crate::{
+    error::RelayError,
+    exchange,
+    session::Served,
+    session::visit::{Visit, visitor_in},
+};
+
+/// How long the local service may take for the handshake.
+const UPGRADE_WITHIN: Duration = Duration::from_secs(30);
+/// How long it may take for the closing handshake.
+const CLOSE_WITHIN: Duration = Duration::from_secs(2);
+/// Bytes that may wait for one write.
+const BATCH: usize = 64 * 1024;
+/// Longest reason of a close, in bytes (RFC 6455, 5.5).
+const MAX_REASON: usize = 123;
+/// What this side says in the handshake itself.
+const OWN_HEADERS: [&str; 5] = [
+    "sec-websocket-key",
+    "sec-websocket-version",
+    "sec-websocket-extensions",
+    "sec-websocket-accept",
+    "content-length",
+];
+
+type Local = WebSocketStream<TokioIo<Upgraded>>;
+
+/// What the local service said to the handshake.
+enum Answer {
+    Accepted { local: Box<Local>, subprotocol: Option<String> },
+    Refused { status: StatusCode, headers: Vec<(String, String)> },
+}
+
+/// Serves one WebSocket.
+pub(super) async fn serve(mut open: StreamOpen, stream: Stream, served: Served) {
+    let Stream { mut inbox, outbox } = stream;
+    let visitor = visitor_in(&open.headers).unwrap_or_default().to_owned();
+    let mut visit = Visit::new(served, "GET", &open.path, &visitor);
+    if !access::is_granted(visit.served.auth.as_ref(), &mut open.headers) {
+        visit.failed(401, "unauthorized");
+        let (name, value) = access::CHALLENGE;
+        return refuse(&outbox, StatusCode::UNAUTHORIZED, vec![(name.to_owned(), value.to_owned())]).await;
+    }
+    let upgraded = timeout(UPGRADE_WITHIN, upgrade(&open, &visit.served)).await;
+    let (local, subprotocol) = match upgraded.unwrap_or_else(|_| Err(Failure::Other("no answer in time"))) {
+        Ok(Answer::Accepted { local, subprotocol }) => (*local, subprotocol),
+        Ok(Answer::Refused { status, headers }) => {
+            visit.summary.status = status.as_u16();
+            return refuse(&outbox, status, headers).await;
+        }
+        Err(Failure::Local(error)) => {
+            if matches!(error, RelayError::LocalUnreachable { .. }) {
+                visit.served.unreachable(&error);
+            }
+            visit.failed(502, error.code());
+            return outbox.reset(&error.to_string()).await;
+        }
+        Err(Failure::Other(reason)) => {
+            visit.failed(502, "local_invalid_response");
+            return outbox.reset(reason).await;
+        }
+    };
+    visit.summary.status = 101;
+    if outbox.version == WireVersion::Two {
+        let meta = SocketMeta::Accepted { subprotocol };
+        if outbox.message(meta.encode(), None).await.is_err() {
+            return;
+        }
+    }
+    relay(local, &mut inbox, &outbox, &mut visit).await;
+}
+
+/// Tells how the local service refused. Version 1 has no place for the status but the reason.
+async fn refuse(outbox: &Outbox, status: StatusCode, headers: Vec<(String, String)>) {
+    if outbox.version == WireVersion::One {
+        return outbox.reset(&format!("server rejected WebSocket connection: HTTP {}", status.as_u16())).await;
+    }
+    let reason = status.canonical_reason().unwrap_or_default().to_owned();
+    let meta = SocketMeta::Refused { status: status.as_u16(), reason, headers };
+    if outbox.message(meta.encode(), None).await.is_ok() {
+        outbox.close(None, None).await;
+    }
+}
+
+enum Failure {
+    Local(RelayError),
+    Other(&'static str),
+}
+
+/// The handshake with the local service.
+async fn upgrade(open: &StreamOpen, served: &Served) -> Result<Answer, Failure> {
+    let passed: Vec<(String, String)> = open
+        .headers
+        .iter()
+        .filter(|(name, _)| !OWN_HEADERS.iter().any(|own| name.eq_ignore_ascii_case(own)))
+        .cloned()
+        .collect();
+    let mut request =
+        exchange::request("GET", &open.path, &passed, exchange::whole(Bytes::new())).map_err(Failure::Other)?;
+    let key = BASE64.encode(&rand::random::<[u8; 16]>());
+    let headers = request.headers_mut();
+    headers.insert(header::CONNECTION, HeaderValue::from_static("Upgrade"));
+    headers.insert(header::UPGRADE, HeaderValue::from_static("websocket"));
+    headers.insert(header::SEC_WEBSOCKET_VERSION, HeaderValue::from_static("13"));
+    headers.insert(header::SEC_WEBSOCKET_KEY, HeaderValue::try_from(&key).expect("Base64 is ASCII"));
+    let mut exchange = exchange::send(served, request).await.map_err(Failure::Local)?;
+    let status = exchange.response.status();
+    if status != StatusCode::SWITCHING_PROTOCOLS {
+        let headers = exchange.response.headers_mut();
+        // The body stays here.
+        headers.remove(header::CONTENT_LENGTH);
+        return Ok(Answer::Refused { status, headers: exchange::answer_headers(headers, exchange::utf_8) });
+    }
+    let subprotocol = text(exchange.response.headers(), header::SEC_WEBSOCKET_PROTOCOL);
+    if text(exchange.response.headers(), header::SEC_WEBSOCKET_ACCEPT) != Some(accepted(&key)) {
+        return Err(Failure::Other("the local service did not accept the WebSocket handshake"));
+    }
+    let upgraded = hyper::upgrade::on(&mut exchange.response).await.map_err(|error| Failure::Local(error.into()))?;
+    let local = ClientBuilder::new()
+        .limits(Limits::default().max_payload_len(Some(V3_MAX_MESSAGE)))
+        .config(Config::default().flush_threshold(BATCH))
+        .take_over(TokioIo::new(upgraded));
+    Ok(Answer::Accepted { local: Box::new(local), subprotocol })
+}
+
+fn text(headers: &HeaderMap, name: header::HeaderName) -> Option<String> {
+    headers.get(name)?.to_str().ok().map(str::to_owned)
+}
+
+/// RFC 6455, 1.3.
+fn accepted(key: &str) -> String {
+    let mut sha = Sha1::new();
+    sha.update(key.as_bytes());
+    sha.update(b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11");
+    BASE64.encode(&sha.digest().bytes())
+}
+
+/// How a WebSocket ended.
+enum End {
+    /// The local service closed it.
+    Local {
+        code: Option<u16>,
+        reason: Option<String>,
+    },
+    /// The visitor did; the local service has been told.
+    Visitor,
+    Gone(Gone),
+    Failed(String),
+}
+
+async fn relay(local: Local, inbox: &mut Inbox, outbox: &Outbox, visit: &mut Visit) {
+    let (mut sink, mut source) = local.split();
+    let summary = &mut visit.summary;
+    let end = tokio::select! {
+        end = to_local(inbox, &mut sink, &mut summary.bytes_in) => end,
+        end = to_server(&mut source, outbox, &mut summary.bytes_out) => end,
+    };
+    match end {
+        End::Local { code, reason } => outbox.close(code, reason).await,
+        End::Visitor => {}
+        End::Gone(gone) => return outbox.gone(gone).await,
+        End::Failed(reason) => {
+            debug!(tunnel = visit.served.name, reason, "WebSocket failed");
+            return outbox.reset(&reason).await;
+        }
+    }
+    // The closing handshake with the local service comes to its end.
+    let _ = timeout(CLOSE_WITHIN, async {
+        let _ = sink.flush().await;
+        while let Some(Ok(_)) = source.next().await {}
+    })
+    .await;
+}
+
+async fn to_local(inbox: &mut Inbox, sink: &mut SplitSink<Local, Message>, count: &mut u64) -> End {
+    let mut assembly = Assembly::new(V3_MAX_MESSAGE);
+    let mut kind = None;
+    loop {
+        let (message, is_last) = match inbox.next().await {
+            Some(StreamEvent::Data { data, kind: named, fin }) => {
+                *count += data.len() as u64;
+                if assembly.is_empty() {
+                    kind = named;
+                }
+                match assembly.push(data, fin) {
+                    Ok(None) => continue,
+                    Ok(Some(message)) if kind == Some(MessageKind::Text) => {
+                        if std::str::from_utf8(&message).is_err() {
+                            return End::Failed("a text message is not UTF-8".into());
+                        }
+                        (Message::text(message), false)
+                    }
+                    Ok(Some(message)) => (Message::binary(message), false),
+                    Err(error) => return End::Failed(error.to_string()),
+                }
+            }
+            Some(StreamEvent::Close { code, reason }) => (closing(code, &reason.unwrap_or_default()), true),
+            Some(StreamEvent::Reset { .. }) => (closing(Some(1011), ""), true),
+            None => return End::Gone(inbox.end()),
+        };
+        match sink.send(message).await {
+            Ok(()) if is_last => return End::Visitor,
+            Ok(()) => {}
+            Err(_) if is_last => return End::Visitor,
+            Err(error) => return End::Failed(error.to_string()),
+        }
+    }
+}
+
+/// A close with a code that may be sent.
+fn closing(code: Option<u16>, reason: &str) -> Message {
+    let code = code.and_then(|code| CloseCode::try_from(code).ok()).filter(|code| !code.is_reserved());
+    match code {
+        Some(code) => Message::close(Some(code), &reason[..reason.floor_char_boundary(MAX_REASON)]),
+        None => Message::close(None, ""),
+    }
+}
+
+async fn to_server(source: &mut SplitStream<Local>, outbox: &Outbox, count: &mut u64) -> End {
+    loop {
+        let message = match source.next().await {
+            Some(Ok(message)) => message,
+            Some(Err(error)) => return End::Failed(error.to_string()),
+            None => return End::Failed("the local service ended the connection without a close".into()),
+        };
+        if let Some((code, reason)) = message.as_close() {
+            let code = (code != CloseCode::NO_STATUS_RECEIVED).then(|| u16::from(code));
+            let reason = Some(reason.to_owned()).filter(|reason| !reason.is_empty());
+            return End::Local { code, reason };
+        }
+        let kind = if message.is_text() { MessageKind::Text } else { MessageKind::Binary };
+        if !message.is_text() && !message.is_binary() {
+            // Pings are answered hop by hop.
+            continue;
+        }
+        let data = Bytes::from(message.into_payload());
+        *count += data.len() as u64;
+        if let Err(gone) = outbox.message(data, Some(kind)).await {
+            return End::Gone(gone);
+        }
+    }
+}
