@@ -40,7 +40,8 @@ impl Service {
 /// An HTTP service on any port:
 /// `/echo` tells what arrived; `/bytes/N` sends N bytes; `/chunks/N` sends N chunks and a trailer; `/events/N` sends
 /// N server-sent events, one each 50 ms; `/status/N`; `/redirect`; `/cut` ends in mid-body; `/sink` counts the body;
-/// `/cookies` sets three cookies; `/ws` echoes WebSocket messages and closes with N on `close N`; `/hang` never answers.
+/// `/cookies` sets three cookies; `/ws` echoes WebSocket messages and closes with N on `close N`, and takes the last
+/// subprotocol that is offered; `/hang` never answers.
 pub async fn http() -> Service {
     http_on("127.0.0.1:0".parse().unwrap()).await
 }
@@ -194,6 +195,8 @@ async fn echo(request: Request<Incoming>) -> Response<Body> {
 fn websocket(mut request: Request<Incoming>) -> Response<Body> {
     let key = request.headers().get("sec-websocket-key").cloned().expect("a WebSocket handshake");
     let accept = accept_key(key.as_bytes());
+    let offered = request.headers().get(header::SEC_WEBSOCKET_PROTOCOL).and_then(|value| value.to_str().ok());
+    let chosen = offered.and_then(|offered| offered.split(',').next_back()).map(|name| name.trim().to_owned());
     let upgrade = hyper::upgrade::on(&mut request);
     #[expect(clippy::disallowed_methods, reason = "hyper hands the connection over after this answer")]
     tokio::spawn(async move {
@@ -210,7 +213,11 @@ fn websocket(mut request: Request<Incoming>) -> Response<Body> {
             }
         }
     });
-    Response::builder()
+    let mut builder = Response::builder();
+    if let Some(chosen) = chosen {
+        builder = builder.header(header::SEC_WEBSOCKET_PROTOCOL, chosen);
+    }
+    builder
         .status(101)
         .header(header::CONNECTION, "Upgrade")
         .header(header::UPGRADE, "websocket")

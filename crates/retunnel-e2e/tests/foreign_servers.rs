@@ -249,6 +249,13 @@ async fn dialect_3_tells_how_the_service_refuses_a_websocket() {
         server.host(tunnel.name())
     );
     assert_eq!(request(server.address, &upgrade, b"").await.status, 403);
+    // And which subprotocol it takes.
+    let mut visitor = Visitor::connect(server.address).await;
+    let offer = upgrade.replace("/status/403", "/ws") + "\r\nSec-WebSocket-Protocol: one, two\r\n\r\n";
+    visitor.send(offer).await;
+    let head = visitor.head().await.unwrap().to_ascii_lowercase();
+    assert!(head.contains(" 101 ") && head.contains("sec-websocket-protocol: two\r\n"), "{head}");
+    drop(visitor);
     server.finish().await;
 }
 
@@ -309,4 +316,36 @@ async fn dialect_2_works_on_our_server() {
     let tunnel = user.tunnel(server.address, &["http", &service.port(), "--dialect", "2"]).await;
     assert_eq!(tunnel.info["dialect"], "2");
     http_works(server.address, &server.host(tunnel.name())).await;
+}
+
+#[tokio::test]
+async fn dialect_2_finds_tunnels_by_their_whole_name_and_refuses_what_it_cannot_carry() {
+    let (server, user) = (Foreign::start("2", &[]).await, User::default());
+    let (one, two) = (service::http().await, App::python(0).await);
+    let file = user.home().join("retunnel.yml");
+    let text = format!(
+        "dialect: '2'\ntunnels:\n  - {{name: a, protocol: http, local_port: {}, subdomain: app}}\n  \
+         - {{name: b, protocol: http, local_port: {}, subdomain: app2}}\n",
+        one.port(),
+        two.port()
+    );
+    std::fs::write(&file, text).unwrap();
+    let _tunnels = user.tunnel(server.address, &["start", file.to_str().unwrap()]).await;
+    assert_eq!(get(server.address, &server.host("app"), "/status/404").await.text(), "");
+    assert_eq!(get(server.address, &server.host("app2"), "/status/404").await.text(), "status 404");
+    let upgrade =
+        format!("GET /ws HTTP/1.1\r\nHost: {}\r\nConnection: upgrade, close\r\nUpgrade: websocket", server.host("app"));
+    let refused = request(server.address, &upgrade, b"").await;
+    assert_eq!((refused.status, refused.header("x-retunnel-error")), (501, Some("upgrade_unsupported")));
+    let address = server.address.to_string();
+    for (args, code) in [
+        (&["tcp", "22"][..], "dialect_unsupported"),
+        (&["http", "1", "--token", "tok_999", "--subdomain", "app"], "name_unavailable"),
+        (&["http", "1", "--token", "nobody-knows-it"], "unauthorized"),
+    ] {
+        let (exit, _, stderr) = user.run(&[args, &["--server", &address, "--dialect", "2"]].concat()).await;
+        assert_eq!(exit, 69, "{stderr}");
+        assert!(stderr.contains(code), "{stderr}");
+    }
+    server.finish().await;
 }
