@@ -34,7 +34,7 @@ class Session:
         self.waiting = []  # visitors without a data socket, oldest first
         self.asked = 0
         self.pinged = None
-        self.expected_pong = None
+        self.expected_pongs = []
         self.beats = {}
         self.names = []
 
@@ -75,6 +75,8 @@ class Server(Strict):
         await socket.send_bytes(pack({**answer, "ClientId": session.client_id, "Error": ""}))
         async for message in socket:
             await self.message(session, unpack(message))
+        for expected in session.expected_pongs:
+            expected.cancel()
         for name in session.names:
             if self.tunnels.get(name, {}).get("session") is session:
                 del self.tunnels[name]
@@ -99,9 +101,8 @@ class Server(Strict):
             await session.send(Type="Pong")
         elif kind == "Pong":
             exact(message)
-            require(session.expected_pong is not None, "Pong without Ping")
-            session.expected_pong.cancel()
-            session.expected_pong = None
+            require(session.expected_pongs, "Pong without Ping")
+            session.expected_pongs.pop(0).cancel()
         elif kind == "Heartbeat":
             exact(message, Subdomain=str, Timestamp=float)
             require(message["Subdomain"] in session.names, f"Heartbeat of {message['Subdomain']}")
@@ -123,7 +124,7 @@ class Server(Strict):
         await session.send(Type="NewTunnel", ReqId=message["ReqId"], Error="", Extra=1, **named)
         # What nobody knows is ignored, and a Ping is answered.
         await session.send(Type="Unheard", Of=1)
-        session.expected_pong = asyncio.get_running_loop().call_later(5, violation, "no Pong")
+        session.expected_pongs.append(asyncio.get_running_loop().call_later(5, violation, "no Pong"))
         await session.send(Type="Ping")
 
     async def visit(self, request, tunnel):
