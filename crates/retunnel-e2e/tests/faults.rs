@@ -271,7 +271,7 @@ async fn row_30_a_lost_name_is_its_owners_for_the_grace_time_and_then_anybodys()
     tunnel.process.kill().await;
     let address = server.address.to_string();
     let (code, _, said) = other.run(&["http", "1", "--server", &address, "--subdomain", "shop"]).await;
-    assert!(code == 1 && said.contains("name_unavailable"), "{said}");
+    assert!(code == 69 && said.contains("name_unavailable"), "{said}");
     assert_eq!(get(server.address, &server.host("shop"), "/").await.status, 503, "held, and nobody there");
     eventually("the name is free", || async {
         (get(server.address, &server.host("shop"), "/").await.status == 404).then_some(())
@@ -279,7 +279,7 @@ async fn row_30_a_lost_name_is_its_owners_for_the_grace_time_and_then_anybodys()
     .await;
     let _theirs = other.tunnel(server.address, &["http", &service.port(), "--subdomain", "shop"]).await;
     let (code, _, said) = owner.run(&["http", "1", "--server", &address, "--subdomain", "shop"]).await;
-    assert!(code == 1 && said.contains("name_unavailable"), "{said}");
+    assert!(code == 69 && said.contains("name_unavailable"), "{said}");
 }
 
 #[tokio::test]
@@ -292,7 +292,7 @@ async fn row_38_ports_in_use_are_refused_and_given_back() {
     let (address, wanted) = (server.address.to_string(), port.to_string());
     let ask = ["tcp", "1", "--server", &address, "--remote-port", &wanted];
     let (code, _, said) = user.run(&ask).await;
-    assert!(code == 1 && said.contains("port_unavailable"), "{said}");
+    assert!(code == 69 && said.contains("port_unavailable"), "{said}");
     // The account and the port are free again although opening failed; and each time right after a goodbye.
     drop(taken);
     for _ in 0..20 {
