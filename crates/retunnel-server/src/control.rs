@@ -16,12 +16,12 @@ use hyper_util::{
 };
 use retunnel_proto::message::Token;
 use socket2::SockRef;
-use tokio::{io::AsyncWriteExt, net::TcpStream};
+use tokio::io::AsyncWriteExt;
 use tracing::debug;
 
 use crate::{
     core::Core,
-    edge::{http1::request::RequestHead, rewind::Rewind},
+    edge::{http1::request::RequestHead, rewind::Rewind, socket::Socket},
     rest::PeerAddr,
 };
 
@@ -34,13 +34,7 @@ const REST_WITHIN: Duration = Duration::from_secs(10);
 const SWITCHING: &[u8] = b"HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: retunnel\r\n\r\n";
 
 /// Serves a request for the base domain. `received` holds the request's head and whatever came behind it.
-pub(crate) async fn serve(
-    core: &Arc<Core>,
-    mut socket: TcpStream,
-    head: &RequestHead,
-    received: Bytes,
-    peer: SocketAddr,
-) {
+pub(crate) async fn serve(core: &Arc<Core>, mut socket: Socket, head: &RequestHead, received: Bytes, peer: SocketAddr) {
     let upgrade = head.upgrade.as_deref().unwrap_or_default();
     let path = head.path();
     let wants_link = path == b"/api/v1/link" && upgrade.eq_ignore_ascii_case(b"retunnel");
@@ -77,10 +71,12 @@ fn bearer(head: &RequestHead) -> Option<Token> {
 }
 
 /// Socket options of a connection that carries many visitors. Each is a wish: a system that lacks one works without.
-fn tune(socket: &TcpStream) {
-    let socket = SockRef::from(socket);
-    let _ = socket.set_tcp_notsent_lowat(NOTSENT_LOWAT);
-    let _ = socket.set_tcp_congestion(b"bbr");
+fn tune(socket: &Socket) {
+    socket.with(|socket| {
+        let socket = SockRef::from(socket);
+        let _ = socket.set_tcp_notsent_lowat(NOTSENT_LOWAT);
+        let _ = socket.set_tcp_congestion(b"bbr");
+    });
 }
 
 /// One REST request. The connection is closed behind it, so that a later request cannot name another host.

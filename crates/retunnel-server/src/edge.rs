@@ -11,4 +11,5 @@ pub(crate) mod origin;
 pub(crate) mod page;
 pub(crate) mod relay;
 pub(crate) mod rewind;
+pub(crate) mod socket;
 pub(crate) mod tcp;

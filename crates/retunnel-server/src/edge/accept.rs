@@ -8,10 +8,12 @@ use std::{
 
 use socket2::{SockRef, TcpKeepalive};
 use tokio::{
-    net::{TcpListener, TcpSocket, TcpStream},
+    net::{TcpListener, TcpSocket},
     time::sleep,
 };
 use tracing::warn;
+
+use crate::edge::socket::Socket;
 
 /// Pause after a failed accept. Out of file descriptors the pending connection stays in the queue, so a loop without a
 /// pause would spin; a tenth of a second after some are free it goes on.
@@ -35,13 +37,13 @@ pub(crate) fn listen(address: SocketAddr, backlog: u32) -> io::Result<TcpListene
 }
 
 /// The next connection, however often accepting fails.
-pub(crate) async fn next(listener: &TcpListener) -> (TcpStream, SocketAddr) {
+pub(crate) async fn next(listener: &TcpListener) -> (Socket, SocketAddr) {
     loop {
         match listener.accept().await {
             Ok((socket, peer)) => {
                 // Small answers must not wait for the peer's delayed acknowledgement.
                 let _ = socket.set_nodelay(true);
-                return (socket, peer);
+                return (Socket::Plain(socket), peer);
             }
             // The peer gave up between connecting and being accepted.
             Err(error) if is_of_connection(&error) => {}

@@ -3,8 +3,15 @@
 
 use std::{
     cell::RefCell,
-    ops::{Deref, DerefMut},
+    future::poll_fn,
+    io,
+    ops::{Deref, DerefMut, Range},
+    pin::Pin,
+    task::Poll,
 };
+
+use bytes::BytesMut;
+use tokio::io::{AsyncRead, ReadBuf};
 
 /// Bytes of a buffer: a few turns of a link, and small enough for a thousand stalled readers (32 MiB).
 pub(crate) const BUFFER: usize = 32 * 1024;
@@ -24,6 +31,35 @@ impl Buffer {
         let kept = POOL.with_borrow_mut(Vec::pop);
         Self(Some(kept.unwrap_or_else(|| vec![0; BUFFER].into_boxed_slice())))
     }
+
+    /// Waits for bytes without a buffer, then gives them in one, from the start of `room` on, with their count: 0 at the
+    /// end. Cancel-safe.
+    ///
+    /// A read that does not fill its room tells the runtime that the socket is empty, so that waiting for the next bytes
+    /// costs no call. Waiting for readiness and then trying to read, as it is written more often, costs one each time.
+    pub(crate) async fn read<R>(reader: &mut R, room: Range<usize>) -> io::Result<(Self, usize)>
+    where
+        R: AsyncRead + Unpin,
+    {
+        poll_fn(|cx| {
+            let mut buffer = Self::take();
+            let mut filled = ReadBuf::new(&mut buffer[room.clone()]);
+            let result = std::task::ready!(Pin::new(&mut *reader).poll_read(cx, &mut filled));
+            let count = filled.filled().len();
+            Poll::Ready(result.map(|()| (buffer, count)))
+        })
+        .await
+    }
+}
+
+/// Waits for bytes without a buffer and puts them behind `received`; gives their count, 0 at the end. Cancel-safe.
+pub(crate) async fn read_behind<R>(reader: &mut R, received: &mut BytesMut) -> io::Result<usize>
+where
+    R: AsyncRead + Unpin,
+{
+    let (buffer, count) = Buffer::read(reader, 0..BUFFER).await?;
+    received.extend_from_slice(&buffer[..count]);
+    Ok(count)
 }
 
 impl Deref for Buffer {

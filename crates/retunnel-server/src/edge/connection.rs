@@ -1,7 +1,6 @@
 //! One visitor's connection: reads heads, routes them, answers or passes them on, until it ends.
 
 use std::{
-    io,
     net::{IpAddr, SocketAddr},
     sync::Arc,
     time::Duration,
@@ -11,7 +10,6 @@ use bytes::{Buf, Bytes, BytesMut};
 use retunnel_proto::message::RequestSummary;
 use tokio::{
     io::AsyncWriteExt,
-    net::TcpStream,
     time::{Instant, sleep_until, timeout},
 };
 use tracing::{debug, info};
@@ -21,6 +19,7 @@ use crate::{
     core::Core,
     edge::{
         accept::unix_millis,
+        buffer::{self, BUFFER, Buffer},
         exchange::{self, Outcome},
         host::Route,
         http1::{
@@ -29,14 +28,12 @@ use crate::{
         },
         origin::HOST_NOT_ALLOWED,
         page::EdgeError,
-        relay,
+        socket::Socket,
     },
     registry::{Found, Key},
     tunnel::Tunnel,
 };
 
-/// Room for reading a head; most fit.
-const HEAD_READ: usize = 4 * 1024;
 /// How long an answer may take to be read by a peer that is to be closed.
 const LINGER: Duration = Duration::from_secs(2);
 /// Bytes thrown away while lingering.
@@ -49,7 +46,7 @@ const TRIES: usize = 3;
 /// A visitor's socket and what was read of the next request.
 #[derive(Debug)]
 pub(crate) struct Connection {
-    pub(crate) socket: TcpStream,
+    pub(crate) socket: Socket,
     pub(crate) peer: SocketAddr,
     pub(crate) received: BytesMut,
 }
@@ -62,14 +59,15 @@ enum Arrival {
 }
 
 /// Answers a connection that is one too many.
-pub(crate) async fn turn_away(socket: TcpStream) {
+pub(crate) async fn turn_away(socket: Socket) {
     let mut connection = Connection { socket, peer: SocketAddr::from(([0, 0, 0, 0], 0)), received: BytesMut::new() };
     connection.answer(&EdgeError::TooManyConnections, b"", false).await;
     connection.linger().await;
 }
 
-/// Serves a connection until it ends.
-pub(crate) async fn serve(core: &Arc<Core>, socket: TcpStream, peer: SocketAddr) {
+/// Serves a connection until it ends. The task's size is what an idle visitor costs, so that everything but the wait for
+/// the next head is in a box of its own.
+pub(crate) async fn serve(core: &Arc<Core>, socket: Socket, peer: SocketAddr) {
     let mut connection = Connection { socket, peer, received: BytesMut::new() };
     let mut patience = core.config.limits.header_timeout;
     loop {
@@ -81,22 +79,25 @@ pub(crate) async fn serve(core: &Arc<Core>, socket: TcpStream, peer: SocketAddr)
                 if core.config.access_log {
                     info!(target: "retunnel::access", visitor = %peer.ip(), status = error.status(), error = error.code());
                 }
-                connection.answer(&error, b"", false).await;
-                return connection.linger().await;
+                return Box::pin(async {
+                    connection.answer(&error, b"", false).await;
+                    connection.linger().await;
+                })
+                .await;
             }
         };
         let route = head.host.route(&core.config.domain);
         if route == Route::Api {
             let visitor = SocketAddr::new(visitor_address(core, &head, peer).0, peer.port());
-            return control::serve(core, connection.socket, &head, bytes, visitor).await;
+            return Box::pin(control::serve(core, connection.socket, &head, bytes, visitor)).await;
         }
         connection.received = match bytes.slice(head.len..) {
             rest if rest.is_empty() => BytesMut::new(),
             rest => BytesMut::from(rest),
         };
         drop(bytes);
-        if !connection.request(core, &head, route).await {
-            return connection.linger().await;
+        if !Box::pin(connection.request(core, &head, route)).await {
+            return Box::pin(connection.linger()).await;
         }
         patience = core.config.limits.keep_alive_timeout;
     }
@@ -114,7 +115,9 @@ impl Connection {
                 self.received.advance(2);
                 scanned = 0;
             }
-            if !self.received.is_empty() {
+            if self.received.is_empty() {
+                self.received = BytesMut::new();
+            } else {
                 if !begun {
                     begun = true;
                     deadline = Instant::now() + core.config.limits.header_timeout;
@@ -126,8 +129,8 @@ impl Connection {
             }
             // Every arm is cancel-safe.
             tokio::select! {
-                ready = self.socket.readable() => {
-                    if ready.is_err() {
+                read = buffer::read_behind(&mut self.socket, &mut self.received) => {
+                    if matches!(read, Ok(0) | Err(_)) {
                         return Ok(Arrival::End);
                     }
                 }
@@ -136,16 +139,6 @@ impl Connection {
                 }
                 () = core.draining.cancelled(), if !begun => return Ok(Arrival::End),
                 () = core.stopping.cancelled() => return Ok(Arrival::End),
-            }
-            self.received.reserve(HEAD_READ);
-            match self.socket.try_read_buf(&mut self.received) {
-                Ok(0) => return Ok(Arrival::End),
-                Ok(_) => {}
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
-                Err(_) => return Ok(Arrival::End),
-            }
-            if self.received.is_empty() {
-                self.received = BytesMut::new();
             }
         }
     }
@@ -235,7 +228,7 @@ impl Connection {
     async fn finish(&mut self, outcome: &Outcome, head: &RequestHead, accept: &[u8]) -> bool {
         if outcome.cut {
             // A truncated answer must never look complete.
-            relay::abort(&self.socket);
+            self.socket.abort();
             return false;
         }
         match &outcome.error {
@@ -258,7 +251,7 @@ impl Connection {
 
     /// Closes so that the peer can read the answer: bytes it still sends would otherwise turn the end into a reset.
     async fn linger(&mut self) {
-        if self.socket.linger().ok().flatten() == Some(Duration::ZERO) {
+        if self.socket.is_aborted() {
             return;
         }
         let _ = timeout(LINGER, async {
@@ -267,15 +260,9 @@ impl Connection {
             }
             let mut thrown_away = 0;
             while thrown_away < LINGER_BYTES {
-                if self.socket.readable().await.is_err() {
-                    return;
-                }
-                let mut buffer = crate::edge::buffer::Buffer::take();
-                match self.socket.try_read(&mut buffer) {
-                    Ok(0) => return,
-                    Ok(count) => thrown_away += count,
-                    Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
-                    Err(_) => return,
+                match Buffer::read(&mut self.socket, 0..BUFFER).await {
+                    Ok((_, 0)) | Err(_) => return,
+                    Ok((_, count)) => thrown_away += count,
                 }
             }
         })
@@ -300,4 +287,19 @@ fn visitor_address(core: &Core, head: &RequestHead, peer: SocketAddr) -> (IpAddr
 
 fn shortened(target: &[u8]) -> String {
     String::from_utf8_lossy(&target[..target.len().min(REPORTED_TARGET)]).into_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn size_of_future<'a, F>(_: impl FnOnce(&'a Arc<Core>, Socket, SocketAddr) -> F) -> usize {
+        size_of::<F>()
+    }
+
+    #[test]
+    fn an_idle_visitor_costs_little() {
+        let size = size_of_future(serve);
+        assert!(size <= 1024, "{size}");
+    }
 }

@@ -15,8 +15,7 @@ use bytes::{Buf, BufMut, Bytes, BytesMut};
 use retunnel_link::{LinkStream, Pump, StreamReset};
 use retunnel_proto::{limits::V2_MAX_REQUEST_BODY, message::TunnelProtocol, native::ReasonCode};
 use tokio::{
-    io::{AsyncReadExt, AsyncWriteExt},
-    net::tcp::{ReadHalf, WriteHalf},
+    io::AsyncWriteExt,
     sync::OwnedSemaphorePermit,
     time::{sleep, timeout},
 };
@@ -29,7 +28,7 @@ use crate::{
     },
     core::{BODY_PIECE, Core},
     edge::{
-        buffer::{BUFFER, Buffer},
+        buffer::{self, BUFFER, Buffer},
         connection::Connection,
         http1::{
             Framing, MAX_HEAD,
@@ -41,6 +40,7 @@ use crate::{
         origin::host_refused,
         page::EdgeError,
         relay,
+        socket::{ReadHalf, WriteHalf},
     },
     tunnel::{Tunnel, Upstream},
 };
@@ -354,18 +354,11 @@ async fn send_request(
         if decoder.is_done() {
             break;
         }
-        match timeout(core.config.limits.body_timeout, from_visitor.readable()).await {
+        match timeout(core.config.limits.body_timeout, buffer::read_behind(from_visitor, received)).await {
             Err(_) => return UpEnd::TooSlow,
-            Ok(Err(_)) => return UpEnd::VisitorGone,
-            Ok(Ok(_)) => {}
-        }
-        received.reserve(BUFFER);
-        match from_visitor.try_read_buf(received) {
             // The body was cut short.
-            Ok(0) => return UpEnd::VisitorGone,
-            Ok(_) => {}
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
-            Err(_) => return UpEnd::VisitorGone,
+            Ok(Ok(0) | Err(_)) => return UpEnd::VisitorGone,
+            Ok(Ok(_)) => {}
         }
     }
     if received.is_empty() {
@@ -382,14 +375,9 @@ async fn watch(from_visitor: &mut ReadHalf<'_>, received: &mut BytesMut) -> UpEn
         if received.len() >= READ_AHEAD {
             return std::future::pending().await;
         }
-        if from_visitor.readable().await.is_err() {
-            return UpEnd::VisitorGone;
-        }
-        received.reserve(1024);
-        match from_visitor.try_read_buf(received) {
+        match buffer::read_behind(from_visitor, received).await {
             Ok(0) => return UpEnd::VisitorHalfClosed,
             Ok(_) => {}
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
             Err(_) => return UpEnd::VisitorGone,
         }
     }
@@ -505,10 +493,8 @@ async fn pump_answer(
 ) -> Result<bool, Failure> {
     let mut from_stream = stream;
     while !decoder.is_done() {
-        stream.readable().await;
-        let mut buffer = Buffer::take();
-        let read = from_stream.read(&mut buffer[PAYLOAD_START..PAYLOAD_START + PAYLOAD_ROOM]).await;
-        let count = read.map_err(|_| Failure::Cut)?;
+        let room = PAYLOAD_START..PAYLOAD_START + PAYLOAD_ROOM;
+        let (mut buffer, count) = Buffer::read(&mut from_stream, room).await.map_err(|_| Failure::Cut)?;
         if count == 0 {
             if !decoder.may_end_here() {
                 return Err(Failure::Cut);
@@ -593,13 +579,11 @@ async fn answer_head(
                 Err(_) => return Err(Failure::Answer(EdgeError::LocalInvalidResponse)),
             }
         }
-        stream.readable().await;
-        let mut buffer = Buffer::take();
-        match from_stream.read(&mut buffer).await {
-            Ok(0) if bytes.is_empty() && interim == 0 => return Err(Failure::Lost),
-            Ok(0) => return Err(Failure::Answer(EdgeError::LocalClosedEarly)),
-            Ok(count) if bytes.is_empty() => bytes = Bytes::copy_from_slice(&buffer[..count]),
-            Ok(count) if bytes.len() < MAX_HEAD => {
+        match Buffer::read(&mut from_stream, 0..BUFFER).await {
+            Ok((_, 0)) if bytes.is_empty() && interim == 0 => return Err(Failure::Lost),
+            Ok((_, 0)) => return Err(Failure::Answer(EdgeError::LocalClosedEarly)),
+            Ok((buffer, count)) if bytes.is_empty() => bytes = Bytes::copy_from_slice(&buffer[..count]),
+            Ok((buffer, count)) if bytes.len() < MAX_HEAD => {
                 let mut longer = BytesMut::from(bytes);
                 longer.put_slice(&buffer[..count]);
                 bytes = longer.freeze();
@@ -740,8 +724,7 @@ async fn whole_body(
         if decoder.is_done() {
             return Ok((body.freeze(), Some(room)));
         }
-        connection.received.reserve(BUFFER);
-        let reading = connection.socket.read_buf(&mut connection.received);
+        let reading = buffer::read_behind(&mut connection.socket, &mut connection.received);
         tokio::select! {
             read = reading => if matches!(read, Ok(0) | Err(_)) {
                 return Err(Failure::Cut);

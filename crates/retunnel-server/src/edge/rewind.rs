@@ -7,20 +7,19 @@ use std::{
 };
 
 use bytes::{Buf, Bytes};
-use tokio::{
-    io::{AsyncRead, AsyncWrite, ReadBuf},
-    net::TcpStream,
-};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+
+use crate::edge::socket::Socket;
 
 /// Gives `prefix` to the reader before the socket's own bytes.
 #[derive(Debug)]
 pub(crate) struct Rewind {
     prefix: Bytes,
-    socket: TcpStream,
+    socket: Socket,
 }
 
 impl Rewind {
-    pub(crate) const fn new(prefix: Bytes, socket: TcpStream) -> Self {
+    pub(crate) const fn new(prefix: Bytes, socket: Socket) -> Self {
         Self { prefix, socket }
     }
 }

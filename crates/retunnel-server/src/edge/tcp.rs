@@ -5,10 +5,7 @@ use std::{io, net::SocketAddr, sync::Arc};
 
 use retunnel_link::{Pump, StreamReset};
 use retunnel_proto::message::{RequestSummary, TunnelProtocol};
-use tokio::{
-    net::{TcpListener, TcpStream},
-    time::Instant,
-};
+use tokio::{net::TcpListener, time::Instant};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info};
 
@@ -17,6 +14,7 @@ use crate::{
     edge::{
         accept::{self, unix_millis},
         relay,
+        socket::Socket,
     },
     registry::{Found, Key},
     tunnel::{Tunnel, Upstream},
@@ -49,7 +47,7 @@ async fn serve(core: Arc<Core>, listener: TcpListener, port: u16, stop: Cancella
         let (visitor, peer) = accepted;
         let Ok(permit) = Arc::clone(&core.visitors).try_acquire_owned() else {
             debug!(port, %peer, "too many connections");
-            relay::abort(&visitor);
+            visitor.abort();
             continue;
         };
         let this = Arc::clone(&core);
@@ -61,19 +59,19 @@ async fn serve(core: Arc<Core>, listener: TcpListener, port: u16, stop: Cancella
     info!(port, "public port closed");
 }
 
-async fn serve_visitor(core: &Arc<Core>, mut visitor: TcpStream, peer: SocketAddr, port: u16) {
+async fn serve_visitor(core: &Arc<Core>, mut visitor: Socket, peer: SocketAddr, port: u16) {
     let started = (Instant::now(), unix_millis());
     let hold = core.config.limits.hold_visitors;
     let Found::Live(tunnel) = core.registry.find(&Key::Port(port), hold).await else {
         debug!(port, %peer, "no client serves this port");
-        return relay::abort(&visitor);
+        return visitor.abort();
     };
     let (mut up, mut down) = (Pump::default(), Pump::default());
     let outcome = connect(core, &tunnel, &mut visitor, peer, &mut up, &mut down).await;
     let error = match &outcome {
         Ok(()) => String::new(),
         Err(error) => {
-            relay::abort(&visitor);
+            visitor.abort();
             debug!(port, %peer, %error, "connection failed");
             match StreamReset::of(error) {
                 Some(reset) => reset.reason.clone(),
@@ -97,7 +95,7 @@ async fn serve_visitor(core: &Arc<Core>, mut visitor: TcpStream, peer: SocketAdd
 async fn connect(
     core: &Arc<Core>,
     tunnel: &Tunnel,
-    visitor: &mut TcpStream,
+    visitor: &mut Socket,
     peer: SocketAddr,
     up: &mut Pump,
     down: &mut Pump,

@@ -1,0 +1,156 @@
+//! The socket of a visitor or a client: plain, or with TLS in between.
+
+use std::{
+    fmt,
+    io::{self, IoSlice},
+    pin::Pin,
+    sync::{Mutex, MutexGuard, PoisonError},
+    task::{Context, Poll},
+    time::Duration,
+};
+
+use socket2::SockRef;
+use tokio::{
+    io::{AsyncRead, AsyncWrite, ReadBuf},
+    net::{TcpStream, tcp},
+};
+use tokio_rustls::server::TlsStream;
+
+/// A connection that was accepted.
+pub(crate) enum Socket {
+    Plain(TcpStream),
+    /// The lock is for [`Socket::split`]: both halves of an encrypted connection share its state. They live in one task,
+    /// so nobody ever waits for it.
+    #[expect(dead_code, reason = "listeners with certificates follow")]
+    Tls(Box<Mutex<TlsStream<TcpStream>>>),
+}
+
+impl Socket {
+    /// The socket itself, when its bytes are not encrypted.
+    #[expect(dead_code, reason = "for splice, which follows")]
+    pub(crate) const fn plain(&self) -> Option<&TcpStream> {
+        match self {
+            Self::Plain(socket) => Some(socket),
+            Self::Tls(_) => None,
+        }
+    }
+
+    /// Makes the end of the connection visible as a failure: the peer gets a reset instead of a clean end.
+    pub(crate) fn abort(&self) {
+        // The socket is about to be closed; without the option it merely looks like a clean end.
+        self.with(|socket| drop(SockRef::from(socket).set_linger(Some(Duration::ZERO))));
+    }
+
+    /// Whether [`Self::abort`] was called.
+    pub(crate) fn is_aborted(&self) -> bool {
+        self.with(|socket| SockRef::from(socket).linger().ok().flatten() == Some(Duration::ZERO))
+    }
+
+    /// Does something with the socket below, such as setting options.
+    pub(crate) fn with<T>(&self, with: impl FnOnce(&TcpStream) -> T) -> T {
+        match self {
+            Self::Plain(socket) => with(socket),
+            Self::Tls(stream) => with(lock(stream).get_ref().0),
+        }
+    }
+
+    /// Both directions, for use in one task.
+    pub(crate) fn split(&mut self) -> (ReadHalf<'_>, WriteHalf<'_>) {
+        match self {
+            Self::Plain(socket) => {
+                let (read, write) = socket.split();
+                (ReadHalf::Plain(read), WriteHalf::Plain(write))
+            }
+            Self::Tls(stream) => (ReadHalf::Tls(stream), WriteHalf::Tls(stream)),
+        }
+    }
+}
+
+fn lock(stream: &Mutex<TlsStream<TcpStream>>) -> MutexGuard<'_, TlsStream<TcpStream>> {
+    // A panic while it was held ended the only task that has it.
+    stream.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl fmt::Debug for Socket {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Plain(_) => "Plain",
+            Self::Tls(_) => "Tls",
+        })
+    }
+}
+
+/// The reading half of a [`Socket`].
+pub(crate) enum ReadHalf<'a> {
+    Plain(tcp::ReadHalf<'a>),
+    Tls(&'a Mutex<TlsStream<TcpStream>>),
+}
+
+/// The writing half of a [`Socket`].
+pub(crate) enum WriteHalf<'a> {
+    Plain(tcp::WriteHalf<'a>),
+    Tls(&'a Mutex<TlsStream<TcpStream>>),
+}
+
+/// Calls a method of whatever is inside.
+macro_rules! each {
+    ($type:ident, $self:ident, $stream:ident => $call:expr) => {
+        match $self.get_mut() {
+            $type::Plain(socket) => {
+                let $stream = Pin::new(socket);
+                $call
+            }
+            $type::Tls(shared) => {
+                let mut guard = lock(shared);
+                let $stream = Pin::new(&mut *guard);
+                $call
+            }
+        }
+    };
+}
+
+macro_rules! reads {
+    ($name:ty, $type:ident) => {
+        impl AsyncRead for $name {
+            fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+                each!($type, self, stream => stream.poll_read(cx, buf))
+            }
+        }
+    };
+}
+
+macro_rules! writes {
+    ($name:ty, $type:ident) => {
+        impl AsyncWrite for $name {
+            fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+                each!($type, self, stream => stream.poll_write(cx, buf))
+            }
+
+            fn poll_write_vectored(
+                self: Pin<&mut Self>,
+                cx: &mut Context<'_>,
+                bufs: &[IoSlice<'_>],
+            ) -> Poll<io::Result<usize>> {
+                each!($type, self, stream => stream.poll_write_vectored(cx, bufs))
+            }
+
+            fn is_write_vectored(&self) -> bool {
+                // Both kinds take slices.
+                true
+            }
+
+            fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+                each!($type, self, stream => stream.poll_flush(cx))
+            }
+
+            fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+                each!($type, self, stream => stream.poll_shutdown(cx))
+            }
+        }
+    };
+}
+
+reads!(Socket, Socket);
+writes!(Socket, Socket);
+reads!(ReadHalf<'_>, ReadHalf);
+writes!(WriteHalf<'_>, WriteHalf);
