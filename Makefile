@@ -2,7 +2,7 @@
 
 CARGO ?= cargo
 PYTHON ?= python3
-PYTHON_CLIENTS := 2.0.0 2.0.1 2.0.2 2.0.3 2.1.0 2.5.1 2.5.2 2.5.3
+PYTHON_CLIENTS := 2.0.0 2.0.1 2.0.2 2.0.3 2.1.0 2.5.1 2.5.2 2.5.3 3.0.3 3.3.2
 # Ignored by git; everything the tests prepare goes here.
 BUILD := $(CURDIR)/target
 VENVS := $(BUILD)/python

@@ -28,7 +28,7 @@ pub struct App {
 }
 
 impl App {
-    async fn start(mut command: Command) -> Self {
+    pub(crate) async fn start(mut command: Command) -> Self {
         command.kill_on_drop(true);
         let mut process = Running::start(command).await;
         let port: u16 = process.line().await.parse().unwrap();

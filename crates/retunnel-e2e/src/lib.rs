@@ -14,6 +14,7 @@ pub mod foreign;
 pub mod gateway;
 pub mod process;
 pub mod proxy;
+pub mod published_3;
 pub mod service;
 pub mod visitor;
 

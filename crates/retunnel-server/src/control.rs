@@ -4,6 +4,8 @@
 pub(crate) mod native;
 pub(crate) mod open;
 pub(crate) mod v2;
+pub(crate) mod v3;
+mod websocket;
 
 use std::{convert::Infallible, net::SocketAddr, sync::Arc, time::Duration};
 
@@ -14,7 +16,7 @@ use hyper_util::{
     rt::{TokioIo, TokioTimer},
     service::TowerToHyperService,
 };
-use retunnel_proto::message::Token;
+use retunnel_proto::{dialect::v3::is_dialect_3, message::Token};
 use socket2::SockRef;
 use tokio::io::AsyncWriteExt;
 use tracing::debug;
@@ -36,7 +38,9 @@ const SWITCHING: &[u8] = b"HTTP/1.1 101 Switching Protocols\r\nConnection: Upgra
 /// Serves a request for the base domain. `received` holds the request's head and whatever came behind it.
 pub(crate) async fn serve(core: &Arc<Core>, mut socket: Socket, head: &RequestHead, received: Bytes, peer: SocketAddr) {
     let upgrade = head.upgrade.as_deref().unwrap_or_default();
+    // A server address with a slash at its end gives the published clients a path with two in front.
     let path = head.path();
+    let path = path.strip_prefix(b"/").filter(|rest| rest.starts_with(b"/")).unwrap_or(path);
     let wants_link = path == b"/api/v1/link" && upgrade.eq_ignore_ascii_case(b"retunnel");
     let wants_socket =
         matches!(path, b"/api/v1/ws/tunnel" | b"/api/v1/ws/proxy") && upgrade.eq_ignore_ascii_case(b"websocket");
@@ -54,13 +58,20 @@ pub(crate) async fn serve(core: &Arc<Core>, mut socket: Socket, head: &RequestHe
         return;
     }
     let token = bearer(head);
-    let is_proxy = path == b"/api/v1/ws/proxy";
+    let is_control = path == b"/api/v1/ws/tunnel";
     let io = Rewind::new(received, socket);
-    if is_proxy {
-        core.tasks.spawn(v2::serve_proxy(this, io, token, peer, permit));
-    } else {
-        core.tasks.spawn(v2::serve_control(this, io, token, peer, permit));
-    }
+    core.tasks.spawn(async move {
+        let deadline = this.config.limits.unauthenticated_deadline;
+        let Some((socket, first)) = websocket::accept(io, &permit, deadline).await else {
+            debug!(%peer, is_control, "WebSocket without a first message");
+            return;
+        };
+        match is_control {
+            true if is_dialect_3(&first) => v3::serve(this, (socket, first), peer, permit).await,
+            true => v2::serve_control(this, (socket, first), token, peer, permit).await,
+            false => v2::serve_proxy(this, (socket, first), token, peer, permit).await,
+        }
+    });
 }
 
 fn bearer(head: &RequestHead) -> Option<Token> {

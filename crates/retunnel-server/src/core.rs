@@ -14,6 +14,7 @@ use tracing::error;
 use crate::{
     auth::{Account, Auth, AuthError},
     config::ServerConfig,
+    control::v3::Waiting,
     limits::{ConnectionGate, RateLimits},
     registry::Registry,
 };
@@ -35,6 +36,8 @@ pub(crate) struct Core {
     pub(crate) visitors: Arc<Semaphore>,
     /// Received bytes that wait for their readers, over all links.
     pub(crate) budget: Arc<Budget>,
+    /// The same over all 3.x sessions.
+    pub(crate) waiting: Arc<Waiting>,
     /// Request bodies that are kept whole for 2.x clients, in pieces of [`BODY_PIECE`].
     pub(crate) whole_bodies: Arc<Semaphore>,
     /// The REST API.

@@ -25,6 +25,7 @@ use tracing::{error, info, warn};
 use crate::{
     auth::Auth,
     config::ServerConfig,
+    control::v3::Waiting,
     core::{BODY_PIECE, Core},
     edge::{accept, connection},
     limits::{ConnectionGate, RateLimits},
@@ -104,6 +105,7 @@ impl Server {
             gate: ConnectionGate::new(limits),
             visitors: Arc::new(Semaphore::new(limits.max_connections)),
             budget: Arc::new(Budget::new(limits.max_buffered)),
+            waiting: Arc::new(Waiting::new(limits.max_buffered)),
             // Room for one at least, however small the bound.
             whole_bodies: Arc::new(Semaphore::new(limits.max_buffered.max(V2_MAX_REQUEST_BODY).div_ceil(BODY_PIECE))),
             rest,

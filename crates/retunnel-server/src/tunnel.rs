@@ -17,7 +17,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     auth::AccountId,
-    control::{native::NativeUpstream, v2::V2Upstream},
+    control::{native::NativeUpstream, v2::V2Upstream, v3::V3Upstream},
     edge::{access::BasicAuth, origin::LocalOrigin},
     registry::Key,
 };
@@ -29,6 +29,8 @@ pub(crate) enum Upstream {
     Native(NativeUpstream),
     /// A data socket per request.
     V2(V2Upstream),
+    /// Streams of a 3.x session.
+    V3(V3Upstream),
 }
 
 /// One public address while a session serves it.

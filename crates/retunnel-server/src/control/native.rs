@@ -35,7 +35,7 @@ use crate::{
     control::open::{Opening, open_tunnel},
     core::Core,
     limits::UnauthenticatedPermit,
-    registry::SessionGuard,
+    registry::{Key, SessionGuard},
     tunnel::{Tunnel, Upstream},
 };
 
@@ -295,10 +295,10 @@ impl Session {
     async fn open(&mut self, request: ReqTunnel) {
         let link = self.link.clone();
         let open_here = |id: &TunnelId| self.tunnels.contains_key(id);
-        let upstream = |id: &TunnelId| Upstream::Native(NativeUpstream::new(link.clone(), id.clone()));
+        let upstream = |id: &TunnelId, _: &Key| Upstream::Native(NativeUpstream::new(link.clone(), id.clone()));
         let opening =
             Opening { account: &self.account, changed: &self.changed, open_here: &open_here, upstream: &upstream };
-        let opened = open_tunnel(&self.core, &request, opening);
+        let opened = open_tunnel(&self.core, &request, opening).await;
         let mut announced = None;
         let answer = match opened {
             Ok(tunnel) => {

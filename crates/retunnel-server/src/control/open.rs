@@ -39,7 +39,7 @@ pub(crate) struct Opening<'a> {
     pub(crate) changed: &'a Arc<Notify>,
     /// Whether this session has the tunnel already.
     pub(crate) open_here: &'a (dyn Fn(&TunnelId) -> bool + Sync),
-    pub(crate) upstream: &'a (dyn Fn(&TunnelId) -> Upstream + Sync),
+    pub(crate) upstream: &'a (dyn Fn(&TunnelId, &Key) -> Upstream + Sync),
 }
 
 /// What an HTTP tunnel does with its requests.
@@ -60,7 +60,11 @@ pub(crate) fn tunnel_id(key: &Key) -> TunnelId {
 ///
 /// # Errors
 /// The refusal to send to the client. Nothing is left behind then.
-pub(crate) fn open_tunnel(core: &Arc<Core>, request: &ReqTunnel, opening: Opening<'_>) -> Result<Arc<Tunnel>, Refusal> {
+pub(crate) async fn open_tunnel(
+    core: &Arc<Core>,
+    request: &ReqTunnel,
+    opening: Opening<'_>,
+) -> Result<Arc<Tunnel>, Refusal> {
     if core.draining.is_cancelled() {
         return Err(Refusal {
             code: RefusalCode::ShuttingDown,
@@ -188,7 +192,7 @@ fn claim(
         Key::Port(port) => core.config.tcp_url(*port),
     };
     let tunnel = Arc::new(Tunnel {
-        upstream: (opening.upstream)(&id),
+        upstream: (opening.upstream)(&id, &key),
         id,
         key,
         protocol,

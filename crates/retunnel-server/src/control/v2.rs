@@ -11,11 +11,11 @@ use std::{
 };
 
 use bytes::Bytes;
-use futures_util::{SinkExt, StreamExt};
+use futures_util::SinkExt;
 use retunnel_proto::{
     ClientId, RequestId, TunnelId,
     dialect::v2,
-    limits::{MAX_CONTROL_MESSAGE, MAX_UNAUTHENTICATED_MESSAGE, V2_MAX_RESPONSE},
+    limits::{MAX_CONTROL_MESSAGE, V2_MAX_RESPONSE},
     message::{
         Auth, AuthResp, ClientMessage, NewTunnel, ProxyRequest, ProxyResponse, Refusal, RefusalCode, ReqTunnel,
         ServerMessage, StartProxy, Token, TunnelProtocol, Welcome,
@@ -26,14 +26,18 @@ use tokio::{
     sync::{Notify, broadcast::Receiver, mpsc, oneshot},
     time::{Instant, MissedTickBehavior, interval, timeout},
 };
-use tokio_websockets::{Limits, Message, ServerBuilder, WebSocketStream};
+use tokio_websockets::{Message, WebSocketStream};
 use tracing::{Instrument, debug, info, info_span, warn};
 
 use crate::{
     auth::{Account, Revoked},
-    control::open::{Opening, open_tunnel},
+    control::{
+        open::{Opening, open_tunnel},
+        websocket::{close, next_message},
+    },
     core::Core,
     limits::UnauthenticatedPermit,
+    registry::Key,
     tunnel::{Tunnel, Upstream},
 };
 
@@ -50,8 +54,6 @@ const PONG_WITHIN: Duration = Duration::from_secs(9);
 /// A request that got no data socket for so long asks again: clients lose a `ReqProxy` when their own connection limit
 /// makes it wait too long.
 const ASK_AGAIN: Duration = Duration::from_secs(12);
-/// How long a closing handshake may take.
-const CLOSE_WITHIN: Duration = Duration::from_secs(2);
 
 /// A request that waits for a data socket.
 #[derive(Debug)]
@@ -156,24 +158,6 @@ impl V2Upstream {
     }
 }
 
-fn limits(max: usize) -> Limits {
-    Limits::default().max_payload_len(Some(max))
-}
-
-async fn next_message<IO>(socket: &mut WebSocketStream<IO>) -> Option<Message>
-where
-    IO: AsyncRead + AsyncWrite + Unpin,
-{
-    match socket.next().await {
-        Some(Ok(message)) => Some(message),
-        Some(Err(error)) => {
-            debug!(%error, "websocket failed");
-            None
-        }
-        None => None,
-    }
-}
-
 async fn send<IO>(socket: &mut WebSocketStream<IO>, message: &ServerMessage) -> Result<(), tokio_websockets::Error>
 where
     IO: AsyncRead + AsyncWrite + Unpin,
@@ -184,47 +168,16 @@ where
     }
 }
 
-async fn close<IO>(mut socket: WebSocketStream<IO>)
-where
-    IO: AsyncRead + AsyncWrite + Unpin,
-{
-    let _ = timeout(CLOSE_WITHIN, async {
-        let _ = socket.close().await;
-        while let Some(Ok(_)) = socket.next().await {}
-    })
-    .await;
-}
-
 /// Serves one control socket until it ends. `token` comes from the handshake's `Authorization` header.
-pub(crate) async fn serve_control<IO>(
+pub(super) async fn serve_control<IO>(
     core: Arc<Core>,
-    io: IO,
+    (mut socket, first): (WebSocketStream<IO>, Bytes),
     token: Option<Token>,
     peer: SocketAddr,
     permit: UnauthenticatedPermit,
 ) where
     IO: AsyncRead + AsyncWrite + Unpin,
 {
-    let deadline = core.config.limits.unauthenticated_deadline;
-    let accepted = permit
-        .within(deadline, async {
-            let builder = ServerBuilder::new().limits(limits(MAX_UNAUTHENTICATED_MESSAGE));
-            let (_, mut socket) = builder.accept(io).await.ok()?;
-            loop {
-                let message = next_message(&mut socket).await?;
-                if message.is_binary() {
-                    return Some((socket, message.into_payload()));
-                }
-                if message.is_text() || message.is_close() {
-                    return None;
-                }
-            }
-        })
-        .await;
-    let Some(Some((mut socket, first))) = accepted else {
-        debug!(%peer, "control socket without Auth");
-        return;
-    };
     let auth = match v2::decode_client(&first) {
         Ok(ClientMessage::Auth(auth)) => auth,
         Ok(_) => return refuse(socket, Refusal::new(RefusalCode::InvalidRequest, "expected Auth")).await,
@@ -333,7 +286,7 @@ impl ControlSession {
                     }
                     match v2::decode_client(message.as_payload()) {
                         Ok(message) => {
-                            if let Some(answer) = self.message(message)
+                            if let Some(answer) = self.message(message).await
                                 && send(socket, &answer).await.is_err()
                             {
                                 return "socket failed";
@@ -378,10 +331,10 @@ impl ControlSession {
         }
     }
 
-    fn message(&mut self, message: ClientMessage) -> Option<ServerMessage> {
+    async fn message(&mut self, message: ClientMessage) -> Option<ServerMessage> {
         match message {
             ClientMessage::Ping => Some(ServerMessage::Pong),
-            ClientMessage::ReqTunnel(request) => Some(self.open(request)),
+            ClientMessage::ReqTunnel(request) => Some(self.open(request).await),
             ClientMessage::Pong | ClientMessage::Heartbeat(_) => None,
             _ => {
                 debug!("message not expected in this state");
@@ -390,7 +343,7 @@ impl ControlSession {
         }
     }
 
-    fn open(&mut self, request: ReqTunnel) -> ServerMessage {
+    async fn open(&mut self, request: ReqTunnel) -> ServerMessage {
         let request_id = request.request_id.clone();
         let opened = if request.protocol == TunnelProtocol::Tcp {
             let message = "this client's protocol cannot carry TCP; use the `retunnel` program of this server";
@@ -398,11 +351,12 @@ impl ControlSession {
         } else {
             let session = Arc::clone(&self.shared);
             let open_here = |id: &TunnelId| self.tunnels.contains_key(id);
-            let upstream = |id: &TunnelId| Upstream::V2(V2Upstream { session: Arc::clone(&session), id: id.clone() });
+            let upstream =
+                |id: &TunnelId, _: &Key| Upstream::V2(V2Upstream { session: Arc::clone(&session), id: id.clone() });
             let account = self.shared.account.clone();
             let opening =
                 Opening { account: &account, changed: &self.changed, open_here: &open_here, upstream: &upstream };
-            open_tunnel(&self.core, &request, opening)
+            open_tunnel(&self.core, &request, opening).await
         };
         match opened {
             Ok(tunnel) => {
@@ -428,35 +382,15 @@ impl ControlSession {
 }
 
 /// Serves one data socket: one request, one answer.
-pub(crate) async fn serve_proxy<IO>(
+pub(super) async fn serve_proxy<IO>(
     core: Arc<Core>,
-    io: IO,
+    (mut socket, first): (WebSocketStream<IO>, Bytes),
     token: Option<Token>,
     peer: SocketAddr,
     permit: UnauthenticatedPermit,
 ) where
     IO: AsyncRead + AsyncWrite + Unpin,
 {
-    let deadline = core.config.limits.unauthenticated_deadline;
-    let accepted = permit
-        .within(deadline, async {
-            let builder = ServerBuilder::new().limits(limits(MAX_UNAUTHENTICATED_MESSAGE));
-            let (_, mut socket) = builder.accept(io).await.ok()?;
-            loop {
-                let message = next_message(&mut socket).await?;
-                if message.is_binary() {
-                    return Some((socket, message.into_payload()));
-                }
-                if message.is_text() || message.is_close() {
-                    return None;
-                }
-            }
-        })
-        .await;
-    let Some(Some((mut socket, first))) = accepted else {
-        debug!(%peer, "data socket without RegProxy");
-        return;
-    };
     let Ok(ClientMessage::RegProxy(register)) = v2::decode_client(&first) else {
         debug!(%peer, "data socket with another first message");
         return close(socket).await;

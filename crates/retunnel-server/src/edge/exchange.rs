@@ -1,5 +1,8 @@
 //! One request and its answer, between a visitor and a tunnel's upstream.
 
+mod v3;
+mod websocket;
+
 use std::{
     io,
     net::IpAddr,
@@ -52,6 +55,7 @@ const MAX_INTERIM: usize = 16;
 /// A visitor that has closed its sending side is given up when its answer makes no progress for so long. Some half-close
 /// and wait for the answer; most are gone.
 const GONE_AFTER: Duration = Duration::from_secs(5);
+const BAD_BODY: EdgeError = EdgeError::BadRequest("the body does not follow its framing");
 /// Room in front of a buffer's payload and behind it.
 const PAYLOAD_START: usize = CHUNK_HEAD;
 const PAYLOAD_ROOM: usize = BUFFER - CHUNK_HEAD - CHUNK_TAIL.len();
@@ -110,6 +114,7 @@ pub(crate) async fn exchange(
     match &tunnel.upstream {
         Upstream::Native(upstream) => native(core, connection, head, tunnel, upstream, visitor).await,
         Upstream::V2(upstream) => v2(core, connection, head, tunnel, upstream, visitor).await,
+        Upstream::V3(upstream) => v3::exchange(core, connection, head, tunnel, upstream, visitor).await,
     }
 }
 
@@ -170,9 +175,7 @@ async fn native(
     upstream: &NativeUpstream,
     visitor: Visitor<'_>,
 ) -> Outcome {
-    let repeatable = head.body == Framing::None
-        && head.upgrade.is_none()
-        && matches!(&head.method[..], b"GET" | b"HEAD" | b"OPTIONS" | b"PUT" | b"DELETE" | b"TRACE");
+    let repeatable = is_repeatable(head);
     // A kept connection may be closed by the local service at any moment; only what can be sent twice is risked on it.
     let mut reused = if repeatable { upstream.reuse() } else { None };
     loop {
@@ -248,6 +251,13 @@ async fn native(
     }
 }
 
+/// Whether a request can be sent twice without harm.
+fn is_repeatable(head: &RequestHead) -> bool {
+    head.body == Framing::None
+        && head.upgrade.is_none()
+        && matches!(&head.method[..], b"GET" | b"HEAD" | b"OPTIONS" | b"PUT" | b"DELETE" | b"TRACE")
+}
+
 /// A completed exchange.
 struct Done {
     upstream_reusable: bool,
@@ -265,32 +275,9 @@ async fn over_stream(
     let Connection { socket, received, .. } = connection;
     let finished = {
         let (mut from_visitor, mut to_visitor) = socket.split();
-        let mut up = pin!(send_request(core, head, stream, visitor, &mut from_visitor, received, progress));
-        let mut down = pin!(receive_answer(core, head, stream, visitor, &mut to_visitor, progress));
-        // Both directions run until the answer is complete: it may begin, and end, before the request does.
-        tokio::select! {
-            finished = &mut down => finished,
-            stopped = &mut up => match stopped {
-                UpEnd::VisitorHalfClosed => loop {
-                    let before = (progress.down(), progress.answered());
-                    if let Ok(finished) = timeout(GONE_AFTER, &mut down).await {
-                        break finished;
-                    }
-                    if before == (progress.down(), progress.answered()) {
-                        break Err(Failure::Cut);
-                    }
-                },
-                UpEnd::VisitorGone => Err(Failure::Cut),
-                UpEnd::BadBody if progress.answered().is_none() => {
-                    Err(Failure::Answer(EdgeError::BadRequest("the body does not follow its framing")))
-                }
-                UpEnd::BadBody => Err(Failure::Cut),
-                UpEnd::TooSlow if progress.answered().is_none() => Err(Failure::Answer(EdgeError::RequestTimeout)),
-                UpEnd::TooSlow => Err(Failure::Cut),
-                // The local service stopped reading; it may still answer.
-                UpEnd::UpstreamClosed => down.await,
-            },
-        }
+        let up = send_request(core, head, stream, visitor, &mut from_visitor, received, progress);
+        let down = receive_answer(core, head, stream, visitor, &mut to_visitor, progress);
+        both(up, down, progress).await
     };
     match finished? {
         Finished::Upgrade => {
@@ -304,13 +291,41 @@ async fn over_stream(
     }
 }
 
+/// Runs both directions until the answer is complete: it may begin, and end, before the request does.
+async fn both<T>(
+    up: impl Future<Output = UpEnd>,
+    down: impl Future<Output = Result<T, Failure>>,
+    progress: &Progress,
+) -> Result<T, Failure> {
+    let (mut up, mut down) = (pin!(up), pin!(down));
+    tokio::select! {
+        finished = &mut down => finished,
+        stopped = &mut up => match stopped {
+            UpEnd::VisitorHalfClosed => loop {
+                let before = (progress.down(), progress.answered());
+                if let Ok(finished) = timeout(GONE_AFTER, &mut down).await {
+                    break finished;
+                }
+                if before == (progress.down(), progress.answered()) {
+                    break Err(Failure::Cut);
+                }
+            },
+            UpEnd::VisitorGone => Err(Failure::Cut),
+            UpEnd::Refused(error) if progress.answered().is_none() => Err(Failure::Answer(error)),
+            UpEnd::Refused(_) => Err(Failure::Cut),
+            // The local service stopped reading; it may still answer.
+            UpEnd::UpstreamClosed => down.await,
+        },
+    }
+}
+
 /// Why the sending direction stopped. It never stops merely because the request is complete: it then watches whether the
 /// visitor stays.
 enum UpEnd {
     VisitorHalfClosed,
     VisitorGone,
-    BadBody,
-    TooSlow,
+    /// The request breaks a rule.
+    Refused(EdgeError),
     UpstreamClosed,
 }
 
@@ -333,7 +348,7 @@ async fn send_request(
         if !received.is_empty() && !decoder.is_done() {
             let mut payload = BytesMut::new();
             let Ok(used) = take_payload(&mut decoder, received, |bytes| payload.put_slice(bytes)) else {
-                return UpEnd::BadBody;
+                return UpEnd::Refused(BAD_BODY);
             };
             received.advance(used);
             if !payload.is_empty() {
@@ -344,7 +359,7 @@ async fn send_request(
         if decoder.is_done() && is_chunked {
             match decoder.trailers() {
                 Ok(trailers) => body::last_chunk(&trailers, &mut out),
-                Err(_) => return UpEnd::BadBody,
+                Err(_) => return UpEnd::Refused(BAD_BODY),
             }
         }
         if !out.is_empty() && to_stream.write_all(&out).await.is_err() {
@@ -355,7 +370,7 @@ async fn send_request(
             break;
         }
         match timeout(core.config.limits.body_timeout, buffer::read_behind(from_visitor, received)).await {
-            Err(_) => return UpEnd::TooSlow,
+            Err(_) => return UpEnd::Refused(EdgeError::RequestTimeout),
             // The body was cut short.
             Ok(Ok(0) | Err(_)) => return UpEnd::VisitorGone,
             Ok(Ok(_)) => {}
@@ -636,7 +651,7 @@ async fn v2(
     if head.upgrade.is_some() {
         return failed(EdgeError::UpgradeUnsupported, true);
     }
-    let (body, _room) = match whole_body(core, connection, head).await {
+    let (body, _room) = match whole_body(core, connection, head, V2_MAX_REQUEST_BODY).await {
         Ok(whole) => whole,
         Err(Failure::Answer(error)) => return failed(error, false),
         Err(_) => return Outcome { cut: true, ..Outcome::default() },
@@ -690,20 +705,21 @@ async fn v2(
     }
 }
 
-/// Reads a body whole, as dialect 2 needs it. The permit stands for the memory it takes; all of it is taken before the
+/// Reads a body whole, as the published dialects need it. The permit stands for the memory it takes; all of it is taken before the
 /// first byte is read, so that bodies which wait for room hold none.
 async fn whole_body(
     core: &Core,
     connection: &mut Connection,
     head: &RequestHead,
+    max: usize,
 ) -> Result<(Bytes, Option<OwnedSemaphorePermit>), Failure> {
-    let too_large = || Failure::Answer(EdgeError::RequestTooLarge(V2_MAX_REQUEST_BODY));
+    let too_large = || Failure::Answer(EdgeError::RequestTooLarge(max));
     let most = match head.body {
         Framing::None | Framing::Length(0) => return Ok((Bytes::new(), None)),
         Framing::Length(length) => usize::try_from(length).unwrap_or(usize::MAX),
-        Framing::Chunked | Framing::UntilClose => V2_MAX_REQUEST_BODY,
+        Framing::Chunked | Framing::UntilClose => max,
     };
-    if most > V2_MAX_REQUEST_BODY {
+    if most > max {
         return Err(too_large());
     }
     let pieces = u32::try_from(most.div_ceil(BODY_PIECE)).unwrap_or(u32::MAX);
@@ -716,9 +732,9 @@ async fn whole_body(
     let mut body = BytesMut::new();
     loop {
         let used = take_payload(&mut decoder, &connection.received, |bytes| body.put_slice(bytes))
-            .map_err(|_| Failure::Answer(EdgeError::BadRequest("the body does not follow its framing")))?;
+            .map_err(|_| Failure::Answer(BAD_BODY))?;
         connection.received.advance(used);
-        if body.len() > V2_MAX_REQUEST_BODY {
+        if body.len() > max {
             return Err(too_large());
         }
         if decoder.is_done() {

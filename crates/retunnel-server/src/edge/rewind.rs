@@ -13,18 +13,18 @@ use crate::edge::socket::Socket;
 
 /// Gives `prefix` to the reader before the socket's own bytes.
 #[derive(Debug)]
-pub(crate) struct Rewind {
+pub(crate) struct Rewind<IO = Socket> {
     prefix: Bytes,
-    socket: Socket,
+    socket: IO,
 }
 
-impl Rewind {
-    pub(crate) const fn new(prefix: Bytes, socket: Socket) -> Self {
+impl<IO> Rewind<IO> {
+    pub(crate) const fn new(prefix: Bytes, socket: IO) -> Self {
         Self { prefix, socket }
     }
 }
 
-impl AsyncRead for Rewind {
+impl<IO: AsyncRead + Unpin> AsyncRead for Rewind<IO> {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         if self.prefix.is_empty() {
             return Pin::new(&mut self.socket).poll_read(cx, buf);
@@ -36,7 +36,7 @@ impl AsyncRead for Rewind {
     }
 }
 
-impl AsyncWrite for Rewind {
+impl<IO: AsyncWrite + Unpin> AsyncWrite for Rewind<IO> {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
         Pin::new(&mut self.socket).poll_write(cx, buf)
     }

@@ -1,7 +1,13 @@
 //! Public ports of TCP tunnels. A port stays open while its lease is held, so that visitors wait for the owner instead
 //! of being refused.
 
-use std::{io, net::SocketAddr, sync::Arc};
+mod v3;
+
+use std::{
+    io,
+    net::SocketAddr,
+    sync::{Arc, atomic::Ordering::Relaxed},
+};
 
 use retunnel_link::{Pump, StreamReset};
 use retunnel_proto::message::{RequestSummary, TunnelProtocol};
@@ -19,6 +25,8 @@ use crate::{
     registry::{Found, Key},
     tunnel::{Tunnel, Upstream},
 };
+
+use v3::Moved;
 
 /// Connections that wait to be accepted.
 const BACKLOG: u32 = 1024;
@@ -67,7 +75,8 @@ async fn serve_visitor(core: &Arc<Core>, mut visitor: Socket, peer: SocketAddr, 
         return visitor.abort();
     };
     let (mut up, mut down) = (Pump::default(), Pump::default());
-    let outcome = connect(core, &tunnel, &mut visitor, peer, &mut up, &mut down).await;
+    let moved = Moved::default();
+    let outcome = connect(core, &tunnel, &mut visitor, peer, (&mut up, &mut down, &moved)).await;
     let error = match &outcome {
         Ok(()) => String::new(),
         Err(error) => {
@@ -84,8 +93,8 @@ async fn serve_visitor(core: &Arc<Core>, mut visitor: Socket, peer: SocketAddr, 
         path: String::new(),
         status: 0,
         duration_ms: u32::try_from(started.0.elapsed().as_millis()).unwrap_or(u32::MAX),
-        bytes_out: down.moved(),
-        bytes_in: up.moved(),
+        bytes_out: down.moved() + moved.down.load(Relaxed),
+        bytes_in: up.moved() + moved.up.load(Relaxed),
         started_ms: started.1,
         visitor: peer.to_string(),
         error,
@@ -97,16 +106,21 @@ async fn connect(
     tunnel: &Tunnel,
     visitor: &mut Socket,
     peer: SocketAddr,
-    up: &mut Pump,
-    down: &mut Pump,
+    (up, down, moved): (&mut Pump, &mut Pump, &Moved),
 ) -> io::Result<()> {
-    let Upstream::Native(upstream) = &tunnel.upstream else {
-        return Err(io::Error::other("this client cannot carry TCP"));
+    let relaying = async {
+        match &tunnel.upstream {
+            Upstream::Native(upstream) => {
+                let stream = upstream.open(TunnelProtocol::Tcp, peer.to_string()).await.map_err(io::Error::other)?;
+                relay::relay(visitor, &stream, up, down).await
+            }
+            Upstream::V3(upstream) => v3::relay(visitor, upstream, moved).await,
+            Upstream::V2(_) => Err(io::Error::other("this client cannot carry TCP")),
+        }
     };
-    let stream = upstream.open(TunnelProtocol::Tcp, peer.to_string()).await.map_err(io::Error::other)?;
-    // Both arms are cancel-safe: dropping the stream resets it.
+    // Every arm is cancel-safe: dropping the stream resets it.
     tokio::select! {
-        result = relay::relay(visitor, &stream, up, down) => result,
+        result = relaying => result,
         () = tunnel.closed.cancelled() => Err(io::Error::other("the tunnel was closed")),
         () = core.stopping.cancelled() => Err(io::Error::other("the server has stopped")),
     }

@@ -3,11 +3,22 @@
 use std::net::IpAddr;
 
 use bytes::{BufMut, Bytes, BytesMut};
-use retunnel_proto::message::{ProxyRequest, ProxyResponse};
+use retunnel_proto::{
+    dialect::v3::{StreamMode, StreamOpen},
+    message::{ProxyRequest, ProxyResponse},
+};
 
 use crate::edge::origin::LocalOrigin;
 
-use super::{Framing, body::Decoder, body::Step, is_hop_by_hop, request::RequestHead, response::ResponseHead, tokens};
+use super::{
+    Framing,
+    body::Decoder,
+    body::Step,
+    is_hop_by_hop,
+    request::RequestHead,
+    response::{self, ResponseHead},
+    tokens,
+};
 
 /// What a request says about its visitor.
 #[derive(Debug, Clone, Copy)]
@@ -216,6 +227,64 @@ pub(crate) fn proxy_request(head: &RequestHead, visitor: Visitor<'_>, body: Byte
         headers,
         body,
     }
+}
+
+/// A request as dialect 3 carries it. What belongs to one hop of a WebSocket's handshake is left out, too.
+pub(crate) fn stream_request(
+    head: &RequestHead,
+    visitor: Visitor<'_>,
+    mode: StreamMode,
+    body: Bytes,
+    has_body: bool,
+) -> StreamOpen {
+    let mut headers = Vec::with_capacity(16);
+    forwarded(head, visitor, |name, value| {
+        let of_this_hop = eq(name, "expect")
+            || (mode == StreamMode::WebSocket
+                && ["sec-websocket-key", "sec-websocket-version", "sec-websocket-extensions"]
+                    .iter()
+                    .any(|hop| eq(name, hop)));
+        if !of_this_hop {
+            headers.push((String::from_utf8_lossy(name).into_owned(), text(value)));
+        }
+    });
+    let length = match head.body {
+        Framing::None | Framing::UntilClose => None,
+        Framing::Length(length) => Some(length),
+        Framing::Chunked if has_body => None,
+        Framing::Chunked => Some(body.len() as u64),
+    };
+    headers.extend(length.map(|length| ("Content-Length".into(), length.to_string())));
+    StreamOpen {
+        // The session chooses both.
+        stream_id: 0,
+        tunnel_id: String::new(),
+        mode,
+        method: String::from_utf8_lossy(&head.method).into_owned(),
+        path: text(&head.target),
+        headers,
+        body,
+        has_body,
+    }
+}
+
+/// The head of an answer that came as values; `None` when it cannot be one (row 26).
+pub(crate) fn response_head(status: u16, headers: &[(String, String)], to_head: bool) -> Option<ResponseHead> {
+    let mut raw = BytesMut::with_capacity(512);
+    let reason = http::StatusCode::from_u16(status).ok().and_then(|status| status.canonical_reason());
+    status_line(status, reason.unwrap_or_default().as_bytes(), &mut raw);
+    let was_chunked = headers.iter().any(|(name, _)| eq(name.as_bytes(), "transfer-encoding"));
+    for (name, value) in headers {
+        if value.bytes().any(|byte| matches!(byte, b'\r' | b'\n' | 0)) || name.bytes().any(|byte| byte <= b' ') {
+            return None;
+        }
+        let frames = eq(name.as_bytes(), "transfer-encoding") || (was_chunked && eq(name.as_bytes(), "content-length"));
+        if !frames {
+            put(&mut raw, name.as_bytes(), value.as_bytes());
+        }
+    }
+    raw.put_slice(b"\r\n");
+    response::parse(&raw.freeze(), to_head).ok().flatten().filter(|head| head.status >= 200)
 }
 
 /// UTF-8 where it is, otherwise each byte as the Latin-1 character of its number.
