@@ -48,6 +48,13 @@ impl App {
         Self::start(command).await
     }
 
+    /// A DNS server over UDP; `zone` is its JSON file.
+    pub async fn dns(zone: &Path) -> Self {
+        let mut command = Command::new(std::env::var("PYTHON").unwrap_or_else(|_| "python3".into()));
+        command.arg(apps().join("dns.py")).arg(zone);
+        Self::start(command).await
+    }
+
     /// Node's `http`.
     pub async fn node() -> Self {
         let mut command = Command::new(node());

@@ -165,7 +165,7 @@ pub fn hash_of(secret: &str) -> SecretHash {
     Sha256::digest(secret.as_bytes()).into()
 }
 
-fn random_digits() -> String {
+pub(crate) fn random_digits() -> String {
     let mut rng = rand::rng();
     (0..TOKEN_DIGITS).map(|_| char::from(BASE62[rng.random_range(0..BASE62.len())])).collect()
 }

@@ -72,6 +72,8 @@ pub struct Limits {
     pub max_sessions_per_account: usize,
     /// Tunnels of an account at a time. Default 200.
     pub max_tunnels_per_account: usize,
+    /// Host names of an account. Default 100.
+    pub max_hostnames_per_account: usize,
     /// Visitors' connections over one native session at a time. Default 10,000.
     pub max_streams_per_session: usize,
     /// Bytes that wait for slow readers, over all sessions. Default 256 MiB.
@@ -112,6 +114,7 @@ impl Default for Limits {
             unauthenticated_deadline: Duration::from_secs(8),
             max_sessions_per_account: 100,
             max_tunnels_per_account: 200,
+            max_hostnames_per_account: 100,
             max_streams_per_session: 10_000,
             max_buffered: 256 * 1024 * 1024,
             failed_authentications_per_minute: 30,
@@ -189,6 +192,8 @@ pub struct ServerConfig {
     pub public_url: Option<PublicUrl>,
     /// Peers whose `X-Forwarded-*` headers are believed. Default none.
     pub trusted_proxies: Vec<IpNet>,
+    /// The DNS server that is asked about host names; `None` asks those of the system.
+    pub dns_resolver: Option<SocketAddr>,
     /// Log every request of a visitor. Default off.
     pub access_log: bool,
     /// Bounds and times.
@@ -207,6 +212,7 @@ impl ServerConfig {
             registration: Registration::Open,
             public_url: None,
             trusted_proxies: Vec::new(),
+            dns_resolver: None,
             access_log: false,
             limits: Limits::default(),
         }
@@ -239,13 +245,32 @@ impl ServerConfig {
         format!("{scheme}://{prefix}{host}{port}")
     }
 
+    /// The public URL of a host name of one's own.
+    #[must_use]
+    pub fn hostname_url(&self, hostname: &str, port: u16) -> String {
+        let (scheme, port) = match &self.public_url {
+            Some(url) => (url.scheme, url.port),
+            None => ("http", Some(port).filter(|port| *port != 80)),
+        };
+        let port = port.map_or_else(String::new, |port| format!(":{port}"));
+        format!("{scheme}://{hostname}{port}")
+    }
+
+    /// Where the server is found: the host of the public URL, else the domain.
+    #[must_use]
+    pub fn public_host(&self) -> &str {
+        self.public_url.as_ref().map_or(self.domain.as_str(), |url| url.host.as_str())
+    }
+
     /// The public URL of a TCP port.
     #[must_use]
     pub fn tcp_url(&self, port: u16) -> String {
-        let host = self.public_url.as_ref().map_or(self.domain.as_str(), |url| url.host.as_str());
-        format!("tcp://{host}:{port}")
+        format!("tcp://{}:{port}", self.public_host())
     }
 }
+
+/// Where DNS servers listen.
+const DNS_PORT: u16 = 53;
 
 fn is_domain(text: &str) -> bool {
     let label = |label: &str| {
@@ -277,6 +302,8 @@ pub struct ServerFile {
     pub public_url: Option<String>,
     /// Addresses or networks.
     pub trusted_proxies: Option<Vec<String>>,
+    /// `ADDRESS:PORT` of a DNS server.
+    pub dns_resolver: Option<String>,
     /// Log every request.
     pub access_log: Option<bool>,
     /// Bounds and times.
@@ -306,6 +333,7 @@ impl ServerFile {
             registration: self.registration.or(other.registration),
             public_url: self.public_url.or(other.public_url),
             trusted_proxies: self.trusted_proxies.or(other.trusted_proxies),
+            dns_resolver: self.dns_resolver.or(other.dns_resolver),
             access_log: self.access_log.or(other.access_log),
             limits: self.limits.or(other.limits),
         }
@@ -348,6 +376,14 @@ impl ServerFile {
                 .trusted_proxies
                 .push(net.map_err(|_| ConfigError::new("trusted-proxies", &text, "expected an address or a network"))?);
         }
+        config.dns_resolver = match self.dns_resolver {
+            Some(text) => Some(
+                text.parse()
+                    .or_else(|_| text.parse::<IpAddr>().map(|address| SocketAddr::new(address, DNS_PORT)))
+                    .map_err(|_| ConfigError::new("dns-resolver", &text, "expected ADDRESS:PORT, as 1.1.1.1:53"))?,
+            ),
+            None => None,
+        };
         config.access_log = self.access_log.unwrap_or(false);
         config.limits = self.limits.unwrap_or_default();
         Ok(config)

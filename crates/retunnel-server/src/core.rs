@@ -15,6 +15,7 @@ use crate::{
     auth::{Account, Auth, AuthError},
     config::ServerConfig,
     control::v3::Waiting,
+    hostnames::Hostnames,
     limits::{ConnectionGate, RateLimits},
     registry::Registry,
 };
@@ -30,6 +31,7 @@ pub(crate) struct Core {
     pub(crate) address: SocketAddr,
     pub(crate) registry: Arc<Registry>,
     pub(crate) auth: Auth,
+    pub(crate) hostnames: Arc<Hostnames>,
     pub(crate) rates: Arc<RateLimits>,
     pub(crate) gate: ConnectionGate,
     /// Visitors' connections that may still be accepted.

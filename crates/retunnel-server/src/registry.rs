@@ -188,6 +188,18 @@ impl Registry {
         tunnel.closed.cancel();
     }
 
+    /// Takes an address from its owner, who has no right to it any more.
+    pub(crate) fn withdraw(&self, key: &Key, account: AccountId, refusal: Refusal) {
+        let mut inner = self.lock();
+        let Some(live) = inner.leases.withdraw(key, &account) else { return };
+        self.freed(&mut inner, key.clone());
+        if let Some(Holder(tunnel)) = live {
+            inner.tunnel_gone(account);
+            drop(inner);
+            tunnel.close(refusal);
+        }
+    }
+
     /// The tunnel that serves an address, waiting up to `patience` for its owner to come back.
     pub(crate) async fn find(&self, key: &Key, patience: Duration) -> Found<Arc<Tunnel>> {
         let deadline = Instant::now() + patience;
@@ -293,6 +305,10 @@ fn taken(key: &Key) -> Refusal {
         Key::Name(name) => {
             Refusal::new(RefusalCode::NameUnavailable, format!("the name `{name}` is taken; choose another one"))
         }
+        Key::Host(hostname) => Refusal::new(
+            RefusalCode::HostnameTaken,
+            format!("the host name `{hostname}` is served for another account"),
+        ),
         Key::Port(port) => {
             Refusal::new(RefusalCode::PortUnavailable, format!("port {port} is taken; choose another one"))
         }

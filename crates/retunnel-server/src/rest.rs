@@ -1,6 +1,8 @@
 //! The REST API: accounts, tokens, health. Paths and fields are those the published clients use
 //! (`docs/protocol.md`); every answer below `/api` is a JSON object.
 
+mod hostnames;
+
 use std::{
     net::SocketAddr,
     sync::{
@@ -26,7 +28,9 @@ use crate::{
     auth::{Account, Auth, AuthError},
     config::{Registration, ServerConfig},
     edge::page::escape,
+    hostnames::Hostnames,
     limits::RateLimits,
+    registry::Registry,
     store::StoreError,
 };
 
@@ -43,6 +47,8 @@ pub(crate) struct PeerAddr(pub(crate) SocketAddr);
 #[derive(Debug, Clone)]
 pub(crate) struct RestState {
     pub(crate) auth: Auth,
+    pub(crate) hostnames: Arc<Hostnames>,
+    pub(crate) registry: Arc<Registry>,
     pub(crate) rates: Arc<RateLimits>,
     pub(crate) config: Arc<ServerConfig>,
     pub(crate) address: SocketAddr,
@@ -80,6 +86,12 @@ impl From<StoreError> for ApiError {
         if matches!(cause, StoreError::InviteInvalid) {
             return Self::new(StatusCode::FORBIDDEN, "invite_invalid", cause.to_string());
         }
+        if matches!(cause, StoreError::HostnameTaken) {
+            return Self::new(StatusCode::CONFLICT, "hostname_taken", cause.to_string());
+        }
+        if matches!(cause, StoreError::HostnameLimit(_)) {
+            return Self::new(StatusCode::FORBIDDEN, "hostname_limit", cause.to_string());
+        }
         error!(%cause, "accounts cannot be read or written");
         let detail = "the server cannot reach its accounts now; try again in a moment";
         Self { retry_after: Some(2), ..Self::new(StatusCode::SERVICE_UNAVAILABLE, "store_unavailable", detail) }
@@ -116,6 +128,7 @@ pub(crate) fn router(state: RestState) -> Router {
         .route("/healthz", get(|| async { "ok\n" }))
         .route("/readyz", get(readyz))
         .nest("/api/v1/auth", auth)
+        .nest("/api/v1/hostnames", hostnames::routes())
         .route("/api/v1/users/me", get(me))
         .route("/api/v1/link", get(upgrade_required))
         .route("/api/v1/ws/tunnel", get(upgrade_required))

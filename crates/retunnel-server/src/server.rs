@@ -28,6 +28,7 @@ use crate::{
     control::v3::Waiting,
     core::{BODY_PIECE, Core},
     edge::{accept, connection},
+    hostnames::Hostnames,
     limits::{ConnectionGate, RateLimits},
     registry::{Key, Quota, Registry},
     rest::{self, RestState},
@@ -90,8 +91,11 @@ impl Server {
         let auth = Auth::new(store.clone());
         let rates = Arc::new(RateLimits::new(limits));
         let ready = Arc::new(AtomicBool::new(true));
+        let hostnames = Arc::new(Hostnames::new(store.clone(), &config));
         let rest = rest::router(RestState {
             auth: auth.clone(),
+            hostnames: Arc::clone(&hostnames),
+            registry: Arc::clone(&registry),
             rates: Arc::clone(&rates),
             config: Arc::new(config.clone()),
             address,
@@ -101,6 +105,7 @@ impl Server {
             address,
             registry,
             auth,
+            hostnames,
             rates,
             gate: ConnectionGate::new(limits),
             visitors: Arc::new(Semaphore::new(limits.max_connections)),
@@ -246,6 +251,7 @@ async fn save_leases(core: Arc<Core>, store: Store) {
 fn key_of(stored: LeaseKey) -> Key {
     match stored {
         LeaseKey::Name(name) => Key::Name(name),
+        LeaseKey::Host(hostname) => Key::Host(hostname),
         LeaseKey::Port(port) => Key::Port(port),
     }
 }
@@ -253,6 +259,7 @@ fn key_of(stored: LeaseKey) -> Key {
 fn stored_key(key: &Key) -> LeaseKey {
     match key {
         Key::Name(name) => LeaseKey::Name(name.clone()),
+        Key::Host(hostname) => LeaseKey::Host(hostname.clone()),
         Key::Port(port) => LeaseKey::Port(*port),
     }
 }

@@ -1,6 +1,8 @@
 //! What outlives the server: accounts, tokens, invitations, leases. One SQLite file in the data directory, one writer and
 //! a few readers. Who is connected is not here but in `registry`.
 
+mod hostnames;
+
 use std::{io, path::Path, time::Duration};
 
 use sqlx::{
@@ -12,6 +14,8 @@ use thiserror::Error;
 use uuid::Uuid;
 
 use crate::edge::accept::unix_millis;
+
+pub use hostnames::StoredHostname;
 
 /// Name of the database in the data directory.
 const FILE: &str = "retunnel.db";
@@ -43,6 +47,12 @@ pub enum StoreError {
     /// The invitation does not exist or was used.
     #[error("this invitation does not exist or was used already; ask the server's operator for a new one")]
     InviteInvalid,
+    /// Another account has shown that the host name is its own.
+    #[error("this host name belongs to another account")]
+    HostnameTaken,
+    /// The account has as many host names as it may have.
+    #[error("this account has {0} host names, as many as it may have; remove one")]
+    HostnameLimit(usize),
 }
 
 /// SHA-256 of a token or invitation.
@@ -66,6 +76,8 @@ pub struct StoredToken {
 pub enum LeaseKey {
     /// A name below the base domain.
     Name(String),
+    /// A host name of the owner's.
+    Host(String),
     /// A TCP port.
     Port(u16),
 }
@@ -74,6 +86,7 @@ impl LeaseKey {
     fn columns(&self) -> (&'static str, String) {
         match self {
             Self::Name(name) => ("http", name.clone()),
+            Self::Host(hostname) => ("host", hostname.clone()),
             Self::Port(port) => ("tcp", port.to_string()),
         }
     }
@@ -114,14 +127,15 @@ impl Store {
         // A file needs no test before each use and no renewal; the test would cost as much as a lookup.
         let pool = || SqlitePoolOptions::new().test_before_acquire(false).idle_timeout(None).max_lifetime(None);
         let writer = pool().max_connections(1).connect_with(options.clone()).await?;
-        let first = Migration::new(
-            1,
-            "accounts".into(),
-            MigrationType::Simple,
-            sqlx::SqlSafeStr::into_sql_str(include_str!("../migrations/0001_accounts.sql")),
-            false,
-        );
-        Migrator::with_migrations(vec![first]).run(&writer).await.map_err(|error| match error {
+        let migration = |version, name: &'static str, sql: &'static str| {
+            let sql = sqlx::SqlSafeStr::into_sql_str(sql);
+            Migration::new(version, name.into(), MigrationType::Simple, sql, false)
+        };
+        let migrations = vec![
+            migration(1, "accounts", include_str!("../migrations/0001_accounts.sql")),
+            migration(2, "hostnames", include_str!("../migrations/0002_hostnames.sql")),
+        ];
+        Migrator::with_migrations(migrations).run(&writer).await.map_err(|error| match error {
             MigrateError::VersionMissing(version) => StoreError::Newer(version),
             error => StoreError::Migration(error),
         })?;
@@ -253,6 +267,7 @@ impl Store {
             let key = match (kind.as_str(), address.parse()) {
                 ("tcp", Ok(port)) => LeaseKey::Port(port),
                 ("http", _) => LeaseKey::Name(address),
+                ("host", _) => LeaseKey::Host(address),
                 _ => continue,
             };
             leases.push(StoredLease { key, account: account_id(&row, 0)? });

@@ -279,6 +279,9 @@ pub(crate) struct ServerArgs {
     /// Peers whose X-Forwarded-* headers are believed, as 10.0.0.0/8,127.0.0.1
     #[arg(long, env = "RETUNNEL_SERVER_TRUSTED_PROXIES", value_name = "NETS", value_delimiter = ',')]
     pub(crate) trusted_proxies: Option<Vec<String>>,
+    /// The DNS server that is asked about host names [default: the system's]
+    #[arg(long, env = "RETUNNEL_SERVER_DNS_RESOLVER", value_name = "ADDRESS:PORT")]
+    pub(crate) dns_resolver: Option<String>,
     /// Log every request of a visitor
     #[arg(long, env = "RETUNNEL_SERVER_ACCESS_LOG", num_args = 0..=1, default_missing_value = "true", value_name = "BOOL")]
     pub(crate) access_log: Option<bool>,

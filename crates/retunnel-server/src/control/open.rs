@@ -90,11 +90,18 @@ pub(crate) async fn open_tunnel(
         })?),
         None => None,
     };
-    if request.hostname.is_some() {
-        let message = "host names of one's own are not available on this server; ask for a subdomain";
-        return Err(Refusal::new(RefusalCode::HostnameNotRegistered, message));
-    }
+    let hostname = match &request.hostname {
+        Some(_) if request.protocol == TunnelProtocol::Tcp => {
+            return Err(Refusal::new(RefusalCode::InvalidRequest, "a TCP tunnel has a port, not a host name"));
+        }
+        Some(hostname) => Some(core.hostnames.may_serve(hostname, opening.account.id).await?),
+        None => None,
+    };
     let tunnel = match request.protocol {
+        TunnelProtocol::Http if let Some(hostname) = hostname => {
+            let options = HttpOptions { access, origin: local_origin };
+            claim(core, Key::Host(hostname), TunnelProtocol::Http, &opening, options)?
+        }
         TunnelProtocol::Http => http(core, request, &opening, HttpOptions { access, origin: local_origin })?,
         TunnelProtocol::Tcp => tcp(core, request, &opening)?,
     };
@@ -189,6 +196,7 @@ fn claim(
     }
     let url = match &key {
         Key::Name(name) => core.config.http_url(name, core.address.port()),
+        Key::Host(hostname) => core.config.hostname_url(hostname, core.address.port()),
         Key::Port(port) => core.config.tcp_url(*port),
     };
     let tunnel = Arc::new(Tunnel {

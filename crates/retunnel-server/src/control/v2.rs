@@ -343,8 +343,12 @@ impl ControlSession {
         }
     }
 
-    async fn open(&mut self, request: ReqTunnel) -> ServerMessage {
+    async fn open(&mut self, mut request: ReqTunnel) -> ServerMessage {
         let request_id = request.request_id.clone();
+        // After a reconnect clients ask for whatever name they were given, as a subdomain.
+        if request.hostname.is_none() && request.subdomain.as_deref().is_some_and(|name| name.contains('.')) {
+            request.hostname = request.subdomain.take();
+        }
         let opened = if request.protocol == TunnelProtocol::Tcp {
             let message = "this client's protocol cannot carry TCP; use the `retunnel` program of this server";
             Err(Refusal::new(RefusalCode::InvalidRequest, message))

@@ -198,8 +198,11 @@ impl Connection {
         // A refused request's body is not read; without one the connection can stay open.
         let refused =
             |error| Outcome { error: Some(error), keep_alive: head.body == Framing::None, ..Outcome::default() };
-        let Route::Tunnel(name) = route else { return (refused(EdgeError::TunnelNotFound), None) };
-        let key = Key::Name(name);
+        let key = match route {
+            Route::Tunnel(name) => Key::Name(name),
+            Route::Foreign(hostname) => Key::Host(hostname),
+            Route::Api => return (refused(EdgeError::TunnelNotFound), None),
+        };
         let mut tries = 0;
         loop {
             tries += 1;

@@ -23,8 +23,8 @@ pub(crate) enum Route {
     Api,
     /// A name below the base domain.
     Tunnel(String),
-    /// Nothing of ours.
-    Unknown,
+    /// A host name that is not ours; somebody may have registered it.
+    Foreign(String),
 }
 
 impl Host {
@@ -73,7 +73,7 @@ impl Host {
         match name.strip_suffix(base_domain).and_then(|rest| rest.strip_suffix('.')) {
             Some(label) if !label.contains('.') => Route::Tunnel(label.to_owned()),
             // A number such as 2130706433 is an address to some programs; it is nobody's name here.
-            _ => Route::Unknown,
+            _ => Route::Foreign(name.clone()),
         }
     }
 }
@@ -214,7 +214,7 @@ mod tests {
             assert_eq!(route(host), Some(Route::Api), "{host}");
         }
         for host in ["x.y.example.com", "2130706433", "other.test", "notexample.com", "0x7f.1"] {
-            assert_eq!(route(host), Some(Route::Unknown), "{host}");
+            assert_eq!(route(host), Some(Route::Foreign(host.into())), "{host}");
         }
     }
 

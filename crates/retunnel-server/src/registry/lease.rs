@@ -18,15 +18,17 @@ use tokio::time::Instant;
 pub(crate) enum Key {
     /// A name below the base domain, lower case.
     Name(String),
+    /// A host name of its owner's, lower case.
+    Host(String),
     /// A public TCP port.
     Port(u16),
 }
 
 impl Key {
-    /// The name, unless it is a port.
+    /// The name or host name, unless it is a port.
     pub(crate) fn name(&self) -> Option<&str> {
         match self {
-            Self::Name(name) => Some(name),
+            Self::Name(name) | Self::Host(name) => Some(name),
             Self::Port(_) => None,
         }
     }
@@ -34,7 +36,7 @@ impl Key {
     /// The port, unless it is a name.
     pub(crate) const fn port(&self) -> Option<u16> {
         match self {
-            Self::Name(_) => None,
+            Self::Name(_) | Self::Host(_) => None,
             Self::Port(port) => Some(*port),
         }
     }
@@ -43,7 +45,7 @@ impl Key {
 impl fmt::Display for Key {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Name(name) => f.write_str(name),
+            Self::Name(name) | Self::Host(name) => f.write_str(name),
             Self::Port(port) => write!(f, "port {port}"),
         }
     }
@@ -161,6 +163,23 @@ impl<A: Clone + Eq + Hash, H: Clone + PartialEq> Leases<A, H> {
             self.leases.remove(key);
         }
         is_current
+    }
+
+    /// Takes an address from its owner: `None` when it is not theirs, else the holder if it is live.
+    pub(crate) fn withdraw(&mut self, key: &Key, account: &A) -> Option<Option<H>> {
+        let lease = self.leases.get(key).filter(|lease| lease.account == *account)?;
+        match &lease.state {
+            LeaseState::Live(holder) => {
+                let holder = holder.clone();
+                self.leases.remove(key);
+                Some(Some(holder))
+            }
+            LeaseState::Held(until) => {
+                self.held.remove(&(*until, key.clone()));
+                self.free(key);
+                Some(None)
+            }
+        }
     }
 
     /// Puts a lease of an earlier run back: held from now on.

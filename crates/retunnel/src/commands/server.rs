@@ -56,6 +56,7 @@ fn config_of(args: ServerArgs) -> Result<ServerConfig> {
     flags.registration = args.registration;
     flags.public_url = args.public_url;
     flags.trusted_proxies = args.trusted_proxies;
+    flags.dns_resolver = args.dns_resolver;
     flags.access_log = args.access_log;
     let mut config = flags.or(file).into_config(default_data_dir()?).map_err(|error| Usage(error.to_string()))?;
     if let Some(seconds) = args.grace_period {

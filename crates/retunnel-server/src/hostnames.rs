@@ -1,0 +1,173 @@
+//! Host names of one's own: an account claims one, shows by a TXT record that the domain is its own, and may then serve it.
+
+mod dns;
+
+use retunnel_proto::message::{Refusal, RefusalCode};
+use tracing::{error, info};
+
+use crate::{
+    auth::{Account, AccountId, random_digits},
+    config::ServerConfig,
+    edge::host::Host,
+    store::{Store, StoreError, StoredHostname},
+};
+
+use dns::Dns;
+
+/// What the name of the TXT record begins with; the published clients print it.
+const CHALLENGE_PREFIX: &str = "_retunnel-challenge.";
+/// What the value of the TXT record begins with.
+const CHALLENGE_VALUE: &str = "retunnel-verification=";
+
+/// A claim and what the DNS has to say about it.
+#[derive(Debug)]
+pub(crate) struct Claim {
+    pub(crate) stored: StoredHostname,
+    /// Where the name has to point.
+    pub(crate) target: String,
+}
+
+impl Claim {
+    /// Name of the TXT record.
+    pub(crate) fn challenge_name(&self) -> String {
+        format!("{CHALLENGE_PREFIX}{}", self.stored.hostname)
+    }
+}
+
+/// What the DNS said.
+#[derive(Debug)]
+pub(crate) struct Verification {
+    pub(crate) claim: Claim,
+    /// Whether visitors of the name arrive here.
+    pub(crate) points_here: bool,
+}
+
+/// The claims of all accounts.
+#[derive(Debug)]
+pub(crate) struct Hostnames {
+    store: Store,
+    dns: Dns,
+    domain: String,
+    /// Where names have to point: the host of the public URL, else the domain.
+    target: String,
+    max_per_account: usize,
+}
+
+impl Hostnames {
+    pub(crate) fn new(store: Store, config: &ServerConfig) -> Self {
+        Self {
+            store,
+            dns: Dns::new(config.dns_resolver),
+            domain: config.domain.clone(),
+            target: config.public_host().to_owned(),
+            max_per_account: config.limits.max_hostnames_per_account,
+        }
+    }
+
+    fn claim(&self, stored: StoredHostname) -> Claim {
+        Claim { stored, target: self.target.clone() }
+    }
+
+    /// The form in which a host name is kept.
+    ///
+    /// # Errors
+    /// [`RefusalCode::HostnameInvalid`].
+    pub(crate) fn valid(&self, hostname: &str) -> Result<String, Refusal> {
+        let invalid = |why: &str| Err(Refusal::new(RefusalCode::HostnameInvalid, format!("`{hostname}` {why}")));
+        let Some(Host::Name(name)) = Host::parse(hostname.as_bytes()).filter(|_| !hostname.contains(':')) else {
+            return invalid("is not a host name");
+        };
+        let label = |label: &str| {
+            !label.starts_with('-')
+                && !label.ends_with('-')
+                && label.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-')
+        };
+        let top = name.rsplit('.').next().unwrap_or_default();
+        if !name.contains('.') || !name.split('.').all(label) || top.bytes().all(|byte| byte.is_ascii_digit()) {
+            return invalid("is not a full host name, as app.example.com");
+        }
+        let is_within = |domain: &str| name == domain || name.ends_with(&format!(".{domain}"));
+        if is_within(&self.domain) || is_within(&self.target) || is_within("localhost") {
+            return invalid("lies below the server's own domain; ask for a subdomain");
+        }
+        Ok(name)
+    }
+
+    /// Claims a host name; a claim that is there already is given as it is.
+    ///
+    /// # Errors
+    /// [`StoreError::HostnameTaken`], [`StoreError::HostnameLimit`], failures of the store.
+    pub(crate) async fn add(&self, hostname: &str, account: AccountId) -> Result<Claim, StoreError> {
+        let challenge = format!("{CHALLENGE_VALUE}{}", random_digits());
+        let stored = self.store.claim_hostname(hostname, account, &challenge, self.max_per_account).await?;
+        Ok(self.claim(stored))
+    }
+
+    pub(crate) async fn list(&self, account: AccountId) -> Result<Vec<Claim>, StoreError> {
+        let stored = self.store.hostnames(account).await?;
+        Ok(stored.into_iter().map(|stored| self.claim(stored)).collect())
+    }
+
+    /// Asks the DNS about a claim; `None` when there is no such claim.
+    ///
+    /// # Errors
+    /// [`StoreError::HostnameTaken`] when another account was first, failures of the store.
+    pub(crate) async fn verify(&self, hostname: &str, account: &Account) -> Result<Option<Verification>, StoreError> {
+        let Some(stored) = self.store.hostname(hostname, account.id).await? else { return Ok(None) };
+        let mut claim = self.claim(stored);
+        let name = claim.challenge_name();
+        let (texts, points_here) = tokio::join!(self.dns.texts(&name), self.dns.points_at(hostname, &self.target));
+        let wanted = &claim.stored.challenge;
+        let error = match texts {
+            Ok(texts) if texts.iter().any(|text| text == wanted) => None,
+            Ok(texts) if texts.is_empty() => Some(format!("there is no TXT record at {name}; add it with {wanted}")),
+            Ok(_) => Some(format!("the TXT record at {name} has another value; set it to {wanted}")),
+            Err(cause) => Some(format!("the DNS did not answer for {name}: {cause}; try again in a moment")),
+        };
+        self.store.verify_hostname(hostname, account.id, error.as_deref()).await?;
+        if error.is_none() && !claim.stored.is_verified {
+            info!(%hostname, account = %account.email, "host name verified");
+        }
+        claim.stored.is_verified |= error.is_none();
+        claim.stored.last_error = error;
+        Ok(Some(Verification { claim, points_here }))
+    }
+
+    /// Gives a claim up; says whether there was one.
+    ///
+    /// # Errors
+    /// Failures of the store.
+    pub(crate) async fn remove(&self, hostname: &str, account: AccountId) -> Result<bool, StoreError> {
+        self.store.remove_hostname(hostname, account).await
+    }
+
+    /// The host name as it is kept, when the account may serve it.
+    ///
+    /// # Errors
+    /// The refusal to send to the client.
+    pub(crate) async fn may_serve(&self, hostname: &str, account: AccountId) -> Result<String, Refusal> {
+        let name = self.valid(hostname)?;
+        let failed = |cause: StoreError| {
+            error!(%cause, "host names cannot be read");
+            Refusal::new(RefusalCode::Internal, "the server cannot read its host names now")
+        };
+        match self.store.hostname_owner(&name).await.map_err(failed)? {
+            Some(owner) if owner == account => return Ok(name),
+            Some(_) => {
+                let message = format!("the host name `{name}` belongs to another account");
+                return Err(Refusal::new(RefusalCode::HostnameTaken, message));
+            }
+            None => {}
+        }
+        Err(match self.store.hostname(&name, account).await.map_err(failed)? {
+            Some(_) => Refusal::new(
+                RefusalCode::HostnameNotVerified,
+                format!("the host name `{name}` is registered, but its TXT record was not seen yet; verify it first"),
+            ),
+            None => Refusal::new(
+                RefusalCode::HostnameNotRegistered,
+                format!("the host name `{name}` is not registered for this account; add and verify it first"),
+            ),
+        })
+    }
+}

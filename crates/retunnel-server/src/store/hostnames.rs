@@ -1,0 +1,156 @@
+//! Stored claims of host names.
+
+use sqlx::{Row, sqlite::SqliteRow};
+use uuid::Uuid;
+
+use super::{Store, StoreError, account_id, now};
+
+/// One account's claim of a host name.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct StoredHostname {
+    /// The host name, lower case.
+    pub hostname: String,
+    /// What the DNS has to say to show that the domain is the account's.
+    pub challenge: String,
+    /// Whether it did.
+    pub is_verified: bool,
+    /// Why it did not at the last try.
+    pub last_error: Option<String>,
+}
+
+impl StoredHostname {
+    fn of(row: &SqliteRow) -> Result<Self, StoreError> {
+        Ok(Self {
+            hostname: row.try_get(0)?,
+            challenge: row.try_get(1)?,
+            is_verified: row.try_get(2)?,
+            last_error: row.try_get(3)?,
+        })
+    }
+}
+
+const COLUMNS: &str = "SELECT hostname, challenge, verified_at IS NOT NULL, last_error FROM hostnames";
+
+impl Store {
+    /// Claims a host name for an account that has fewer than `max`; a claim that is there already stays as it is.
+    ///
+    /// # Errors
+    /// [`StoreError::HostnameTaken`], [`StoreError::HostnameLimit`], [`StoreError::Database`].
+    pub async fn claim_hostname(
+        &self,
+        hostname: &str,
+        account: Uuid,
+        challenge: &str,
+        max: usize,
+    ) -> Result<StoredHostname, StoreError> {
+        let mut transaction = self.writer.begin().await?;
+        if let Some(row) = sqlx::query(sqlx::AssertSqlSafe(format!("{COLUMNS} WHERE hostname = $1 AND account = $2")))
+            .bind(hostname)
+            .bind(&account.as_bytes()[..])
+            .fetch_optional(&mut *transaction)
+            .await?
+        {
+            return StoredHostname::of(&row);
+        }
+        let row = sqlx::query(
+            "SELECT (SELECT count(*) FROM hostnames WHERE account = $1), \
+             EXISTS (SELECT 1 FROM hostnames WHERE hostname = $2 AND verified_at IS NOT NULL)",
+        )
+        .bind(&account.as_bytes()[..])
+        .bind(hostname)
+        .fetch_one(&mut *transaction)
+        .await?;
+        if row.try_get::<bool, _>(1)? {
+            return Err(StoreError::HostnameTaken);
+        }
+        if usize::try_from(row.try_get::<i64, _>(0)?).is_ok_and(|count| count >= max) {
+            return Err(StoreError::HostnameLimit(max));
+        }
+        sqlx::query("INSERT INTO hostnames (hostname, account, challenge, created_at) VALUES ($1, $2, $3, $4)")
+            .bind(hostname)
+            .bind(&account.as_bytes()[..])
+            .bind(challenge)
+            .bind(now())
+            .execute(&mut *transaction)
+            .await?;
+        transaction.commit().await?;
+        Ok(StoredHostname {
+            hostname: hostname.to_owned(),
+            challenge: challenge.to_owned(),
+            is_verified: false,
+            last_error: None,
+        })
+    }
+
+    /// The claims of an account, by name.
+    ///
+    /// # Errors
+    /// [`StoreError::Database`].
+    pub async fn hostnames(&self, account: Uuid) -> Result<Vec<StoredHostname>, StoreError> {
+        let rows = sqlx::query(sqlx::AssertSqlSafe(format!("{COLUMNS} WHERE account = $1 ORDER BY hostname")))
+            .bind(&account.as_bytes()[..])
+            .fetch_all(&self.readers)
+            .await?;
+        rows.iter().map(StoredHostname::of).collect()
+    }
+
+    /// One claim of an account.
+    ///
+    /// # Errors
+    /// [`StoreError::Database`].
+    pub async fn hostname(&self, hostname: &str, account: Uuid) -> Result<Option<StoredHostname>, StoreError> {
+        let row = sqlx::query(sqlx::AssertSqlSafe(format!("{COLUMNS} WHERE hostname = $1 AND account = $2")))
+            .bind(hostname)
+            .bind(&account.as_bytes()[..])
+            .fetch_optional(&self.readers)
+            .await?;
+        row.as_ref().map(StoredHostname::of).transpose()
+    }
+
+    /// The account that has shown that a host name is its own.
+    ///
+    /// # Errors
+    /// [`StoreError::Database`].
+    pub async fn hostname_owner(&self, hostname: &str) -> Result<Option<Uuid>, StoreError> {
+        let row = sqlx::query("SELECT account FROM hostnames WHERE hostname = $1 AND verified_at IS NOT NULL")
+            .bind(hostname)
+            .fetch_optional(&self.readers)
+            .await?;
+        row.map(|row| account_id(&row, 0)).transpose()
+    }
+
+    /// Stores what the DNS said to a claim: nothing wrong, or why it does not hold. A verified claim stays verified.
+    ///
+    /// # Errors
+    /// [`StoreError::HostnameTaken`] when another account was first, [`StoreError::Database`].
+    pub async fn verify_hostname(&self, hostname: &str, account: Uuid, error: Option<&str>) -> Result<(), StoreError> {
+        let verified_at = error.is_none().then(now);
+        let updated = sqlx::query(
+            "UPDATE hostnames SET verified_at = coalesce(verified_at, $3), last_error = $4 \
+             WHERE hostname = $1 AND account = $2",
+        )
+        .bind(hostname)
+        .bind(&account.as_bytes()[..])
+        .bind(verified_at)
+        .bind(error)
+        .execute(&self.writer)
+        .await;
+        match updated {
+            Err(sqlx::Error::Database(error)) if error.is_unique_violation() => Err(StoreError::HostnameTaken),
+            other => other.map(drop).map_err(StoreError::from),
+        }
+    }
+
+    /// Gives a claim up; says whether there was one.
+    ///
+    /// # Errors
+    /// [`StoreError::Database`].
+    pub async fn remove_hostname(&self, hostname: &str, account: Uuid) -> Result<bool, StoreError> {
+        let removed = sqlx::query("DELETE FROM hostnames WHERE hostname = $1 AND account = $2")
+            .bind(hostname)
+            .bind(&account.as_bytes()[..])
+            .execute(&self.writer)
+            .await?;
+        Ok(removed.rows_affected() == 1)
+    }
+}
