@@ -96,10 +96,11 @@ build: ## Build the release program
 demo: ## Start a server, a sample service and a tunnel, and show a request going through
 	$(CARGO) run -q --locked -p retunnel -- demo $(DEMO_ARGS)
 
-bench: build ## Measure authentication with 1,000,000 accounts, and the relay
+bench: build $(VENVS)/3.3.2/.ready ## Measure authentication with 1,000,000 accounts, and the relay
 	$(CARGO) bench --locked -p retunnel-server --bench authentication
 	$(CARGO) bench --locked -p retunnel-e2e --bench relay
 	$(CARGO) bench --locked -p retunnel-e2e --bench inspector
+	$(CARGO) bench --locked -p retunnel-e2e --bench dialects
 
 fuzz: ## Run every fuzz target for FUZZ_SECONDS (default 60)
 	@$(CARGO) +nightly fuzz --version >/dev/null 2>&1 || $(CARGO) install --locked cargo-fuzz

@@ -215,6 +215,7 @@ impl Session {
                         return "no sign of life";
                     }
                     watch.moved = moved;
+                    mux.sweep();
                     wire.ping();
                 }
                 () = changed.notified() => self.look_after_tunnels(wire),

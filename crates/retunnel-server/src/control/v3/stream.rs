@@ -45,6 +45,8 @@ const MIN_WAITING: usize = 1024 * 1024;
 const SMALL: usize = 2 * 1024;
 /// What a frame costs beyond its data while it waits.
 const FRAME_COST: usize = 64;
+/// How long a stream may take to end whose answer is complete by its length.
+const END_WITHIN: Duration = Duration::from_secs(10);
 /// How long a visitor waits for one of the client's streams to be free.
 const STREAM_WITHIN: Duration = Duration::from_secs(10);
 /// How long visitors of a new tunnel wait for further tunnels of its session: clients take anything that comes between
@@ -97,6 +99,8 @@ pub(super) struct Shared {
     taken_frames: AtomicU64,
     taken_bytes: AtomicU64,
     credit: Notify,
+    /// Nobody waits for the stream any more; it keeps its place until the client ends it.
+    let_go: Mutex<Option<(Instant, OwnedSemaphorePermit)>>,
 }
 
 #[derive(Debug, Default)]
@@ -110,6 +114,15 @@ struct Inbox {
 impl Shared {
     fn inbox(&self) -> MutexGuard<'_, Inbox> {
         self.inbox.lock().expect("no code panics while it holds the inbox")
+    }
+
+    fn let_go(&self) -> MutexGuard<'_, Option<(Instant, OwnedSemaphorePermit)>> {
+        self.let_go.lock().expect("no code panics while it holds the place")
+    }
+
+    /// Something was delivered.
+    pub(super) fn wake(&self) {
+        self.arrived.notify_one();
     }
 
     /// The client has taken so many frames and bytes.
@@ -219,7 +232,7 @@ impl Mux {
             shared,
             sent: Mutex::default(),
             is_over: AtomicBool::new(false),
-            _place: place,
+            place: Some(place),
         };
         open.stream_id = id;
         let message = FromServer::StreamOpen(open).encode(self.version);
@@ -249,8 +262,8 @@ impl Mux {
         self.queue.send(Outgoing::Message(message, room)).map_err(|_| Lost)
     }
 
-    /// Takes a frame of the client; one for a stream that has ended is dropped.
-    pub(super) fn deliver(&self, frame: StreamFrame) {
+    /// Takes a frame of the client and gives its stream, to be woken; a frame for a stream that has ended is dropped.
+    pub(super) fn deliver(&self, frame: StreamFrame) -> Option<Arc<Shared>> {
         let StreamFrame { stream_id, mut event } = frame;
         if let StreamEvent::Data { data, .. } = &mut event
             && data.len() <= SMALL
@@ -263,7 +276,10 @@ impl Mux {
             StreamEvent::Data { .. } => streams.open.get(&stream_id).cloned(),
             StreamEvent::Close { .. } | StreamEvent::Reset { .. } => streams.open.remove(&stream_id),
         };
-        let Some(shared) = shared else { return };
+        let shared = shared?;
+        if shared.let_go().is_some() {
+            return None;
+        }
         // Under the lock: nothing is counted for a stream that is being dropped.
         let mut inbox = shared.inbox();
         inbox.events.push_back(event);
@@ -272,7 +288,7 @@ impl Mux {
         self.waiting.fetch_add(cost, Relaxed);
         self.all_waiting.bytes.fetch_add(cost, Relaxed);
         drop(streams);
-        shared.arrived.notify_one();
+        Some(shared)
     }
 
     fn release(&self, bytes: usize) {
@@ -313,6 +329,16 @@ impl Mux {
         self.end_of(id, StreamEvent::Close { code: None, reason: None });
     }
 
+    /// Ends streams that were let go and that the client does not end.
+    pub(super) fn sweep(&self) {
+        let is_late =
+            |shared: &Arc<Shared>| matches!(&*shared.let_go(), Some((since, _)) if since.elapsed() > END_WITHIN);
+        let late = self.streams().open.extract_if(|_, shared| is_late(shared)).map(|(id, _)| id).collect::<Vec<_>>();
+        for id in late {
+            self.end_of(id, StreamEvent::Close { code: None, reason: None });
+        }
+    }
+
     /// Tells the client that a stream has ended. Not bounded by `room`: it must be possible to end what waits for it.
     fn end_of(&self, stream_id: u64, event: StreamEvent) {
         let message = StreamFrame { stream_id, event }.encode();
@@ -344,7 +370,7 @@ pub(crate) struct Stream {
     shared: Arc<Shared>,
     sent: Mutex<Sent>,
     is_over: AtomicBool,
-    _place: OwnedSemaphorePermit,
+    place: Option<OwnedSemaphorePermit>,
 }
 
 impl Stream {
@@ -436,6 +462,16 @@ impl Stream {
         Some(event)
     }
 
+    /// Does not wait for the end of a stream that has said everything.
+    pub(crate) fn let_go(mut self) {
+        // Under the lock: either the end was delivered before, or it finds the place.
+        let streams = self.mux.streams();
+        if streams.open.contains_key(&self.id) {
+            *self.shared.let_go() = self.place.take().map(|place| (Instant::now(), place));
+            self.is_over.store(true, Relaxed);
+        }
+    }
+
     /// Ends the stream from this side, unless the client did.
     pub(crate) fn close(&self, code: Option<u16>, reason: Option<String>) {
         self.finish(StreamEvent::Close { code, reason });
@@ -447,9 +483,11 @@ impl Stream {
     }
 
     fn finish(&self, event: StreamEvent) {
-        let was_over = self.is_over.swap(true, Relaxed);
+        if self.is_over.swap(true, Relaxed) {
+            return;
+        }
         let was_open = self.mux.streams().open.remove(&self.id).is_some();
-        if !was_over && was_open {
+        if was_open {
             self.mux.end_of(self.id, event);
         }
     }

@@ -51,6 +51,8 @@ pub(super) struct Wire<IO> {
     own: VecDeque<Message>,
     /// Heartbeats that the client has not answered, oldest first. Answers carry no number.
     unanswered: VecDeque<(Arc<Shared>, u64, u64)>,
+    /// Streams that something was delivered for in this turn. They are woken at its end, once for all of it.
+    delivered: Vec<Arc<Shared>>,
     /// Nothing is read.
     pub(super) is_paused: bool,
 }
@@ -61,7 +63,15 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> Wire<IO> {
         mux: Arc<Mux>,
         queue: mpsc::UnboundedReceiver<Outgoing>,
     ) -> Self {
-        Self { socket, mux, queue, own: VecDeque::new(), unanswered: VecDeque::new(), is_paused: false }
+        Self {
+            socket,
+            mux,
+            queue,
+            own: VecDeque::new(),
+            unanswered: VecDeque::new(),
+            delivered: Vec::new(),
+            is_paused: false,
+        }
     }
 
     /// Queues a message of the session.
@@ -95,6 +105,12 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> Wire<IO> {
         if self.poll_send(cx).is_err() {
             return Poll::Ready(Arrived::End("socket failed"));
         }
+        let arrived = self.poll_receive(cx);
+        self.delivered.drain(..).for_each(|stream| stream.wake());
+        arrived
+    }
+
+    fn poll_receive(&mut self, cx: &mut Context<'_>) -> Poll<Arrived> {
         for _ in 0..TURN {
             if self.is_paused {
                 return Poll::Pending;
@@ -159,7 +175,12 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> Wire<IO> {
     /// Hands a message to its stream, or gives it to the session.
     fn take(&mut self, message: Bytes) -> Option<Arrived> {
         match FromClient::decode(&message) {
-            Ok(FromClient::Stream(frame)) => self.mux.deliver(frame),
+            Ok(FromClient::Stream(frame)) => {
+                let stream = self.mux.deliver(frame);
+                let is_last =
+                    |stream: &Arc<Shared>| self.delivered.last().is_some_and(|last| Arc::ptr_eq(last, stream));
+                self.delivered.extend(stream.filter(|stream| !is_last(stream)));
+            }
             Ok(FromClient::HeartbeatAck) => {
                 if let Some((stream, frames, bytes)) = self.unanswered.pop_front() {
                     stream.acknowledge(frames, bytes);

@@ -10,7 +10,6 @@ use retunnel_proto::{
 };
 use tokio::{
     io::AsyncWriteExt,
-    task::yield_now,
     time::timeout,
 };
 use tracing::debug;
@@ -39,8 +38,8 @@ use crate::{
 
 /// Bytes of an answer that are gathered into one write, while there are more.
 const GATHERED: usize = 64 * 1024;
-/// How long the end of a stream is waited for whose answer is complete by its length.
-const END_WITHIN: Duration = Duration::from_secs(1);
+/// How long the head of a short answer waits for its body, so that both leave together. Clients send them in two messages.
+const HEAD_WAITS: Duration = Duration::from_millis(5);
 /// Largest head of an answer as values; as text it must fit the limit of all heads.
 const MAX_META: usize = 2 * MAX_HEAD;
 /// What a header takes in a message beyond its text.
@@ -144,7 +143,11 @@ async fn request(
         watch(&mut from_visitor, received).await
     };
     let down = receive_answer(core, head, &stream, &mut to_visitor, progress);
-    both(up, down, progress).await
+    let visitor_reusable = both(up, down, progress).await?;
+    if progress.request_done() {
+        stream.let_go();
+    }
+    Ok(visitor_reusable)
 }
 
 /// An upper bound of the request's message.
@@ -312,11 +315,13 @@ async fn receive_answer(
     write::response(&head, answer, &mut out);
     let left = if let Framing::Length(length) = framing { length } else { 0 };
     let mut body = Body { framing, left, is_over: false };
-    // The body of a small answer is about to arrive; it goes with the head.
-    if left > 0 {
-        yield_now().await;
-    }
     let mut waited = None;
+    if (1..=GATHERED as u64).contains(&left) {
+        waited = match stream.try_next() {
+            Some(event) => Some(event),
+            None => timeout(HEAD_WAITS, stream.next()).await.ok().transpose().map_err(|_| Failure::Lost)?,
+        };
+    }
     while !body.is_over {
         while out.len() < GATHERED && !body.is_over {
             let Some(event) = waited.take().or_else(|| stream.try_next()) else { break };
@@ -341,20 +346,10 @@ async fn receive_answer(
             to_visitor.write_all(&out).await.map_err(|_| Failure::Cut)?;
             out = BytesMut::new();
         }
-        if body.is_over {
+        if body.is_over || body.is_complete() {
             break;
         }
-        waited = Some(if body.is_complete() {
-            match timeout(END_WITHIN, stream.next()).await {
-                Ok(Ok(event)) => event,
-                _ => break,
-            }
-        } else {
-            stream.next().await.map_err(|_| Failure::Cut)?
-        });
-        if body.is_complete() && matches!(waited, Some(StreamEvent::Reset { .. })) {
-            break;
-        }
+        waited = Some(stream.next().await.map_err(|_| Failure::Cut)?);
     }
     Ok(visitor_reusable && progress.request_done())
 }
