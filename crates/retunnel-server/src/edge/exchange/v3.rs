@@ -8,10 +8,7 @@ use retunnel_proto::{
     dialect::v3::{Assembly, HttpMeta, StreamEvent, StreamMode, StreamOpen, WireVersion},
     limits::{V3_MAX_FRAME_TO_V1, V3_MAX_REQUEST_BODY, V3_MAX_REQUEST_BODY_V1},
 };
-use tokio::{
-    io::AsyncWriteExt,
-    time::timeout,
-};
+use tokio::{io::AsyncWriteExt, time::timeout};
 use tracing::debug;
 
 use super::{
