@@ -16,7 +16,11 @@ use std::{
     task::{Context, Poll, ready},
 };
 
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use retunnel_link::{MaybeTcp, Way};
+use tokio::{
+    io::{AsyncRead, AsyncWrite, ReadBuf},
+    net::TcpStream,
+};
 
 pub(crate) use http1::Tap;
 
@@ -81,6 +85,29 @@ impl TappedSocket {
     /// What has arrived is acknowledged at once.
     pub(crate) fn acknowledge(&self) {
         self.socket.acknowledge();
+    }
+}
+
+impl MaybeTcp for TappedSocket {
+    fn tcp(&self) -> Option<&TcpStream> {
+        self.socket.tcp()
+    }
+
+    fn unseen(&self, way: Way) -> u64 {
+        self.tap.as_ref().map_or(u64::MAX, |tap| tap.unseen(side(way)))
+    }
+
+    fn skip(&mut self, way: Way, count: u64) {
+        if let Some(tap) = &mut self.tap {
+            tap.skip(side(way), count);
+        }
+    }
+}
+
+const fn side(way: Way) -> Side {
+    match way {
+        Way::Read => Side::Response,
+        Way::Written => Side::Request,
     }
 }
 

@@ -15,6 +15,8 @@ use std::{
 };
 
 use bytes::{Buf, Bytes, BytesMut};
+use retunnel_link::{Lane, MaybeTcp};
+use retunnel_proto::message::Token;
 use rustls::pki_types::ServerName;
 use socket2::SockRef;
 use tokio::{
@@ -223,10 +225,25 @@ impl Dialer {
 
     /// A connection that carries link frames from here on.
     pub(crate) async fn link(&self) -> Result<Socket, ConnectError> {
+        self.upgraded("").await
+    }
+
+    /// A connection that carries one bulk stream of a link.
+    pub(crate) async fn lane(&self, nonce: &Token) -> Result<Socket, ConnectError> {
+        let socket = self.upgraded(&format!("Authorization: Lane {}\r\n", nonce.expose())).await?;
+        if let Socket::Plain(socket) = &socket {
+            // Nothing waits behind a lane's bytes, and the kernel moves many at a time.
+            let _ = SockRef::from(socket).set_tcp_notsent_lowat(u32::MAX);
+        }
+        Ok(socket)
+    }
+
+    async fn upgraded(&self, headers: &str) -> Result<Socket, ConnectError> {
         let mut socket = self.connect().await?;
         let lost = |source| ConnectError::Unreachable { endpoint: self.endpoint.clone(), source };
         let request = format!(
-            "GET /api/v1/link HTTP/1.1\r\nHost: {}\r\nConnection: Upgrade\r\nUpgrade: retunnel\r\nUser-Agent: retunnel/{}\r\n\r\n",
+            "GET /api/v1/link HTTP/1.1\r\nHost: {}\r\nConnection: Upgrade\r\nUpgrade: retunnel\r\n\
+             User-Agent: retunnel/{}\r\n{headers}\r\n",
             self.endpoint.authority(),
             crate::VERSION,
         );
@@ -293,12 +310,31 @@ impl fmt::Debug for Socket {
     }
 }
 
-impl Socket {
+impl MaybeTcp for Socket {
     fn tcp(&self) -> Option<&TcpStream> {
         match self {
             Self::Plain(socket) => Some(socket),
+            _ => None,
+        }
+    }
+}
+
+impl From<Socket> for Lane {
+    fn from(socket: Socket) -> Self {
+        match socket {
+            Socket::Plain(socket) => Self::Tcp(socket),
+            other => Self::other(other),
+        }
+    }
+}
+
+impl Socket {
+    /// The TCP connection below, whatever stands above it.
+    fn below(&self) -> Option<&TcpStream> {
+        match self {
+            Self::Plain(socket) => Some(socket),
             Self::Tls(stream) => Some(stream.get_ref().0),
-            Self::Prefixed(_, inner) => inner.tcp(),
+            Self::Prefixed(_, inner) => inner.below(),
             #[cfg(unix)]
             Self::Unix(_) => None,
         }
@@ -306,7 +342,7 @@ impl Socket {
 
     /// Makes the end of the connection a reset instead of a clean end.
     pub(crate) fn abort(&self) {
-        if let Some(socket) = self.tcp() {
+        if let Some(socket) = self.below() {
             let _ = SockRef::from(socket).set_linger(Some(Duration::ZERO));
         }
     }
@@ -314,7 +350,7 @@ impl Socket {
     /// Acknowledges at once what has arrived; systems that have no such option do it when they want to.
     pub(crate) fn acknowledge(&self) {
         #[cfg(any(target_os = "linux", target_os = "android"))]
-        if let Some(socket) = self.tcp() {
+        if let Some(socket) = self.below() {
             let _ = SockRef::from(socket).set_tcp_quickack(true);
         }
     }

@@ -29,6 +29,10 @@ pub struct LinkConfig {
     pub max_buffered: usize,
     /// The same for all links of the process.
     pub budget: Arc<Budget>,
+    /// Bytes one direction of a stream moves on the link before the stream gets a connection of its own, where the peer
+    /// can open one. Default 512 KiB: a connection costs as much as some hundred KiB on the link, and most answers are
+    /// over by then.
+    pub lane_after: u64,
     /// Time between pings. Default 2 s.
     pub ping_interval: Duration,
     /// The link is given up when nothing was heard, or a ping was not answered, for so long. Default 6 s: with the 2 s
@@ -49,6 +53,7 @@ impl Default for LinkConfig {
             max_event_queue: 256,
             max_buffered: 64 * 1024 * 1024,
             budget: Arc::new(Budget::new(256 * 1024 * 1024)),
+            lane_after: 512 * 1024,
             ping_interval: Duration::from_secs(2),
             dead_after: Duration::from_secs(6),
             flush_on_close: Duration::from_millis(300),

@@ -11,8 +11,11 @@
 mod config;
 mod driver;
 mod error;
+mod lane;
 mod received;
 mod relay;
+#[cfg(target_os = "linux")]
+mod splice;
 mod state;
 mod stream;
 
@@ -30,7 +33,8 @@ use tokio::io::{AsyncRead, AsyncWrite};
 pub use config::{Budget, LinkConfig};
 pub use driver::Driver;
 pub use error::{LinkError, OpenError};
-pub use relay::{Pump, poll_relay};
+pub use lane::{Duplex, Lane};
+pub use relay::{MaybeTcp, Pump, Way, poll_relay, poll_splice_down, poll_splice_up};
 pub use stream::{LinkStream, StreamReset};
 
 use state::State;
@@ -64,6 +68,8 @@ pub enum LinkEvent {
         /// For people.
         reason: String,
     },
+    /// A bulk stream wants a lane: ask the client for one with this number ([`Link::add_lane`], server role only).
+    LaneWanted(u32),
 }
 
 /// Starts a link over `io`. Nothing moves until the [`Driver`] is polled; it ends when the link ends.
@@ -160,6 +166,26 @@ impl Link {
         wake(waker);
     }
 
+    /// Lets streams move to lanes ([`LinkEvent::LaneWanted`]): the peer can open them.
+    pub fn enable_lanes(&self) {
+        self.shared.lock().lanes.enabled = true;
+    }
+
+    /// A lane that was asked for is open. One that nobody asked for, or too late, is closed.
+    pub fn add_lane(&self, number: u32, lane: Lane) {
+        let mut wakers = Vec::new();
+        let mut state = self.shared.lock();
+        state.add_lane(number, lane, &mut wakers);
+        wakers.extend(state.driver_waker.take());
+        drop(state);
+        wakers.into_iter().for_each(std::task::Waker::wake);
+    }
+
+    /// A lane that was asked for will not come; streams stay on the link.
+    pub fn lane_failed(&self, number: u32) {
+        self.shared.lock().lane_failed(number);
+    }
+
     /// Raises the limit for control messages once the peer is authenticated.
     pub fn set_max_control(&self, bytes: usize) {
         self.shared.lock().max_control = bytes;
@@ -227,6 +253,7 @@ impl Events {
                     LinkEvent::Opened { open, stream: LinkStream::new(Arc::clone(&self.shared), id) }
                 }
                 state::QueuedEvent::GoAway(code, reason) => LinkEvent::GoAway { code, reason },
+                state::QueuedEvent::LaneWanted(number) => LinkEvent::LaneWanted(number),
             }))
         })
         .await

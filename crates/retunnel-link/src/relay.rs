@@ -8,7 +8,10 @@ use std::{
 };
 
 use bytes::{Buf, BytesMut};
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::{
+    io::{AsyncRead, AsyncWrite, ReadBuf},
+    net::TcpStream,
+};
 
 use crate::LinkStream;
 
@@ -21,14 +24,45 @@ thread_local! {
     static BUFFER: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
 }
 
+/// A socket that may be plain TCP: then the kernel can move its bytes.
+pub trait MaybeTcp {
+    /// The socket itself, when nothing stands between it and the bytes.
+    fn tcp(&self) -> Option<&TcpStream>;
+
+    /// Bytes that may be read, or written, without anybody looking at them. Default: all.
+    fn unseen(&self, _: Way) -> u64 {
+        u64::MAX
+    }
+
+    /// So many were.
+    fn skip(&mut self, _: Way, _count: u64) {}
+}
+
+/// What is done with a socket.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Way {
+    /// Bytes are read from it.
+    Read,
+    /// Bytes are written to it.
+    Written,
+}
+
+impl MaybeTcp for TcpStream {
+    fn tcp(&self) -> Option<&TcpStream> {
+        Some(self)
+    }
+}
+
 /// One direction of a relay.
 #[derive(Debug, Default)]
 pub struct Pump {
+    #[cfg(target_os = "linux")]
+    pub(crate) pipe: Option<crate::splice::Pipe>,
     /// Read but not yet taken by the writer.
-    pending: BytesMut,
-    ended: bool,
+    pub(crate) pending: BytesMut,
+    pub(crate) ended: bool,
     done: bool,
-    moved: u64,
+    pub(crate) moved: u64,
 }
 
 impl Pump {
@@ -42,6 +76,12 @@ impl Pump {
     #[must_use]
     pub const fn moved(&self) -> u64 {
         self.moved
+    }
+
+    /// Whether the reader has ended; what it gave may still be under way.
+    #[must_use]
+    pub const fn has_ended(&self) -> bool {
+        self.ended
     }
 
     /// Moves what can be moved; ready once the reader has ended and the writer was half-closed.
@@ -123,9 +163,42 @@ pub fn poll_relay<S>(
     down: &mut Pump,
 ) -> Poll<io::Result<()>>
 where
-    S: AsyncRead + AsyncWrite + Unpin,
+    S: AsyncRead + AsyncWrite + MaybeTcp + Unpin,
 {
-    let sent = up.poll(cx, socket, &mut stream)?;
-    let received = down.poll(cx, &mut stream, socket)?;
+    let sent = match poll_splice_up(cx, socket, stream, up, u64::MAX)? {
+        Poll::Ready(()) => up.poll(cx, socket, &mut stream)?,
+        Poll::Pending => Poll::Pending,
+    };
+    let received = match poll_splice_down(cx, stream, socket, down, u64::MAX)? {
+        Poll::Ready(()) => down.poll(cx, &mut stream, socket)?,
+        Poll::Pending => Poll::Pending,
+    };
     if sent.is_ready() && received.is_ready() { Poll::Ready(Ok(())) } else { Poll::Pending }
+}
+
+#[cfg(target_os = "linux")]
+pub use crate::splice::{poll_splice_down, poll_splice_up};
+
+/// Nothing is spliced here.
+#[cfg(not(target_os = "linux"))]
+pub fn poll_splice_up<S: MaybeTcp>(
+    _: &mut Context<'_>,
+    _: &mut S,
+    _: &LinkStream,
+    _: &mut Pump,
+    _: u64,
+) -> io::Result<Poll<()>> {
+    Ok(Poll::Ready(()))
+}
+
+/// Nothing is spliced here.
+#[cfg(not(target_os = "linux"))]
+pub fn poll_splice_down<S: MaybeTcp>(
+    _: &mut Context<'_>,
+    _: &LinkStream,
+    _: &mut S,
+    _: &mut Pump,
+    _: u64,
+) -> io::Result<Poll<()>> {
+    Ok(Poll::Ready(()))
 }

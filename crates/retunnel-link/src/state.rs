@@ -1,8 +1,11 @@
 //! What a link knows: its streams, what waits to be sent, what waits to be read. No I/O happens here; every method
 //! is called with the lock held and is short.
 
+pub(crate) mod lanes;
+
 use std::{
     collections::{HashMap, VecDeque},
+    sync::Arc,
     task::Waker,
     time::Duration,
 };
@@ -14,7 +17,8 @@ use retunnel_proto::{
 };
 use tokio::time::Instant;
 
-use crate::{LinkConfig, LinkError, OpenError, Role, received::Received};
+use self::lanes::{Lanes, Moving, Sending};
+use crate::{Lane, LinkConfig, LinkError, OpenError, Role, received::Received};
 
 /// Bytes of one stream that wait to be sent while the link is not crowded.
 const SEND_BUFFER: usize = 64 * 1024;
@@ -41,6 +45,7 @@ pub(crate) enum QueuedEvent {
     Control(Bytes),
     Opened(Open, u32),
     GoAway(ReasonCode, String),
+    LaneWanted(u32),
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -70,6 +75,8 @@ pub(crate) struct Stream {
     queued: bool,
     pub(crate) write_waker: Option<Waker>,
 
+    pub(crate) moving: Moving,
+
     reset: Option<(ReasonCode, String)>,
     /// No handle is left; the stream finishes by itself until then.
     detached_until: Option<Instant>,
@@ -90,14 +97,17 @@ impl Stream {
             send_end: SendEnd::Open,
             queued: false,
             write_waker: None,
+            moving: Moving::default(),
             reset: None,
             detached_until: None,
         }
     }
 
     fn wants_turn(&self) -> bool {
-        (!self.sending.is_empty() && self.send_credit > 0)
-            || (self.sending.is_empty() && self.send_end == SendEnd::Queued)
+        if !self.sending.is_empty() {
+            return self.send_credit > 0;
+        }
+        self.send_end == SendEnd::Queued || matches!(self.moving.sending, Sending::Queued { .. })
     }
 
     fn is_finished(&self) -> bool {
@@ -111,6 +121,8 @@ pub(crate) enum ReadOutcome {
     End,
     Reset(ReasonCode, String),
     Wait,
+    /// So many bytes at the most, from the lane.
+    Lane(Arc<Lane>, u64),
 }
 
 #[derive(Debug)]
@@ -121,6 +133,7 @@ pub(crate) struct State {
     /// `None` until the peer's hello was read; streams opened before start without credit.
     peer_window: Option<u32>,
     pub(crate) streams: HashMap<u32, Stream>,
+    pub(crate) lanes: Lanes,
     /// Id of the newest stream, 0 before the first.
     last_id: u32,
     turns: VecDeque<u32>,
@@ -155,6 +168,7 @@ impl State {
             max_control: config.max_control,
             peer_window: None,
             streams: HashMap::new(),
+            lanes: Lanes::default(),
             last_id: 0,
             turns: VecDeque::new(),
             waiting_to_send: 0,
@@ -255,7 +269,12 @@ impl State {
     }
 
     /// Room for bytes of this stream, 0 when the writer must wait.
-    pub(crate) fn write(&mut self, id: u32, bytes: &[u8]) -> Result<usize, (ReasonCode, String)> {
+    pub(crate) fn write(
+        &mut self,
+        id: u32,
+        bytes: &[u8],
+        wakers: &mut Vec<Waker>,
+    ) -> Result<usize, (ReasonCode, String)> {
         if let Some(error) = &self.ended {
             return Err((ReasonCode::CANCELLED, error.to_string()));
         }
@@ -272,8 +291,10 @@ impl State {
         let limit = if crowded { SEND_BUFFER_CROWDED } else { SEND_BUFFER };
         let room = limit.saturating_sub(stream.sending.len()).min(bytes.len());
         stream.sending.extend_from_slice(&bytes[..room]);
+        stream.moving.sent += room as u64;
         self.waiting_to_send += room;
         self.want_turn(id);
+        self.consider_lane(id, wakers);
         Ok(room)
     }
 
@@ -340,9 +361,19 @@ impl State {
         if !stream.wants_turn() {
             return 0;
         }
+        if stream.sending.is_empty()
+            && let Some(len) = self.moving_frame(id, head)
+        {
+            self.want_turn(id);
+            self.forget_if_finished(id);
+            return len;
+        }
+        let Some(stream) = self.streams.get_mut(&id) else { return 0 };
         let len = stream.sending.len().min(TURN).min(stream.send_credit as usize);
         stream.send_credit -= len as u32;
-        let fin = stream.send_end == SendEnd::Queued && len == stream.sending.len();
+        let fin = stream.send_end == SendEnd::Queued
+            && len == stream.sending.len()
+            && stream.moving.sending == Sending::OnLink;
         if fin {
             stream.send_end = SendEnd::Sent;
         }
@@ -393,7 +424,7 @@ impl State {
                 Err(LinkError::Protocol("data for a stream never opened"))
             };
         };
-        if stream.receive_ended {
+        if stream.receive_ended || stream.moving.receiving {
             return Err(LinkError::Protocol("data after the end of a stream"));
         }
         if header.len > stream.receive_credit {
@@ -411,6 +442,7 @@ impl State {
     /// Bytes of a data frame whose header passed [`Self::begin_data`].
     pub(crate) fn receive(&mut self, id: u32, bytes: &[u8], wakers: &mut Vec<Waker>) {
         let Some(stream) = self.streams.get_mut(&id) else { return };
+        stream.moving.arrived += bytes.len() as u64;
         if stream.detached_until.is_some() {
             stream.consumed += bytes.len() as u32;
             self.give_credit(id);
@@ -423,6 +455,7 @@ impl State {
         if !in_budget || self.buffered > self.config.max_buffered {
             self.reset_fullest(wakers);
         }
+        self.consider_lane(id, wakers);
     }
 
     pub(crate) fn receive_end(&mut self, id: u32, wakers: &mut Vec<Waker>) {
@@ -506,6 +539,9 @@ impl State {
                 }
                 self.urgent_frame(FrameKind::Ping, FLAG_ACK, 0, payload);
             }
+            FrameKind::Move => self.move_offered(id, payload, wakers)?,
+            FrameKind::Moved => self.moved(header, payload, wakers)?,
+            FrameKind::End => self.moved_end(id, payload, wakers)?,
             FrameKind::GoAway => {
                 let (code, reason) = native::decode_reason(payload)?;
                 if self.peer_going_away.is_none() {
@@ -525,10 +561,15 @@ impl State {
         self.peer_going_away.clone().unwrap_or(LinkError::ClosedByPeer)
     }
 
+    /// Whether a read would not wait for the link. A lane has to be asked itself.
     pub(crate) fn is_readable(&self, id: u32) -> bool {
         self.streams
             .get(&id)
             .is_none_or(|stream| stream.reset.is_some() || stream.receive_ended || !stream.received.is_empty())
+    }
+
+    pub(crate) fn is_reset(&self, id: u32) -> bool {
+        self.streams.get(&id).is_none_or(|stream| stream.reset.is_some())
     }
 
     pub(crate) fn read(&mut self, id: u32, into: &mut [u8]) -> ReadOutcome {
@@ -540,7 +581,10 @@ impl State {
             return ReadOutcome::Reset(*code, reason.clone());
         }
         if stream.received.is_empty() {
-            return if stream.receive_ended { ReadOutcome::End } else { ReadOutcome::Wait };
+            if stream.receive_ended {
+                return ReadOutcome::End;
+            }
+            return self.lane_to_read(id).map_or(ReadOutcome::Wait, |(lane, left)| ReadOutcome::Lane(lane, left));
         }
         let len = stream.received.read(into);
         stream.consumed += len as u32;
@@ -588,6 +632,7 @@ impl State {
     fn end_stream(&mut self, id: u32, code: ReasonCode, reason: String, keep_complete: bool, wakers: &mut Vec<Waker>) {
         let Some(stream) = self.streams.get_mut(&id) else { return };
         stream.reset = Some((code, reason));
+        stream.moving.lane = None;
         self.waiting_to_send -= stream.sending.len();
         stream.sending = BytesMut::new();
         if !(keep_complete && stream.receive_ended) {
@@ -636,6 +681,7 @@ impl State {
             .filter(|(_, stream)| stream.detached_until.is_some_and(|until| until <= now))
             .map(|(id, _)| *id)
             .collect();
+        self.reap_lanes(now);
         for id in late {
             self.reset_here(id, ReasonCode::CANCELLED, "not finished in time", wakers);
         }
@@ -647,6 +693,7 @@ impl State {
             && let Some(stream) = self.streams.remove(&id)
         {
             self.waiting_to_send -= stream.sending.len();
+            self.lane_is_free(&stream.moving);
         }
     }
 
@@ -662,6 +709,7 @@ impl State {
             }
         }
         self.ended = Some(error);
+        self.drop_lanes();
         self.turns.clear();
         self.control.clear();
         wakers.append(&mut self.control_waiters);

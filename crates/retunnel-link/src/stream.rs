@@ -4,14 +4,14 @@ use std::{
     io,
     pin::Pin,
     sync::Arc,
-    task::{Context, Poll},
+    task::{Context, Poll, ready},
 };
 
 use retunnel_proto::native::ReasonCode;
 use thiserror::Error;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
-use crate::{Shared, state::ReadOutcome, wake};
+use crate::{Lane, Shared, state::ReadOutcome, wake};
 
 /// One stream of a link.
 ///
@@ -63,9 +63,105 @@ impl LinkStream {
             if let Some(stream) = state.streams.get_mut(&self.id) {
                 stream.read_waker = Some(cx.waker().clone());
             }
-            Poll::Pending
+            match state.lane_to_read(self.id) {
+                Some((lane, _)) => lane.poll_readable(cx),
+                None => Poll::Pending,
+            }
         })
         .await;
+    }
+
+    /// Another exchange begins on this stream. Only what one exchange moves decides whether it is bulk.
+    pub fn begin_exchange(&self) {
+        self.shared.lock().begin_exchange(self.id);
+    }
+
+    /// Whether the stream has moved, or is about to.
+    #[must_use]
+    pub fn is_on_lane(&self) -> bool {
+        self.shared.lock().is_on_lane(self.id)
+    }
+
+    /// Whether the stream was reset or its link has ended.
+    #[must_use]
+    pub fn is_over(&self) -> bool {
+        self.shared.lock().is_reset(self.id)
+    }
+
+    /// Asks for a lane now: what is to come is known to be bulk.
+    pub fn expect_bulk(&self) {
+        let mut wakers = Vec::new();
+        let mut state = self.shared.lock();
+        state.want_lane(self.id, &mut wakers);
+        wakers.extend(state.driver_waker.take());
+        drop(state);
+        wakers.into_iter().for_each(std::task::Waker::wake);
+    }
+
+    /// The lane that this stream's next bytes come from, and the most bytes to take there. Reading it must be reported
+    /// ([`Self::arrived_on_lane`]).
+    pub(crate) fn poll_lane_to_read(&self, cx: &Context<'_>) -> Option<(Arc<Lane>, u64)> {
+        let mut state = self.shared.lock();
+        let found = state.lane_to_read(self.id)?;
+        if let Some(stream) = state.streams.get_mut(&self.id) {
+            // The count of all bytes, or a reset, comes over the link.
+            stream.read_waker = Some(cx.waker().clone());
+        }
+        Some(found)
+    }
+
+    pub(crate) fn arrived_on_lane(&self, count: usize) {
+        let mut wakers = Vec::new();
+        let mut state = self.shared.lock();
+        state.arrived_on_lane(self.id, count, &mut wakers);
+        if !wakers.is_empty() || count == 0 {
+            wakers.extend(state.driver_waker.take());
+        }
+        drop(state);
+        wakers.into_iter().for_each(std::task::Waker::wake);
+    }
+
+    /// The lane that this stream's next bytes go to. Writing it must be reported ([`Self::sent_on_lane`]).
+    pub(crate) fn poll_lane_to_write(&self, cx: &Context<'_>) -> Option<Arc<Lane>> {
+        let mut state = self.shared.lock();
+        let lane = state.lane_to_write(self.id)?;
+        if let Some(stream) = state.streams.get_mut(&self.id) {
+            stream.write_waker = Some(cx.waker().clone());
+        }
+        Some(lane)
+    }
+
+    pub(crate) fn sent_on_lane(&self, count: usize) {
+        self.shared.lock().sent_on_lane(self.id, count);
+    }
+
+    fn poll_read_lane(
+        &self,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+        (lane, left): (&Lane, u64),
+    ) -> Poll<io::Result<()>> {
+        let room = usize::try_from(left).unwrap_or(usize::MAX).min(buf.remaining());
+        let mut part = buf.take(room);
+        ready!(lane.poll_read(cx, &mut part))?;
+        let count = part.filled().len();
+        self.arrived_on_lane(count);
+        if count == 0 {
+            // Cut, or the count of all bytes is still on its way; the state knows.
+            let mut state = self.shared.lock();
+            return match state.read(self.id, &mut []) {
+                ReadOutcome::Reset(code, reason) => Poll::Ready(Err(reset_error(code, reason))),
+                _ => {
+                    if let Some(stream) = state.streams.get_mut(&self.id) {
+                        stream.read_waker = Some(cx.waker().clone());
+                    }
+                    Poll::Pending
+                }
+            };
+        }
+        let filled = buf.filled().len() + count;
+        buf.set_filled(filled);
+        Poll::Ready(Ok(()))
     }
 
     /// Ends both directions at once and tells the peer why.
@@ -110,6 +206,13 @@ impl AsyncRead for &LinkStream {
             }
             ReadOutcome::End => Poll::Ready(Ok(())),
             ReadOutcome::Reset(code, reason) => Poll::Ready(Err(reset_error(code, reason))),
+            ReadOutcome::Lane(lane, left) => {
+                if let Some(stream) = state.streams.get_mut(&self.id) {
+                    stream.read_waker = Some(cx.waker().clone());
+                }
+                drop(state);
+                self.poll_read_lane(cx, buf, (&lane, left))
+            }
             ReadOutcome::Wait => {
                 if let Some(stream) = state.streams.get_mut(&self.id) {
                     stream.read_waker = Some(cx.waker().clone());
@@ -125,8 +228,14 @@ impl AsyncWrite for &LinkStream {
         if buf.is_empty() {
             return Poll::Ready(Ok(0));
         }
+        if let Some(lane) = self.poll_lane_to_write(cx) {
+            let count = ready!(lane.poll_write(cx, buf))?;
+            self.sent_on_lane(count);
+            return Poll::Ready(Ok(count));
+        }
+        let mut wakers = Vec::new();
         let mut state = self.shared.lock();
-        match state.write(self.id, buf) {
+        match state.write(self.id, buf, &mut wakers) {
             Ok(0) => {
                 if let Some(stream) = state.streams.get_mut(&self.id) {
                     stream.write_waker = Some(cx.waker().clone());
@@ -134,21 +243,26 @@ impl AsyncWrite for &LinkStream {
                 Poll::Pending
             }
             Ok(len) => {
-                let waker = state.driver_waker.take();
+                wakers.extend(state.driver_waker.take());
                 drop(state);
-                wake(waker);
+                wakers.into_iter().for_each(std::task::Waker::wake);
                 Poll::Ready(Ok(len))
             }
             Err((code, reason)) => Poll::Ready(Err(reset_error(code, reason))),
         }
     }
 
-    fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
-        // Written bytes are in the driver's hands.
-        Poll::Ready(Ok(()))
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        // Bytes written to the link are in the driver's hands.
+        match self.poll_lane_to_write(cx) {
+            Some(lane) => lane.poll_flush(cx),
+            None => Poll::Ready(Ok(())),
+        }
     }
 
-    fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        // The end is told with the count of all bytes; they must be on their way.
+        ready!(self.as_mut().poll_flush(cx))?;
         let mut state = self.shared.lock();
         state.end_sending(self.id);
         let waker = state.driver_waker.take();

@@ -10,6 +10,9 @@
 //!
 //! Streams are opened by the server, one per visitor connection. Ids grow by one and wrap after 2^32; an id is not
 //! reused while either side still knows it.
+//!
+//! A stream that turns out to be bulk may move to a *lane*, a connection of its own, at an exact byte in each direction.
+//! Its half-closes and resets stay on the link, with counts, so that a lane that is cut never looks like an end.
 
 pub mod control;
 
@@ -29,6 +32,9 @@ pub const FLAG_FIN: u8 = 0x1;
 /// Flag of [`FrameKind::Ping`]: this is the answer.
 pub const FLAG_ACK: u8 = 0x1;
 
+/// Flag of [`FrameKind::Moved`]: the client has no such lane; the stream stays where it is.
+pub const FLAG_DECLINED: u8 = 0x1;
+
 /// What a frame is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(u8)]
@@ -47,6 +53,13 @@ pub enum FrameKind {
     Ping = 5,
     /// The sender wants to end the link: 4 bytes code, then a reason in UTF-8. Streams may finish.
     GoAway = 6,
+    /// The server offers to carry a stream on a lane, a connection of its own: 4 bytes number of the lane.
+    Move = 7,
+    /// The sender's bytes go on on the lane from here: 8 bytes count of those it sent on the link. The client answers
+    /// [`FrameKind::Move`] with it, then the server follows.
+    Moved = 8,
+    /// The sender will send nothing more on a stream that moved (half-close): 8 bytes count of all it sent.
+    End = 9,
 }
 
 impl FrameKind {
@@ -59,6 +72,9 @@ impl FrameKind {
             4 => Self::Reset,
             5 => Self::Ping,
             6 => Self::GoAway,
+            7 => Self::Move,
+            8 => Self::Moved,
+            9 => Self::End,
             _ => return None,
         })
     }
@@ -115,6 +131,9 @@ impl FrameHeader {
             FrameKind::Reset => ("reset frame", 4, 4 + limits::MAX_REASON, true),
             FrameKind::Ping => ("ping frame", 8, 8, false),
             FrameKind::GoAway => ("go-away frame", 4, 4 + limits::MAX_REASON, false),
+            FrameKind::Move => ("move frame", 4, 4, true),
+            FrameKind::Moved => ("moved frame", 8, 8, true),
+            FrameKind::End => ("end frame", 8, 8, true),
         };
         if len > max {
             return Err(DecodeError::TooLarge { what, size: len as u64, limit: max as u64 });

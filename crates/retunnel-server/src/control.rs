@@ -1,6 +1,7 @@
 //! Where clients arrive: requests for the base domain. A request that opens a session becomes a task of its own, all
 //! others are answered by the REST API.
 
+pub(crate) mod lanes;
 pub(crate) mod native;
 pub(crate) mod open;
 pub(crate) mod v2;
@@ -47,6 +48,9 @@ pub(crate) async fn serve(core: &Arc<Core>, mut socket: Socket, head: &RequestHe
     if !wants_link && !wants_socket {
         return rest(core, Rewind::new(received, socket), peer).await;
     }
+    if wants_link && let Some(nonce) = authorization(head, "lane") {
+        return lane(core, socket, &nonce, peer).await;
+    }
     let permit = core.gate.enter(peer.ip());
     tune(&socket);
     let this = Arc::clone(core);
@@ -57,7 +61,7 @@ pub(crate) async fn serve(core: &Arc<Core>, mut socket: Socket, head: &RequestHe
         }
         return;
     }
-    let token = bearer(head);
+    let token = authorization(head, "bearer");
     let is_control = path == b"/api/v1/ws/tunnel";
     let io = Rewind::new(received, socket);
     core.tasks.spawn(async move {
@@ -74,12 +78,29 @@ pub(crate) async fn serve(core: &Arc<Core>, mut socket: Socket, head: &RequestHe
     });
 }
 
-fn bearer(head: &RequestHead) -> Option<Token> {
+/// The secret of an `Authorization` header with this scheme.
+fn authorization(head: &RequestHead, wanted: &str) -> Option<Token> {
     let value = head.header("authorization")?;
     let text = std::str::from_utf8(value).ok()?;
     let (scheme, token) = text.split_once(' ')?;
-    scheme.eq_ignore_ascii_case("bearer").then(|| Token::new(token.trim()))
+    scheme.eq_ignore_ascii_case(wanted).then(|| Token::new(token.trim()))
 }
+
+/// A connection for one bulk stream of a session. Its nonce came over the session's link.
+async fn lane(core: &Core, mut socket: Socket, nonce: &Token, peer: SocketAddr) {
+    let Some(place) = core.lanes.take(nonce) else {
+        debug!(%peer, "unknown lane");
+        let _ = socket.write_all(NO_SUCH_LANE).await;
+        return;
+    };
+    socket.with(|socket| drop(SockRef::from(socket).set_tcp_congestion(b"bbr")));
+    if socket.write_all(SWITCHING).await.is_ok() {
+        place.fill(socket.into());
+    }
+}
+
+const NO_SUCH_LANE: &[u8] = b"HTTP/1.1 403 Forbidden\r\nConnection: close\r\nContent-Type: application/json\r\n\
+    Content-Length: 75\r\n\r\n{\"detail\":\"the lane is unknown, used or too late\",\"code\":\"lane_unavailable\"}";
 
 /// Socket options of a connection that carries many visitors. Each is a wish: a system that lacks one works without.
 fn tune(socket: &Socket) {

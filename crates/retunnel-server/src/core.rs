@@ -14,7 +14,7 @@ use tracing::error;
 use crate::{
     auth::{Account, Auth, AuthError},
     config::ServerConfig,
-    control::v3::Waiting,
+    control::{lanes::LaneDesk, v3::Waiting},
     hostnames::Hostnames,
     limits::{ConnectionGate, RateLimits},
     registry::Registry,
@@ -34,6 +34,8 @@ pub(crate) struct Core {
     pub(crate) hostnames: Arc<Hostnames>,
     pub(crate) rates: Arc<RateLimits>,
     pub(crate) gate: ConnectionGate,
+    /// Connections that sessions wait for.
+    pub(crate) lanes: LaneDesk,
     /// Visitors' connections that may still be accepted.
     pub(crate) visitors: Arc<Semaphore>,
     /// Received bytes that wait for their readers, over all links.

@@ -25,7 +25,7 @@ use tracing::{error, info, warn};
 use crate::{
     auth::Auth,
     config::ServerConfig,
-    control::v3::Waiting,
+    control::{lanes::LaneDesk, v3::Waiting},
     core::{BODY_PIECE, Core},
     edge::{accept, connection},
     hostnames::Hostnames,
@@ -108,6 +108,7 @@ impl Server {
             hostnames,
             rates,
             gate: ConnectionGate::new(limits),
+            lanes: LaneDesk::default(),
             visitors: Arc::new(Semaphore::new(limits.max_connections)),
             budget: Arc::new(Budget::new(limits.max_buffered)),
             waiting: Arc::new(Waiting::new(limits.max_buffered)),
@@ -220,6 +221,7 @@ async fn keep_up(core: Arc<Core>) {
             _ = tick.tick() => {
                 core.registry.sweep();
                 core.rates.sweep();
+                core.lanes.sweep();
             }
             () = core.stopping.cancelled() => return,
         }

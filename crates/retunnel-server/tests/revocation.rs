@@ -33,7 +33,7 @@ async fn session(server: SocketAddr, token: &Token, tasks: &mut JoinSet<LinkErro
     let (link, mut events, driver) = link(socket, Role::Client, config);
     tasks.spawn(driver);
     let auth = AuthMessage { token: Some(token.clone()), ..AuthMessage::default() };
-    let hello = FromClient::Hello(Hello { link_version: VERSION, window, auth });
+    let hello = FromClient::Hello(Hello { link_version: VERSION, window, lanes: false, auth });
     link.send_control(hello.encode().expect("encodes")).await.expect("sent");
     loop {
         match events.next().await {

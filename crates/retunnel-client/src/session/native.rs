@@ -3,14 +3,18 @@
 use bytes::Bytes;
 use retunnel_link::{Events as LinkEvents, Link, LinkConfig, LinkError, LinkEvent, LinkStream, Role, link};
 use retunnel_proto::{
+    DecodeError,
     message::{Auth, AuthResp, ClientMessage, CloseTunnel, ServerMessage, TunnelClosed},
     native::{
         self, ReasonCode,
-        control::{FromClient, FromServer, Hello, HelloResp, Open},
+        control::{FromClient, FromServer, Hello, HelloResp, LaneFailed, Open},
     },
 };
 use tokio::{sync::mpsc, task::JoinSet, time::timeout};
 use tracing::{debug, warn};
+
+/// Lanes dialled at a time.
+const MAX_DIALS: usize = 64;
 
 use super::{
     AUTH_WITHIN, CLOSE_WITHIN,
@@ -22,7 +26,7 @@ use crate::{
     error::{ConnectError, RelayError},
     event::SessionInfo,
     relay,
-    transport::Dialer,
+    transport::{Dialer, Socket},
 };
 
 /// A session that stands.
@@ -32,6 +36,9 @@ pub(crate) struct Session {
     /// Drives the link; ended with the session.
     _driver: JoinSet<LinkError>,
     relays: JoinSet<()>,
+    dialer: Dialer,
+    /// Lanes under way.
+    lanes: JoinSet<(u32, Result<Socket, ConnectError>)>,
 }
 
 /// Connects and authenticates.
@@ -44,7 +51,9 @@ pub(crate) async fn establish(dialer: &Dialer, auth: Auth) -> Result<(Session, S
     let mut drivers = JoinSet::new();
     drivers.spawn(driver);
     let lost = |source| ConnectError::Lost { endpoint: endpoint(), source };
-    send(&link, FromClient::Hello(Hello { link_version: native::VERSION, window, auth })).await.map_err(lost)?;
+    send(&link, FromClient::Hello(Hello { link_version: native::VERSION, window, lanes: true, auth }))
+        .await
+        .map_err(lost)?;
     // A farewell may overtake the refusal it belongs to.
     let first_message = async {
         loop {
@@ -70,7 +79,8 @@ pub(crate) async fn establish(dialer: &Dialer, auth: Auth) -> Result<(Session, S
                 server_version: welcome.server_version,
                 dialect: Dialect::Native,
             };
-            Ok((Session { link, events, _driver: drivers, relays: JoinSet::new() }, info))
+            let (dialer, relays, lanes) = (dialer.clone(), JoinSet::new(), JoinSet::new());
+            Ok((Session { link, events, _driver: drivers, relays, dialer, lanes }, info))
         }
         Ok(FromServer::Message(ServerMessage::AuthResp(AuthResp { result: Err(refusal) }))) => {
             Err(ConnectError::Refused { endpoint: endpoint(), refusal })
@@ -103,7 +113,7 @@ impl Session {
             // Every arm is cancel-safe.
             tokio::select! {
                 event = self.events.next() => match event {
-                    Some(LinkEvent::Control(payload)) => control(&mut tunnels, &payload),
+                    Some(LinkEvent::Control(payload)) => self.control(&mut tunnels, &payload),
                     Some(LinkEvent::Opened { open, stream }) => self.relay(&tunnels, &open, stream),
                     Some(LinkEvent::GoAway { code, reason }) => debug!(%code, reason, "the server is about to end the session"),
                     Some(_) => {}
@@ -114,6 +124,7 @@ impl Session {
                     Command::Close(key) => self.close(&mut tunnels, key).await,
                 },
                 Some(_) = self.relays.join_next() => {}
+                Some(Ok(opened)) = self.lanes.join_next() => self.lane(opened).await,
                 key = tunnels.due() => self.ask(&mut tunnels, key).await,
                 () = closing.cancelled() => {
                     self.link.close(ReasonCode::NONE, "the client was closed");
@@ -150,8 +161,31 @@ impl Session {
     }
 }
 
-fn control(tunnels: &mut Tunnels, payload: &Bytes) {
-    match FromServer::decode(payload) {
+impl Session {
+    fn control(&mut self, tunnels: &mut Tunnels, payload: &Bytes) {
+        match FromServer::decode(payload) {
+            Ok(FromServer::OpenLane(wanted)) if self.lanes.len() < MAX_DIALS => {
+                let dialer = self.dialer.clone();
+                self.lanes.spawn(async move { (wanted.lane, dialer.lane(&wanted.nonce).await) });
+            }
+            message => message_of(tunnels, message),
+        }
+    }
+
+    /// A lane is open, or it is not: then bulk streams stay on the link.
+    async fn lane(&self, (lane, opened): (u32, Result<Socket, ConnectError>)) {
+        match opened {
+            Ok(socket) => self.link.add_lane(lane, socket.into()),
+            Err(error) => {
+                debug!(%error, "no lane");
+                let _ = send(&self.link, FromClient::LaneFailed(LaneFailed { lane })).await;
+            }
+        }
+    }
+}
+
+fn message_of(tunnels: &mut Tunnels, message: Result<FromServer, DecodeError>) {
+    match message {
         Ok(FromServer::Message(ServerMessage::NewTunnel(tunnel))) => tunnels.opened(tunnel),
         Ok(FromServer::Message(ServerMessage::ErrorResp(error))) => {
             let refusal = error.refusal.clone();

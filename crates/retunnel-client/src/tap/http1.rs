@@ -104,7 +104,6 @@ impl Tap {
     }
 
     /// How many of the next bytes of a side need not be seen.
-    #[cfg_attr(not(test), expect(dead_code, reason = "for relays that move bytes within the kernel"))]
     pub(crate) fn unseen(&self, side: Side) -> u64 {
         let half = if side == Side::Request { &self.request } else { &self.response };
         let wanted = self.current(side).and_then(|open| open.exchange.as_ref()).is_some_and(|open| open.wants(side));
@@ -118,7 +117,6 @@ impl Tap {
     }
 
     /// Bytes have passed that were not seen; at most [`Tap::unseen`] of them.
-    #[cfg_attr(not(test), expect(dead_code, reason = "for relays that move bytes within the kernel"))]
     pub(crate) fn skip(&mut self, side: Side, count: u64) {
         if let Some(exchange) = self.current_mut(side).and_then(|open| open.exchange.as_mut()) {
             exchange.passed(side, count);

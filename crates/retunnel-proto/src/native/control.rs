@@ -10,7 +10,7 @@ use crate::{
     limits,
     message::{
         Auth, AuthResp, ClientMessage, CloseTunnel, ErrorResp, NewTunnel, Refusal, ReqTunnel, Requests, ServerMessage,
-        TunnelClosed, Welcome,
+        Token, TunnelClosed, Welcome,
     },
 };
 
@@ -21,6 +21,9 @@ pub struct Hello {
     pub link_version: u16,
     /// Bytes the server may send on each new stream before it gets credit.
     pub window: u32,
+    /// The client can open lanes.
+    #[serde(default)]
+    pub lanes: bool,
     /// Who is connecting.
     #[serde(flatten)]
     pub auth: Auth,
@@ -66,9 +69,26 @@ impl Open {
     }
 }
 
+/// The server asks for a lane: the client connects again and presents the nonce.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct OpenLane {
+    /// The lane's number on this link.
+    pub lane: u32,
+    /// Good for one connection of this session.
+    pub nonce: Token,
+}
+
+/// The client could not open a lane.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LaneFailed {
+    /// The lane's number on this link.
+    pub lane: u32,
+}
+
 #[derive(Serialize, Deserialize)]
 #[serde(tag = "type")]
 enum ToServer {
+    LaneFailed(LaneFailed),
     Auth(Hello),
     ReqTunnel(ReqTunnel),
     CloseTunnel(CloseTunnel),
@@ -77,6 +97,7 @@ enum ToServer {
 #[derive(Serialize, Deserialize)]
 #[serde(tag = "type")]
 enum ToClient {
+    OpenLane(OpenLane),
     AuthResp(HelloResp),
     AuthRefused(Refusal),
     NewTunnel(NewTunnel),
@@ -90,6 +111,8 @@ enum ToClient {
 pub enum FromClient {
     /// First message.
     Hello(Hello),
+    /// A lane was not opened.
+    LaneFailed(LaneFailed),
     /// Anything later.
     Message(ClientMessage),
 }
@@ -99,6 +122,8 @@ pub enum FromClient {
 pub enum FromServer {
     /// First message: the session stands.
     Hello(HelloResp),
+    /// A lane is wanted.
+    OpenLane(OpenLane),
     /// Anything else, a refusal of the session included.
     Message(ServerMessage),
 }
@@ -109,6 +134,7 @@ impl FromClient {
     pub fn encode(self) -> Option<Vec<u8>> {
         Some(to_map(&match self {
             Self::Hello(hello) => ToServer::Auth(hello),
+            Self::LaneFailed(failed) => ToServer::LaneFailed(failed),
             Self::Message(ClientMessage::ReqTunnel(message)) => ToServer::ReqTunnel(message),
             Self::Message(ClientMessage::CloseTunnel(message)) => ToServer::CloseTunnel(message),
             Self::Message(_) => return None,
@@ -120,9 +146,10 @@ impl FromClient {
     /// # Errors
     /// [`DecodeError::UnknownType`] for a message of a newer client, otherwise [`DecodeError::MessagePack`].
     pub fn decode(payload: &[u8]) -> Result<Self, DecodeError> {
-        known_type(payload, &["Auth", "ReqTunnel", "CloseTunnel"])?;
+        known_type(payload, &["Auth", "ReqTunnel", "CloseTunnel", "LaneFailed"])?;
         Ok(match from_map(payload)? {
             ToServer::Auth(hello) => Self::Hello(hello),
+            ToServer::LaneFailed(failed) => Self::LaneFailed(failed),
             ToServer::ReqTunnel(message) => Self::Message(ClientMessage::ReqTunnel(message)),
             ToServer::CloseTunnel(message) => Self::Message(ClientMessage::CloseTunnel(message)),
         })
@@ -135,6 +162,7 @@ impl FromServer {
     pub fn encode(self) -> Option<Vec<u8>> {
         Some(to_map(&match self {
             Self::Hello(hello) => ToClient::AuthResp(hello),
+            Self::OpenLane(lane) => ToClient::OpenLane(lane),
             Self::Message(ServerMessage::AuthResp(AuthResp { result: Err(refusal) })) => ToClient::AuthRefused(refusal),
             Self::Message(ServerMessage::NewTunnel(message)) => ToClient::NewTunnel(message),
             Self::Message(ServerMessage::ErrorResp(message)) => ToClient::ErrorResp(message),
@@ -149,9 +177,13 @@ impl FromServer {
     /// # Errors
     /// [`DecodeError::UnknownType`] for a message of a newer server, otherwise [`DecodeError::MessagePack`].
     pub fn decode(payload: &[u8]) -> Result<Self, DecodeError> {
-        known_type(payload, &["AuthResp", "AuthRefused", "NewTunnel", "ErrorResp", "TunnelClosed", "Requests"])?;
+        known_type(
+            payload,
+            &["AuthResp", "AuthRefused", "NewTunnel", "ErrorResp", "TunnelClosed", "Requests", "OpenLane"],
+        )?;
         Ok(match from_map(payload)? {
             ToClient::AuthResp(hello) => Self::Hello(hello),
+            ToClient::OpenLane(lane) => Self::OpenLane(lane),
             ToClient::AuthRefused(refusal) => Self::Message(ServerMessage::AuthResp(AuthResp { result: Err(refusal) })),
             ToClient::NewTunnel(message) => Self::Message(ServerMessage::NewTunnel(message)),
             ToClient::ErrorResp(message) => Self::Message(ServerMessage::ErrorResp(message)),
@@ -192,7 +224,7 @@ mod tests {
     use super::*;
     use crate::{
         id::RequestId,
-        message::{RefusalCode, RequestSummary, Token},
+        message::{RefusalCode, RequestSummary},
     };
 
     fn client_messages() -> Vec<FromClient> {
@@ -200,6 +232,7 @@ mod tests {
             FromClient::Hello(Hello {
                 link_version: 1,
                 window: 65_536,
+                lanes: true,
                 auth: Auth { token: Some(Token::new("rt_x")), os: "linux".into(), ..Auth::default() },
             }),
             FromClient::Message(ClientMessage::ReqTunnel(ReqTunnel {
@@ -212,6 +245,7 @@ mod tests {
                 local_origin: Some("http://localhost:5173".into()),
             })),
             FromClient::Message(ClientMessage::CloseTunnel(CloseTunnel { tunnel_id: TunnelId::from_text("tun-1") })),
+            FromClient::LaneFailed(LaneFailed { lane: 3 }),
         ]
     }
 
@@ -227,6 +261,7 @@ mod tests {
                     server_version: "0.1.0".into(),
                 },
             }),
+            FromServer::OpenLane(OpenLane { lane: 3, nonce: Token::new("n") }),
             FromServer::Message(ServerMessage::AuthResp(AuthResp { result: Err(refusal.clone()) })),
             FromServer::Message(ServerMessage::ErrorResp(ErrorResp { request_id: None, refusal: refusal.clone() })),
             FromServer::Message(ServerMessage::TunnelClosed(TunnelClosed {

@@ -19,7 +19,7 @@ use retunnel_proto::{
     },
     native::{
         self, ReasonCode,
-        control::{FromClient, FromServer, Hello, HelloResp, Open},
+        control::{FromClient, FromServer, Hello, HelloResp, Open, OpenLane},
     },
 };
 use tokio::{
@@ -102,6 +102,11 @@ impl NativeUpstream {
 
     /// Keeps a connection for the next request.
     pub(crate) fn keep(&self, stream: LinkStream) {
+        if stream.is_on_lane() {
+            // Its next requests are small as likely as not, and those ride together on the link.
+            return stream.finish();
+        }
+        stream.begin_exchange();
         let mut idle = self.lock();
         if idle.len() < MAX_IDLE {
             idle.push((stream, Instant::now()));
@@ -177,6 +182,9 @@ async fn session(
     drop(permit);
     link.set_max_control(MAX_CONTROL_MESSAGE);
     link.set_peer_window(hello.window);
+    if hello.lanes {
+        link.enable_lanes();
+    }
     let client_id = ClientId::random();
     let welcome =
         Welcome { client_id: client_id.clone(), account: account.email.clone(), server_version: crate::VERSION.into() };
@@ -278,6 +286,7 @@ impl Session {
                         self.core.registry.release(&tunnel);
                     }
                 }
+                Ok(FromClient::LaneFailed(failed)) => self.link.lane_failed(failed.lane),
                 Ok(_) => {
                     let refusal = Refusal::new(RefusalCode::InvalidRequest, "message not expected in this state");
                     self.answer(ServerMessage::ErrorResp(ErrorResp { request_id: None, refusal })).await;
@@ -288,6 +297,12 @@ impl Session {
                 }
             },
             LinkEvent::GoAway { code, .. } => self.clean = code == ReasonCode::NONE,
+            LinkEvent::LaneWanted(lane) => match self.core.lanes.ask(&self.link, lane) {
+                Some(nonce) => {
+                    let _ = send(&self.link, FromServer::OpenLane(OpenLane { lane, nonce })).await;
+                }
+                None => self.link.lane_failed(lane),
+            },
             _ => debug!("event of a newer link ignored"),
         }
     }

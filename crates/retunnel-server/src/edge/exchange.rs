@@ -56,6 +56,10 @@ const MAX_INTERIM: usize = 16;
 /// and wait for the answer; most are gone.
 const GONE_AFTER: Duration = Duration::from_secs(5);
 const BAD_BODY: EdgeError = EdgeError::BadRequest("the body does not follow its framing");
+/// A body of which so much is left is worth a look whether the kernel can move it.
+const SPLICE_FROM: u64 = 64 * 1024;
+/// A body of this length is bulk before its first byte.
+const BULK_FROM: u64 = 1024 * 1024;
 /// Room in front of a buffer's payload and behind it.
 const PAYLOAD_START: usize = CHUNK_HEAD;
 const PAYLOAD_ROOM: usize = BUFFER - CHUNK_HEAD - CHUNK_TAIL.len();
@@ -341,6 +345,9 @@ async fn send_request(
     let mut out = BytesMut::new();
     write::request(head, visitor, &mut out);
     let mut decoder = Decoder::new(head.body);
+    if matches!(head.body, Framing::Length(length) if length >= BULK_FROM) {
+        stream.expect_bulk();
+    }
     let mut to_stream = stream;
     // What arrived with the head goes with the head.
     let is_chunked = head.body == Framing::Chunked;
@@ -366,6 +373,18 @@ async fn send_request(
             return UpEnd::UpstreamClosed;
         }
         out = BytesMut::new();
+        if let Some(left) = decoder.sized_left().filter(|left| *left >= SPLICE_FROM && received.is_empty()) {
+            let patience = core.config.limits.body_timeout;
+            match relay::splice_up(from_visitor, stream, left, patience, |count| progress.add_up(count)).await {
+                Ok(count) => decoder.skip(count),
+                Err(error) if error.kind() == io::ErrorKind::TimedOut => {
+                    return UpEnd::Refused(EdgeError::RequestTimeout);
+                }
+                Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => return UpEnd::VisitorGone,
+                Err(_) if stream.is_over() => return UpEnd::UpstreamClosed,
+                Err(_) => return UpEnd::VisitorGone,
+            }
+        }
         if decoder.is_done() {
             break;
         }
@@ -470,6 +489,9 @@ async fn receive_answer(
     let answer = Answer { framing, keep_alive: visitor_reusable, visitor_is_http_11: request.is_http_11 };
     let is_chunked = framing == Framing::Chunked;
     let mut decoder = Decoder::new(head.body);
+    if matches!(head.body, Framing::Length(length) if length >= BULK_FROM) {
+        stream.expect_bulk();
+    }
     let mut out = BytesMut::with_capacity(head.len + rest.len() + 128);
     write::response(&head, answer, &mut out);
 
@@ -508,6 +530,13 @@ async fn pump_answer(
 ) -> Result<bool, Failure> {
     let mut from_stream = stream;
     while !decoder.is_done() {
+        if let Some(left) = decoder.sized_left().filter(|left| *left >= SPLICE_FROM) {
+            let count = relay::splice_down(stream, to_visitor, left, |count| progress.add_down(count)).await;
+            decoder.skip(count.map_err(|_| Failure::Cut)?);
+            if decoder.is_done() {
+                break;
+            }
+        }
         let room = PAYLOAD_START..PAYLOAD_START + PAYLOAD_ROOM;
         let (mut buffer, count) = Buffer::read(&mut from_stream, room).await.map_err(|_| Failure::Cut)?;
         if count == 0 {

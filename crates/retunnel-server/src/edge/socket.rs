@@ -9,6 +9,7 @@ use std::{
     time::Duration,
 };
 
+use retunnel_link::{Lane, MaybeTcp};
 use socket2::SockRef;
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
@@ -26,15 +27,6 @@ pub(crate) enum Socket {
 }
 
 impl Socket {
-    /// The socket itself, when its bytes are not encrypted.
-    #[expect(dead_code, reason = "for splice, which follows")]
-    pub(crate) const fn plain(&self) -> Option<&TcpStream> {
-        match self {
-            Self::Plain(socket) => Some(socket),
-            Self::Tls(_) => None,
-        }
-    }
-
     /// Makes the end of the connection visible as a failure: the peer gets a reset instead of a clean end.
     pub(crate) fn abort(&self) {
         // The socket is about to be closed; without the option it merely looks like a clean end.
@@ -62,6 +54,42 @@ impl Socket {
                 (ReadHalf::Plain(read), WriteHalf::Plain(write))
             }
             Self::Tls(stream) => (ReadHalf::Tls(stream), WriteHalf::Tls(stream)),
+        }
+    }
+}
+
+impl MaybeTcp for Socket {
+    fn tcp(&self) -> Option<&TcpStream> {
+        match self {
+            Self::Plain(socket) => Some(socket),
+            Self::Tls(_) => None,
+        }
+    }
+}
+
+impl MaybeTcp for ReadHalf<'_> {
+    fn tcp(&self) -> Option<&TcpStream> {
+        match self {
+            Self::Plain(socket) => Some(socket.as_ref()),
+            Self::Tls(_) => None,
+        }
+    }
+}
+
+impl MaybeTcp for WriteHalf<'_> {
+    fn tcp(&self) -> Option<&TcpStream> {
+        match self {
+            Self::Plain(socket) => Some(socket.as_ref()),
+            Self::Tls(_) => None,
+        }
+    }
+}
+
+impl From<Socket> for Lane {
+    fn from(socket: Socket) -> Self {
+        match socket {
+            Socket::Plain(socket) => Self::Tcp(socket),
+            encrypted @ Socket::Tls(_) => Self::other(encrypted),
         }
     }
 }

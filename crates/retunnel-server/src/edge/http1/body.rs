@@ -66,6 +66,22 @@ impl Decoder {
         matches!(self.state, State::Done | State::UntilClose)
     }
 
+    /// Bytes that are left of a body with a length; `None` for others.
+    pub(crate) fn sized_left(&self) -> Option<u64> {
+        match self.state {
+            State::Length(left) => Some(left),
+            _ => None,
+        }
+    }
+
+    /// So many bytes of a body with a length have passed unseen.
+    pub(crate) fn skip(&mut self, count: u64) {
+        if let State::Length(left) = self.state {
+            let left = left.saturating_sub(count);
+            self.state = if left == 0 { State::Done } else { State::Length(left) };
+        }
+    }
+
     /// Looks at the bytes that follow the last step. A step of zeros means that more are needed, or that the body is
     /// done.
     ///

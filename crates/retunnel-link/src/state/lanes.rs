@@ -1,0 +1,333 @@
+//! Which streams ride on lanes, and the moves between link and lane. No I/O happens here.
+
+use std::{
+    collections::{HashMap, VecDeque},
+    sync::Arc,
+    task::Waker,
+    time::Duration,
+};
+
+use retunnel_proto::native::{FLAG_DECLINED, FrameHeader, FrameKind, ReasonCode};
+use tokio::time::Instant;
+
+use super::{QueuedEvent, SendEnd, State};
+use crate::{Lane, LinkError, Role};
+
+/// Lanes of a link at a time, open, asked for or in use. More bulk streams than that stay on the link.
+pub(crate) const MAX_LANES: usize = 64;
+/// Lanes kept ready for the next bulk stream, once there was one.
+const SPARE: usize = 1;
+/// After so many failures in a row no more lanes are asked for on this link.
+const MAX_FAILURES: u32 = 3;
+/// A spare lane is closed after so long by the server. The client waits twice as long, so that it is never the first.
+const SPARE_FOR: Duration = Duration::from_secs(20);
+/// A lane that was asked for and did not come in this time is not waited for.
+pub(crate) const LANE_WITHIN: Duration = Duration::from_secs(10);
+
+/// The lanes of a link.
+#[derive(Debug, Default)]
+pub(crate) struct Lanes {
+    /// The peer can open them (server), or may be asked to (client).
+    pub(crate) enabled: bool,
+    spare: VecDeque<(u32, Arc<Lane>, Instant)>,
+    asked: HashMap<u32, Instant>,
+    in_use: usize,
+    failures: u32,
+    last: u32,
+    /// Streams that want a lane.
+    waiting: VecDeque<u32>,
+}
+
+/// How far one stream has moved.
+#[derive(Debug, Default)]
+pub(crate) struct Moving {
+    /// Offered to the client, no answer yet (server).
+    offered: Option<Arc<Lane>>,
+    pub(crate) lane: Option<Arc<Lane>>,
+    /// It was offered or is waiting for one; it asks only once.
+    wanted: bool,
+    /// Counts as using a lane.
+    counted: bool,
+    pub(crate) sending: Sending,
+    /// What we read next comes from the lane once the link's bytes are read.
+    pub(crate) receiving: bool,
+    /// All bytes of our direction so far, and of the peer's.
+    pub(crate) sent: u64,
+    pub(crate) arrived: u64,
+    /// Count of all bytes of the peer, once it has ended.
+    total: Option<u64>,
+    /// `sent` and `arrived` when the present exchange began.
+    since: (u64, u64),
+}
+
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Sending {
+    #[default]
+    OnLink,
+    /// New bytes go to the lane; the frame that says so waits behind the link's bytes.
+    Queued {
+        at: u64,
+    },
+    OnLane,
+}
+
+impl State {
+    /// A new exchange begins on the stream: what it moved before says nothing about the next one.
+    pub(crate) fn begin_exchange(&mut self, id: u32) {
+        if let Some(stream) = self.streams.get_mut(&id) {
+            let moving = &mut stream.moving;
+            moving.since = (moving.sent, moving.arrived);
+        }
+    }
+
+    pub(crate) fn is_on_lane(&self, id: u32) -> bool {
+        self.streams.get(&id).is_some_and(|stream| stream.moving.lane.is_some() || stream.moving.offered.is_some())
+    }
+
+    /// Looks whether the stream has become bulk.
+    pub(crate) fn consider_lane(&mut self, id: u32, wakers: &mut Vec<Waker>) {
+        if self.role != Role::Server || !self.lanes.enabled {
+            return;
+        }
+        let Some(stream) = self.streams.get(&id) else { return };
+        let moving = &stream.moving;
+        let moved = (moving.sent - moving.since.0).max(moving.arrived - moving.since.1);
+        if !moving.wanted && moved >= self.config.lane_after {
+            self.want_lane(id, wakers);
+        }
+    }
+
+    /// The stream is bulk.
+    pub(crate) fn want_lane(&mut self, id: u32, wakers: &mut Vec<Waker>) {
+        if self.role != Role::Server || !self.lanes.enabled {
+            return;
+        }
+        if let Some(stream) = self.streams.get_mut(&id)
+            && !stream.moving.wanted
+            && stream.reset.is_none()
+            && self.lanes.waiting.len() < MAX_LANES
+        {
+            stream.moving.wanted = true;
+            self.lanes.waiting.push_back(id);
+            self.offer_lanes(wakers);
+        }
+    }
+
+    /// Gives spare lanes to streams that wait for one, and asks for as many as are missing.
+    fn offer_lanes(&mut self, wakers: &mut Vec<Waker>) {
+        while let Some(id) = self.lanes.waiting.front().copied() {
+            let Some(stream) = self.streams.get_mut(&id).filter(|stream| !stream.is_finished()) else {
+                self.lanes.waiting.pop_front();
+                continue;
+            };
+            let Some((number, lane, _)) = self.lanes.spare.pop_front() else { break };
+            stream.moving.offered = Some(lane);
+            stream.moving.counted = true;
+            self.lanes.in_use += 1;
+            self.lanes.waiting.pop_front();
+            self.urgent_frame(FrameKind::Move, 0, id, &number.to_be_bytes());
+        }
+        let lanes = &mut self.lanes;
+        let have = lanes.spare.len() + lanes.asked.len();
+        let room = MAX_LANES.saturating_sub(have + lanes.in_use);
+        let missing = (lanes.waiting.len() + SPARE).saturating_sub(have).min(room);
+        let now = Instant::now();
+        for _ in 0..missing {
+            self.lanes.last = self.lanes.last.wrapping_add(1);
+            let number = self.lanes.last;
+            self.lanes.asked.insert(number, now);
+            self.push_event(QueuedEvent::LaneWanted(number), wakers);
+        }
+    }
+
+    /// A lane is open.
+    pub(crate) fn add_lane(&mut self, number: u32, lane: Lane, wakers: &mut Vec<Waker>) {
+        let expected = match self.role {
+            Role::Server => self.lanes.asked.remove(&number).is_some(),
+            Role::Client => self.lanes.spare.len() < MAX_LANES,
+        };
+        if expected && self.ended.is_none() {
+            self.lanes.failures = 0;
+            self.lanes.spare.push_back((number, Arc::new(lane), Instant::now()));
+            if self.role == Role::Server {
+                self.offer_lanes(wakers);
+            }
+        }
+    }
+
+    /// A lane will not come. Whoever waits for one stays on the link.
+    pub(crate) fn lane_failed(&mut self, number: u32) {
+        if self.lanes.asked.remove(&number).is_some() {
+            self.lanes.failures += 1;
+            if self.lanes.failures >= MAX_FAILURES {
+                self.lanes.enabled = false;
+                self.lanes.waiting.clear();
+            }
+        }
+    }
+
+    pub(crate) fn reap_lanes(&mut self, now: Instant) {
+        let patience = if self.role == Role::Server { SPARE_FOR } else { 2 * SPARE_FOR };
+        self.lanes.spare.retain(|(_, _, since)| now.duration_since(*since) < patience);
+        self.lanes.asked.retain(|_, since| now.duration_since(*since) < LANE_WITHIN);
+        let streams = &self.streams;
+        self.lanes.waiting.retain(|id| streams.get(id).is_some_and(|stream| !stream.is_finished()));
+    }
+
+    pub(crate) fn drop_lanes(&mut self) {
+        self.lanes = Lanes::default();
+    }
+
+    /// Called for every stream that is forgotten.
+    pub(crate) fn lane_is_free(&mut self, moving: &Moving) {
+        if moving.counted {
+            self.lanes.in_use = self.lanes.in_use.saturating_sub(1);
+        }
+    }
+
+    /// The server offers a lane (client).
+    pub(crate) fn move_offered(&mut self, id: u32, payload: &[u8], wakers: &mut Vec<Waker>) -> Result<(), LinkError> {
+        if self.role == Role::Server {
+            return Err(LinkError::Protocol("only the server offers lanes"));
+        }
+        let number = u32::from_be_bytes(payload.try_into().expect("the header's check made it 4 bytes"));
+        let at = self.lanes.spare.iter().position(|(known, ..)| *known == number);
+        let lane = at.and_then(|at| self.lanes.spare.remove(at)).map(|(_, lane, _)| lane);
+        let was_opened = self.was_opened(id);
+        match (lane, self.streams.get_mut(&id)) {
+            (Some(lane), Some(stream))
+                if stream.send_end == SendEnd::Open && stream.reset.is_none() && stream.moving.lane.is_none() =>
+            {
+                stream.moving.lane = Some(lane);
+                stream.moving.sending = Sending::Queued { at: stream.moving.sent };
+                wakers.extend(stream.write_waker.take());
+                self.want_turn(id);
+            }
+            (_, None) if !was_opened => return Err(LinkError::Protocol("a lane for a stream never opened")),
+            _ => self.urgent_frame(FrameKind::Moved, FLAG_DECLINED, id, &0_u64.to_be_bytes()),
+        }
+        Ok(())
+    }
+
+    /// The peer's bytes go on on the lane.
+    pub(crate) fn moved(
+        &mut self,
+        header: FrameHeader,
+        payload: &[u8],
+        wakers: &mut Vec<Waker>,
+    ) -> Result<(), LinkError> {
+        let id = header.stream;
+        let at = u64::from_be_bytes(payload.try_into().expect("the header's check made it 8 bytes"));
+        let is_server = self.role == Role::Server;
+        let Some(stream) = self.streams.get_mut(&id) else {
+            return if self.was_opened(id) { Ok(()) } else { Err(LinkError::Protocol("a stream never opened moved")) };
+        };
+        if stream.reset.is_some() {
+            return Ok(());
+        }
+        if header.flags & FLAG_DECLINED != 0 {
+            if stream.moving.offered.take().is_some() {
+                stream.moving.counted = false;
+                self.lanes.in_use = self.lanes.in_use.saturating_sub(1);
+            }
+            return Ok(());
+        }
+        if let Some(lane) = stream.moving.offered.take() {
+            stream.moving.lane = Some(lane);
+        }
+        if stream.moving.lane.is_none() || stream.moving.receiving || at != stream.moving.arrived {
+            return Err(LinkError::Protocol("a stream moved that was not to move, or at another byte"));
+        }
+        stream.moving.receiving = true;
+        wakers.extend(stream.read_waker.take());
+        if is_server && stream.send_end == SendEnd::Open {
+            stream.moving.sending = Sending::Queued { at: stream.moving.sent };
+            wakers.extend(stream.write_waker.take());
+            self.want_turn(id);
+        }
+        Ok(())
+    }
+
+    /// The peer has sent all of a direction that moved.
+    pub(crate) fn moved_end(&mut self, id: u32, payload: &[u8], wakers: &mut Vec<Waker>) -> Result<(), LinkError> {
+        let total = u64::from_be_bytes(payload.try_into().expect("the header's check made it 8 bytes"));
+        let Some(stream) = self.streams.get_mut(&id) else {
+            return if self.was_opened(id) { Ok(()) } else { Err(LinkError::Protocol("end of a stream never opened")) };
+        };
+        if stream.reset.is_some() {
+            return Ok(());
+        }
+        if !stream.moving.receiving || total < stream.moving.arrived || stream.moving.total.is_some() {
+            return Err(LinkError::Protocol("end of a stream that did not move, or before its bytes"));
+        }
+        stream.moving.total = Some(total);
+        wakers.extend(stream.read_waker.take());
+        if stream.moving.arrived == total {
+            self.receive_end(id, wakers);
+        } else if stream.detached_until.is_some() {
+            self.reset_here(id, ReasonCode::CANCELLED, "nobody reads the rest", wakers);
+        }
+        Ok(())
+    }
+
+    /// The lane to read from and the most bytes to take, where the next bytes come from one.
+    pub(crate) fn lane_to_read(&self, id: u32) -> Option<(Arc<Lane>, u64)> {
+        let stream = self.streams.get(&id)?;
+        let moving = &stream.moving;
+        if !moving.receiving || !stream.received.is_empty() || stream.receive_ended || stream.reset.is_some() {
+            return None;
+        }
+        let left = moving.total.map_or(u64::MAX, |total| total - moving.arrived);
+        moving.lane.clone().map(|lane| (lane, left))
+    }
+
+    /// Bytes were read from the lane; 0: it has ended, which must not be before the peer's count.
+    pub(crate) fn arrived_on_lane(&mut self, id: u32, count: usize, wakers: &mut Vec<Waker>) {
+        let Some(stream) = self.streams.get_mut(&id) else { return };
+        if count == 0 {
+            if stream.moving.total.is_some() {
+                self.reset_here(id, ReasonCode::CANCELLED, "the stream's lane was cut", wakers);
+            }
+            // Otherwise the end or the reset is still on its way.
+            return;
+        }
+        stream.moving.arrived += count as u64;
+        if stream.moving.total == Some(stream.moving.arrived) {
+            self.receive_end(id, wakers);
+        }
+    }
+
+    /// The lane to write to, where the next bytes go to one.
+    pub(crate) fn lane_to_write(&self, id: u32) -> Option<Arc<Lane>> {
+        let stream = self.streams.get(&id)?;
+        let on_lane =
+            stream.moving.sending != Sending::OnLink && stream.send_end == SendEnd::Open && stream.reset.is_none();
+        if on_lane { stream.moving.lane.clone() } else { None }
+    }
+
+    pub(crate) fn sent_on_lane(&mut self, id: u32, count: usize) {
+        if let Some(stream) = self.streams.get_mut(&id) {
+            stream.moving.sent += count as u64;
+        }
+    }
+
+    /// The frame that is due for a stream whose bytes on the link are sent: it moves, or it has ended on its lane.
+    pub(crate) fn moving_frame(&mut self, id: u32, head: &mut bytes::BytesMut) -> Option<usize> {
+        let stream = self.streams.get_mut(&id)?;
+        let (kind, number) = match (stream.moving.sending, stream.send_end) {
+            (Sending::Queued { at }, _) => {
+                stream.moving.sending = Sending::OnLane;
+                (FrameKind::Moved, at)
+            }
+            (Sending::OnLane, SendEnd::Queued) => {
+                stream.send_end = SendEnd::Sent;
+                (FrameKind::End, stream.moving.sent)
+            }
+            _ => return None,
+        };
+        let header = FrameHeader { kind, flags: 0, len: 8, stream: id };
+        head.extend_from_slice(&header.encode());
+        head.extend_from_slice(&number.to_be_bytes());
+        Some(super::HEADER_LEN + 8)
+    }
+}

@@ -1,0 +1,324 @@
+//! Streams that move to lanes over real sockets: the same bytes, in order, once, and an end only where there was one.
+
+#![expect(clippy::unwrap_used, reason = "a failed test says where")]
+
+use std::time::Duration;
+
+use proptest::prelude::*;
+use retunnel_link::{Events, Lane, Link, LinkConfig, LinkError, LinkEvent, LinkStream, Pump, Role, link, poll_relay};
+use retunnel_proto::{
+    TunnelId, TunnelProtocol,
+    native::{ReasonCode, control::Open},
+};
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::{TcpListener, TcpStream},
+    sync::mpsc,
+    task::JoinSet,
+};
+
+/// Two ends of a TCP connection.
+async fn pair() -> (TcpStream, TcpStream) {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let (here, there) = tokio::join!(TcpStream::connect(address), listener.accept());
+    (here.unwrap(), there.unwrap().0)
+}
+
+/// What happens to a lane that was asked for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Fate {
+    Opens,
+    /// Carried by something that is not plain TCP to the link.
+    OpensBoxed,
+    Fails,
+    /// The server has it, the client does not.
+    Unknown,
+    /// Both have it, and it is cut after so many bytes towards the client and back.
+    CutAfter(usize),
+}
+
+struct Ends {
+    server: Link,
+    client: Link,
+    opened: mpsc::Receiver<LinkStream>,
+    tasks: JoinSet<()>,
+}
+
+/// Two ends that open lanes as `fate` says, and move streams after `lane_after` bytes.
+async fn ends(lane_after: u64, fate: Fate) -> Ends {
+    let (a, b) = pair().await;
+    let config = || LinkConfig { lane_after, ..LinkConfig::default() };
+    let window = config().initial_window;
+    let (server, server_events, server_driver) = link(a, Role::Server, config());
+    let (client, client_events, client_driver) = link(b, Role::Client, config());
+    server.set_peer_window(window);
+    client.set_peer_window(window);
+    server.enable_lanes();
+    let mut tasks = JoinSet::new();
+    let ended = |_: LinkError| ();
+    tasks.spawn(async move { ended(server_driver.await) });
+    tasks.spawn(async move { ended(client_driver.await) });
+    tasks.spawn(open_lanes(server.clone(), client.clone(), server_events, fate));
+    let (sender, opened) = mpsc::channel(16);
+    tasks.spawn(hand_over(client_events, sender));
+    Ends { server, client, opened, tasks }
+}
+
+async fn hand_over(mut events: Events, sender: mpsc::Sender<LinkStream>) {
+    while let Some(event) = events.next().await {
+        if let LinkEvent::Opened { stream, .. } = event {
+            let _ = sender.send(stream).await;
+        }
+    }
+}
+
+async fn open_lanes(server: Link, client: Link, mut events: Events, fate: Fate) {
+    let mut cutters = JoinSet::new();
+    while let Some(event) = events.next().await {
+        let LinkEvent::LaneWanted(number) = event else { continue };
+        if fate == Fate::Fails {
+            server.lane_failed(number);
+            continue;
+        }
+        let (here, there) = pair().await;
+        match fate {
+            Fate::OpensBoxed => {
+                client.add_lane(number, Lane::other(there));
+                server.add_lane(number, Lane::other(here));
+            }
+            Fate::CutAfter(bytes) => {
+                let (middle, far) = pair().await;
+                cutters.spawn(cut_after(there, middle, bytes));
+                client.add_lane(number, Lane::Tcp(far));
+                server.add_lane(number, Lane::Tcp(here));
+            }
+            _ => {
+                if fate == Fate::Opens {
+                    client.add_lane(number, Lane::Tcp(there));
+                }
+                server.add_lane(number, Lane::Tcp(here));
+            }
+        }
+    }
+}
+
+/// Passes so many bytes of both directions together, then closes both sides as cleanly as it gets.
+async fn cut_after(mut a: TcpStream, mut b: TcpStream, mut left: usize) {
+    let (mut from_a, mut from_b) = (vec![0; 4096], vec![0; 4096]);
+    while left > 0 {
+        let (ahead, back) = (left.min(4096), left.min(4096));
+        tokio::select! {
+            count = a.read(&mut from_a[..ahead]) => {
+                let count = count.unwrap_or(0);
+                if count == 0 || b.write_all(&from_a[..count]).await.is_err() { return }
+                left -= count;
+            }
+            count = b.read(&mut from_b[..back]) => {
+                let count = count.unwrap_or(0);
+                if count == 0 || a.write_all(&from_b[..count]).await.is_err() { return }
+                left -= count;
+            }
+        }
+    }
+}
+
+impl Ends {
+    async fn stream(&mut self) -> (LinkStream, LinkStream) {
+        let open = Open { tunnel: TunnelId::from_text("t"), protocol: TunnelProtocol::Tcp, visitor: String::new() };
+        let here = self.server.open(&open).unwrap();
+        (here, self.opened.recv().await.unwrap())
+    }
+}
+
+fn payload(len: usize, seed: u8) -> Vec<u8> {
+    (0..len).map(|i| (i as u8).wrapping_mul(31).wrapping_add((i >> 8) as u8).wrapping_add(seed)).collect()
+}
+
+async fn write(mut stream: &LinkStream, bytes: &[u8], piece: usize) -> std::io::Result<()> {
+    for part in bytes.chunks(piece) {
+        stream.write_all(part).await?;
+    }
+    stream.shutdown().await
+}
+
+/// What can be read, and whether the end came.
+async fn read(mut stream: &LinkStream) -> (Vec<u8>, bool) {
+    let mut got = Vec::new();
+    let ended = stream.read_to_end(&mut got).await.is_ok();
+    (got, ended)
+}
+
+async fn bytes_pass(fate: Fate, lane_after: u64) {
+    let mut ends = ends(lane_after, fate).await;
+    let (visitor, local) = ends.stream().await;
+    let (question, answer) = (payload(3_000_000, 1), payload(5_000_000, 2));
+    let (sent, (asked, asked_all), answered, (got, got_all)) =
+        tokio::join!(write(&visitor, &question, 50_000), read(&local), write(&local, &answer, 70_000), read(&visitor));
+    sent.unwrap();
+    answered.unwrap();
+    assert!(asked_all && asked == question, "{fate:?}: {} bytes of the question", asked.len());
+    assert!(got_all && got == answer, "{fate:?}: {} bytes of the answer", got.len());
+    let moved = matches!(fate, Fate::Opens | Fate::OpensBoxed);
+    assert_eq!(visitor.is_on_lane(), moved, "{fate:?}");
+    drop((visitor, local));
+    while ends.server.stream_count() + ends.client.stream_count() > 0 {
+        tokio::task::yield_now().await;
+    }
+}
+
+#[tokio::test]
+async fn bytes_and_half_closes_pass_whatever_becomes_of_the_lane() {
+    for fate in [Fate::Opens, Fate::OpensBoxed, Fate::Fails, Fate::Unknown] {
+        for lane_after in [1, 100_000, 1_000_000] {
+            bytes_pass(fate, lane_after).await;
+        }
+    }
+}
+
+#[tokio::test]
+async fn one_direction_goes_on_after_the_other_has_ended() {
+    let mut ends = ends(10_000, Fate::Opens).await;
+    let (visitor, local) = ends.stream().await;
+    write(&visitor, b"question", 100).await.unwrap();
+    assert_eq!(read(&local).await, (b"question".to_vec(), true));
+    let answer = payload(4_000_000, 3);
+    let (sent, got) = tokio::join!(write(&local, &answer, 64_000), read(&visitor));
+    sent.unwrap();
+    assert!(got == (answer, true));
+    assert!(visitor.is_on_lane());
+}
+
+#[tokio::test]
+async fn a_reset_ends_a_stream_on_its_lane_for_both() {
+    let mut ends = ends(1_000, Fate::Opens).await;
+    let (visitor, local) = ends.stream().await;
+    let data = payload(600_000, 4);
+    let mut got = vec![0; data.len()];
+    let (sent, received) = tokio::join!(async { (&mut &visitor).write_all(&data).await }, async {
+        (&mut &local).read_exact(&mut got).await
+    });
+    sent.unwrap();
+    received.unwrap();
+    visitor.reset(ReasonCode::CANCELLED, "gone");
+    let error = (&mut &local).read_u8().await.unwrap_err();
+    assert!(error.to_string().contains("gone"), "{error}");
+    drop(local);
+    while ends.server.stream_count() + ends.client.stream_count() > 0 {
+        tokio::task::yield_now().await;
+    }
+}
+
+#[tokio::test]
+async fn the_end_of_the_link_is_no_end_of_its_streams() {
+    let mut ends = ends(1_000, Fate::Opens).await;
+    let (visitor, local) = ends.stream().await;
+    let data = payload(600_000, 5);
+    let mut got = vec![0; data.len()];
+    let (sent, received) = tokio::join!(async { (&mut &local).write_all(&data).await }, async {
+        (&mut &visitor).read_exact(&mut got).await
+    });
+    sent.unwrap();
+    received.unwrap();
+    assert!(visitor.is_on_lane());
+    ends.tasks.shutdown().await;
+    assert_eq!(read(&visitor).await, (Vec::new(), false));
+    assert_eq!(read(&local).await, (Vec::new(), false));
+}
+
+#[tokio::test]
+async fn relays_between_plain_sockets_move_the_same_bytes() {
+    let mut ends = ends(50_000, Fate::Opens).await;
+    let (here, there) = ends.stream().await;
+    let ((visitor, mut visitor_side), (mut local_side, local)) = (pair().await, pair().await);
+    let mut relays = JoinSet::new();
+    relays.spawn(relay(visitor, here));
+    relays.spawn(relay(local, there));
+    let (question, answer) = (payload(20_000_000, 6), payload(30_000_000, 7));
+    let (mut asked, mut got) = (Vec::new(), Vec::new());
+    let (mut visitor_reads, mut visitor_writes) = visitor_side.split();
+    let (mut local_reads, mut local_writes) = local_side.split();
+    tokio::join!(
+        async {
+            visitor_writes.write_all(&question).await.unwrap();
+            visitor_writes.shutdown().await.unwrap();
+        },
+        async { local_reads.read_to_end(&mut asked).await.unwrap() },
+        async {
+            local_writes.write_all(&answer).await.unwrap();
+            local_writes.shutdown().await.unwrap();
+        },
+        async { visitor_reads.read_to_end(&mut got).await.unwrap() },
+    );
+    assert!(asked == question && got == answer);
+    while let Some(moved) = relays.join_next().await {
+        assert_eq!(moved.unwrap().unwrap(), (20_000_000, 30_000_000));
+    }
+}
+
+/// Bytes towards and from the local service, in this order whichever end it is.
+async fn relay(mut socket: TcpStream, stream: LinkStream) -> std::io::Result<(u64, u64)> {
+    let (mut up, mut down) = (Pump::default(), Pump::default());
+    std::future::poll_fn(|cx| poll_relay(cx, &mut socket, &stream, &mut up, &mut down)).await?;
+    Ok((up.moved().min(down.moved()), up.moved().max(down.moved())))
+}
+
+#[tokio::test]
+async fn only_so_many_streams_move_and_the_others_stay() {
+    let mut ends = ends(1_000, Fate::Opens).await;
+    let mut work = JoinSet::new();
+    for n in 0..150 {
+        let (visitor, local) = ends.stream().await;
+        work.spawn(async move {
+            let data = payload(200_000, n);
+            let (sent, got) = tokio::join!(write(&local, &data, 9_000), read(&visitor));
+            sent.unwrap();
+            assert!(got == (data, true));
+        });
+    }
+    while let Some(done) = work.join_next().await {
+        done.unwrap();
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(40))]
+
+    /// A lane that dies, cleanly or not, at any byte: what was read is a part from the start, and it never looks whole.
+    #[test]
+    fn a_lane_cut_anywhere_never_makes_a_short_transfer_look_whole(
+        after in 0_usize..2_500_000, lane_after in 1_u64..500_000, down in any::<bool>()
+    ) {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        runtime.block_on(async {
+            let mut ends = ends(lane_after, Fate::CutAfter(after)).await;
+            let (visitor, local) = ends.stream().await;
+            let data = payload(2_000_000, 8);
+            let (from, to) = if down { (&local, &visitor) } else { (&visitor, &local) };
+            let outcome = tokio::time::timeout(Duration::from_secs(20), async {
+                tokio::join!(
+                    async {
+                        let sent = write(from, &data, 30_000).await;
+                        if sent.is_err() {
+                            // As a relay does: nobody takes a cut transfer for a complete one.
+                            ends.client.close(ReasonCode::CANCELLED, "the writer failed");
+                        }
+                        sent
+                    },
+                    async {
+                        let got = read(to).await;
+                        if !got.1 {
+                            ends.server.close(ReasonCode::CANCELLED, "the reader failed");
+                        }
+                        got
+                    }
+                )
+            })
+            .await;
+            let (_, (got, whole)) = outcome.expect("both sides notice");
+            assert!(data.starts_with(&got), "{} bytes are not a part from the start", got.len());
+            assert_eq!(whole, got.len() == data.len(), "{} of {}", got.len(), data.len());
+            Ok::<_, TestCaseError>(())
+        })?;
+    }
+}
