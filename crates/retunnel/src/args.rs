@@ -291,6 +291,9 @@ pub(crate) struct ServerArgs {
     /// Seconds running transfers have to finish when the server stops [default: 20]
     #[arg(long, env = "RETUNNEL_SERVER_GRACE_PERIOD", value_name = "SECONDS")]
     pub(crate) grace_period: Option<f64>,
+    /// Threads that serve; one costs least for each request, more serve more of them [default: half the cores]
+    #[arg(long, env = "RETUNNEL_SERVER_THREADS", value_name = "NUMBER", value_parser = clap::value_parser!(u16).range(1..=1024))]
+    pub(crate) threads: Option<u16>,
 }
 
 #[cfg(feature = "server")]
