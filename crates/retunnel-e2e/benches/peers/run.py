@@ -1,0 +1,190 @@
+"""Compares the tunnel with its peers: `make bench` (quick, about 2 minutes) or `make bench-full`.
+
+Contenders take turns within a round (A B C A B C …), so that noise of the machine hits all alike. Printed are medians,
+and medians of the ratios to `--base` within each round. CPU is what the contender's processes used (server and client),
+read from /proc/PID/task/*/schedstat.
+"""
+
+import argparse
+import json
+import os
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import contenders as c
+import loads as l
+
+
+def rows(seconds):
+    """name -> (origin, contenders, measure)"""
+    http = [c.Retunnel, c.Rathole, c.Bore, c.Nginx, c.Nginx2, c.Haproxy2]
+    post = Path(tempfile.gettempdir()) / f"bench-post-{os.getpid()}.lua"
+    post.write_text('wrk.method = "POST"\nwrk.body = string.rep("x", 16384)\n')
+    tcp = [c.RetunnelTcp, c.Splice2, c.Rathole, c.Bore, c.Haproxy2Tcp]
+    few = [c.Retunnel, c.Rathole, c.Bore]
+    found = {
+        "http-64": ("http", http, lambda x: l.wrk(x, 64, seconds)),
+        "http-1": ("http", http, lambda x: l.wrk(x, 1, seconds)),
+        "http-512": ("http", http, lambda x: l.wrk(x, 512, seconds)),
+        "http-16k": ("http", few, lambda x: l.wrk(x, 64, seconds, "/16k")),
+        "http-256k": ("http", few, lambda x: l.wrk(x, 64, seconds, "/256k")),
+        "http-post-16k": ("http", few, lambda x: l.wrk(x, 64, seconds, "/post", script=post)),
+        "http-new": ("http", http, lambda x: l.wrk(x, 64, seconds, close=True)),
+        "tcp-1-down": ("bulk", tcp, lambda x: l.bulk(x, 1, "D", seconds)),
+        "tcp-8-down": ("bulk", tcp, lambda x: l.bulk(x, 8, "D", seconds)),
+        "tcp-1-up": ("bulk", tcp, lambda x: l.bulk(x, 1, "U", seconds)),
+        "tcp-8-up": ("bulk", tcp, lambda x: l.bulk(x, 8, "U", seconds)),
+        "http-bulk-down": ("http", few, lambda x: l.http_bulk(x, "D")),
+        "http-bulk-up": ("bulk", few, lambda x: l.http_bulk(x, "U")),
+        "beside-nothing": ("http", few, lambda x: l.wrk(x, 4, seconds)),
+        "beside-saturating": ("http", few, lambda x: beside(x, seconds, rate=None)),
+        "beside-100MB/s": ("http", few, lambda x: beside(x, seconds, rate=1e8)),
+        "beside-stalled": ("http", few, lambda x: beside(x, seconds, streams=8, rate=0)),
+        "tls-http-64": ("http", [c.RetunnelTls, c.RatholeTls], lambda x: l.wrk(x, 64, seconds)),
+        "tls-tcp-1-down": ("bulk", [c.RetunnelTcpTls, c.RatholeTls], lambda x: l.bulk(x, 1, "D", seconds)),
+        "tls-tcp-1-up": ("bulk", [c.RetunnelTcpTls, c.RatholeTls], lambda x: l.bulk(x, 1, "U", seconds)),
+    }
+    return found
+
+
+# Scenarios that start their own processes.
+FRESH = {
+    "memory-1000": ([c.Retunnel, c.Rathole, c.Bore, c.Nginx2], lambda x: memory(x, 1000)),
+    "memory-9500": ([c.Retunnel, c.Rathole, c.Bore, c.Nginx2], lambda x: memory(x, 9500)),
+    "cold-start": ([c.Retunnel, c.Rathole, c.Bore], lambda x: cold_start(x)),
+}
+
+QUICK = ["http-64", "http-1", "http-new", "tcp-1-down", "tcp-8-up", "http-bulk-down", "beside-saturating", "memory-1000", "cold-start"]
+
+
+def beside(contender, seconds, streams=1, rate=None):
+    background = l.Background(contender, streams, rate)
+    try:
+        return l.wrk(contender, 4, seconds)
+    finally:
+        background.end()
+
+
+def memory(contender, count):
+    contender.start()
+    start = contender.memory()
+    idle = l.Idle(contender, count)
+    time.sleep(6)
+    waiting = contender.memory()
+    idle.end()
+    if isinstance(contender, c.Retunnel):
+        l.wrk(contender, 64, 2)
+    time.sleep(30)
+    return {"start": start / 1024, "kib": (waiting - start) / count, "after": contender.memory() / 1024}
+
+
+def cold_start(contender):
+    """Client start to the first 200; the account is known and the server runs."""
+    contender.start()
+    client = contender.processes[-1]
+    client.terminate()
+    client.wait()
+    times = []
+    for _ in range(20):
+        contender.processes = contender.processes[:-1]
+        started = time.monotonic()
+        begin_client(contender)
+        l.first_answer(contender)
+        times.append((time.monotonic() - started) * 1000)
+        contender.processes[-1].terminate()
+        contender.processes[-1].wait()
+        time.sleep(0.05)
+    return {"ms": l.median(times)}
+
+
+def begin_client(contender):
+    waiting, c.wait_until = c.wait_until, lambda *_: None
+    try:
+        if isinstance(contender, c.Retunnel):
+            contender.spawn(
+                c.RETUNNEL, "--quiet", "--log-level", "warn", "http", str(contender.origin), "--server",
+                f"127.0.0.1:{contender.server_port}", "--subdomain", "bench")
+        else:
+            contender.start_client()
+    finally:
+        c.wait_until = waiting
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("rows", nargs="*", help="rows to measure (default: the quick set); `all` for all")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--seconds", type=int, default=2, help="of each run")
+    parser.add_argument("--only", help="contenders, comma-separated")
+    parser.add_argument("--base", default="rathole", help="what ratios are taken to")
+    parser.add_argument("--out", help="also append every run to this file as JSON lines")
+    options = parser.parse_args()
+    known = rows(options.seconds)
+    wanted = options.rows or QUICK
+    if wanted == ["all"]:
+        wanted = [*known, *FRESH]
+    origin = l.Origin()
+    out = open(options.out, "a") if options.out else None
+    try:
+        for row in wanted:
+            if row in FRESH:
+                classes, measure = FRESH[row]
+                kind, fresh = "http", True
+            elif row in known:
+                kind, classes, measure = known[row]
+                fresh = False
+            else:
+                sys.exit(f"no row {row}; there are {', '.join([*known, *FRESH])}")
+            if options.only:
+                classes = [x for x in classes if x.name in options.only.split(",")]
+            port = origin.http if kind == "http" else origin.bulk.port
+            results = run(row, classes, measure, port, 1 if fresh else options.rounds, fresh, out)
+            show(row, results, options.base)
+    finally:
+        origin.stop()
+
+
+def run(row, classes, measure, port, rounds, fresh, out):
+    results = {x.name: [] for x in classes}
+    running = []
+    try:
+        if not fresh:
+            running = [x(port).start() for x in classes]
+            for contender in running:
+                measure(contender)
+        for _ in range(rounds):
+            for n, x in enumerate(classes):
+                contender = x(port) if fresh else running[n]
+                try:
+                    result = measure(contender)
+                finally:
+                    if fresh:
+                        contender.stop()
+                results[x.name].append(result)
+                if out:
+                    out.write(json.dumps({"row": row, "contender": x.name, **result}) + "\n")
+                    out.flush()
+    finally:
+        for contender in running:
+            contender.stop()
+    return results
+
+
+def show(row, results, base):
+    names = sorted({key for runs in results.values() for run in runs for key in run})
+    base = base if base in results else next(iter(results))
+    print(f"\n{row}  (ratios to {base})")
+    for contender, runs in results.items():
+        cells = []
+        for name in names:
+            value = l.median([run[name] for run in runs])
+            ratios = [run[name] / other[name] for run, other in zip(runs, results[base]) if other[name]]
+            ratio = f" ({l.median(ratios):.2f})" if ratios and contender != base else ""
+            cells.append(f"{name} {value:.2f}{ratio}")
+        print(f"  {contender:14}{'  '.join(cells)}", flush=True)
+
+
+if __name__ == "__main__":
+    main()
