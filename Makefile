@@ -13,7 +13,7 @@ COVERAGE_MIN ?= 85
 export RETUNNEL_TEST_VENVS := $(VENVS)
 export RETUNNEL_TEST_CLIENTS := $(PYTHON_CLIENTS)
 
-.PHONY: help install-dev test test-quick test-verbose format format-check lint typecheck check build demo bench fuzz \
+.PHONY: help install-dev test test-quick test-verbose format format-check lint typecheck check build demo bench bench-peers fuzz \
 	coverage upload
 
 help: ## Show this list
@@ -95,6 +95,19 @@ build: ## Build the release program
 
 demo: ## Start a server, a sample service and a tunnel, and show a request going through
 	$(CARGO) run -q --locked -p retunnel -- demo $(DEMO_ARGS)
+
+# The programs the tunnel is compared with. rathole's own lock file names a `time` that today's compiler refuses.
+$(BUILD)/peers/.ready:
+	@missing=; for tool in wrk nginx haproxy openssl; do command -v $$tool >/dev/null || missing="$$missing $$tool"; done; \
+	[ -z "$$missing" ] || { apt-get update -qq && apt-get install -y -qq --no-install-recommends $$missing >/dev/null; } || \
+		{ echo "the comparison needs$$missing: install them, or run as a user that may"; exit 1; }
+	$(CARGO) install --locked --root $(BUILD)/peers bore-cli --version 0.6.0
+	$(CARGO) install --root $(BUILD)/peers rathole --version 0.5.0 --no-default-features --features server,client,tls
+	@touch $@
+
+bench-peers: build $(BUILD)/peers/.ready ## Compare with rathole, bore, nginx, haproxy and splice relays (BENCH_ARGS="all --rounds 5")
+	$(CARGO) build --release --locked -p retunnel-e2e --example splice_relay
+	$(PYTHON) crates/retunnel-e2e/benches/peers/run.py $(BENCH_ARGS)
 
 bench: build $(VENVS)/3.3.2/.ready ## Measure authentication with 1,000,000 accounts, and the relay
 	$(CARGO) bench --locked -p retunnel-server --bench authentication

@@ -1,4 +1,4 @@
-"""Compares the tunnel with its peers: `make bench` (quick, about 2 minutes) or `make bench-full`.
+"""Compares the tunnel with its peers: `make bench-peers` (the quick rows) or `make bench-peers BENCH_ARGS=all`.
 
 Contenders take turns within a round (A B C A B C …), so that noise of the machine hits all alike. Printed are medians,
 and medians of the ratios to `--base` within each round. CPU is what the contender's processes used (server and client),
@@ -8,6 +8,7 @@ read from /proc/PID/task/*/schedstat.
 import argparse
 import json
 import os
+import resource
 import sys
 import tempfile
 import time
@@ -121,6 +122,7 @@ def main():
     parser.add_argument("--base", default="rathole", help="what ratios are taken to")
     parser.add_argument("--out", help="also append every run to this file as JSON lines")
     options = parser.parse_args()
+    resource.setrlimit(resource.RLIMIT_NOFILE, (resource.getrlimit(resource.RLIMIT_NOFILE)[1],) * 2)
     known = rows(options.seconds)
     wanted = options.rows or QUICK
     if wanted == ["all"]:

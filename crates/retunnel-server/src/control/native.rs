@@ -43,7 +43,7 @@ use crate::{
 /// ten messages a second.
 const REPORT_EVERY: Duration = Duration::from_millis(100);
 /// Idle upstream connections that a tunnel keeps. More are only of use to more visitors at the same instant.
-const MAX_IDLE: usize = 128;
+const MAX_IDLE: usize = 1024;
 /// How long an upstream connection is kept idle. Shorter than the shortest keep-alive among common servers (Node: 5 s),
 /// so that it is us who close.
 const KEEP_IDLE: Duration = Duration::from_secs(4);
