@@ -10,7 +10,7 @@ use retunnel_e2e::{
     apps::App,
     eventually,
     foreign::Foreign,
-    process::{Server, Tunnel, User},
+    process::{Server, Tunnel, User, port_range},
     service::{self, pattern},
     sha256,
     visitor::{Answer, Visitor, get, post, request},
@@ -210,31 +210,36 @@ async fn websocket(address: SocketAddr, host: &str) -> tokio_websockets::WebSock
     builder.connect_on(socket).await.unwrap().0
 }
 
+/// Messages of every kind and size, a burst, and a code at the end.
+async fn carries_websockets(address: SocketAddr, host: &str) {
+    let mut socket = websocket(address, host).await;
+    let large = pattern(1_000_000);
+    for message in [Message::text("grüße"), Message::binary(large), Message::text(""), Message::binary(vec![])] {
+        let sent = (message.is_text(), message.as_payload().to_vec());
+        socket.send(message).await.unwrap();
+        let back = timeout(PATIENCE, socket.next()).await.unwrap().unwrap().unwrap();
+        assert_eq!((back.is_text(), back.as_payload().to_vec()), sent);
+    }
+    for n in 0..600 {
+        socket.feed(Message::text(n.to_string())).await.unwrap();
+    }
+    socket.flush().await.unwrap();
+    for n in 0..600 {
+        let back = timeout(PATIENCE, socket.next()).await.unwrap().unwrap().unwrap();
+        assert_eq!(back.as_text(), Some(n.to_string().as_str()));
+    }
+    socket.send(Message::text("close 4001")).await.unwrap();
+    let close = timeout(PATIENCE, socket.next()).await.unwrap().unwrap().unwrap();
+    let said = close.as_close().map(|(code, reason)| (u16::from(code), reason.to_owned()));
+    assert_eq!(said, Some((4001, "as you wish".into())));
+}
+
 #[tokio::test]
 async fn dialect_3_carries_websockets() {
     for version in VERSIONS {
         let (server, service, user) = (Foreign::start("3", version).await, service::http().await, User::default());
         let tunnel = open(&server, &user, "3", &["http", &service.port()]).await;
-        let mut socket = websocket(server.address, &server.host(tunnel.name())).await;
-        let large = pattern(1_000_000);
-        for message in [Message::text("grüße"), Message::binary(large), Message::text(""), Message::binary(vec![])] {
-            let sent = (message.is_text(), message.as_payload().to_vec());
-            socket.send(message).await.unwrap();
-            let back = timeout(PATIENCE, socket.next()).await.unwrap().unwrap().unwrap();
-            assert_eq!((back.is_text(), back.as_payload().to_vec()), sent);
-        }
-        for n in 0..600 {
-            socket.feed(Message::text(n.to_string())).await.unwrap();
-        }
-        socket.flush().await.unwrap();
-        for n in 0..600 {
-            let back = timeout(PATIENCE, socket.next()).await.unwrap().unwrap().unwrap();
-            assert_eq!(back.as_text(), Some(n.to_string().as_str()));
-        }
-        socket.send(Message::text("close 4001")).await.unwrap();
-        let close = timeout(PATIENCE, socket.next()).await.unwrap().unwrap().unwrap();
-        let said = close.as_close().map(|(code, reason)| (u16::from(code), reason.to_owned()));
-        assert_eq!(said, Some((4001, "as you wish".into())));
+        carries_websockets(server.address, &server.host(tunnel.name())).await;
         server.finish().await;
     }
 }
@@ -280,7 +285,11 @@ async fn dialect_3_carries_tcp_and_two_tunnels_in_one_session() {
     for name in ["app", "app2"] {
         assert_eq!(get(server.address, &server.host(name), "/status/204").await.status, 204);
     }
-    let port = all[2]["remote_port"].as_u64().and_then(|port| u16::try_from(port).ok()).unwrap();
+    carries_tcp(all[2]["remote_port"].as_u64().and_then(|port| u16::try_from(port).ok()).unwrap()).await;
+    server.finish().await;
+}
+
+async fn carries_tcp(port: u16) {
     let mut visitor = Visitor::connect(SocketAddr::from(([127, 0, 0, 1], port))).await;
     let body = pattern(2_000_000);
     let (mut reader, mut writer) = visitor.socket.split();
@@ -289,7 +298,6 @@ async fn dialect_3_carries_tcp_and_two_tunnels_in_one_session() {
     sent.unwrap();
     received.unwrap();
     assert_eq!(sha256(&back), sha256(&body));
-    server.finish().await;
 }
 
 #[tokio::test]
@@ -316,6 +324,18 @@ async fn dialect_2_works_on_our_server() {
     let tunnel = user.tunnel(server.address, &["http", &service.port(), "--dialect", "2"]).await;
     assert_eq!(tunnel.info["dialect"], "2");
     http_works(server.address, &server.host(tunnel.name())).await;
+}
+
+#[tokio::test]
+async fn dialect_3_works_on_our_server() {
+    let server = Server::start(&["--tcp-ports", &port_range()]).await;
+    let (service, echo, user) = (service::http().await, service::tcp_echo().await, User::default());
+    let tunnel = user.tunnel(server.address, &["http", &service.port(), "--dialect", "3"]).await;
+    assert_eq!(tunnel.info["dialect"], "3");
+    http_works(server.address, &server.host(tunnel.name())).await;
+    carries_websockets(server.address, &server.host(tunnel.name())).await;
+    let tunnel = user.tunnel(server.address, &["tcp", &echo.port(), "--dialect", "3"]).await;
+    carries_tcp(tunnel.port()).await;
 }
 
 #[tokio::test]
