@@ -4,8 +4,10 @@ use std::{
     collections::BTreeMap,
     fmt,
     sync::{Arc, Mutex, MutexGuard},
+    time::Duration,
 };
 
+use retunnel_link::Link;
 use retunnel_proto::message::{Refusal, Token, TunnelProtocol};
 use tokio::{
     sync::{Notify, broadcast, mpsc, oneshot, watch},
@@ -50,6 +52,8 @@ pub(crate) struct State {
     pub(crate) tunnels: BTreeMap<u64, Entry>,
     next_key: u64,
     pub(crate) session: Option<SessionInfo>,
+    /// The native session's link, for its measurements.
+    pub(crate) link: Option<Link>,
     /// Why the supervisor gave up, and the same for [`Client::connected`] to take.
     pub(crate) ended: Option<String>,
     pub(crate) failure: Option<ConnectError>,
@@ -380,6 +384,12 @@ impl Client {
     #[must_use]
     pub fn session(&self) -> Option<SessionInfo> {
         self.shared.lock().session.clone()
+    }
+
+    /// The last round trip to the server, while there is a native link.
+    #[must_use]
+    pub fn latency(&self) -> Option<Duration> {
+        self.shared.lock().link.as_ref()?.rtt()
     }
 
     /// Waits until the client gave up for good, and says why.

@@ -107,6 +107,7 @@ impl Session {
         for key in tunnels.wanted(commands) {
             self.ask(&mut tunnels, key).await;
         }
+        tunnels.shared.lock().link = Some(self.link.clone());
         tunnels.connected();
         let closing = tunnels.shared.closing.clone();
         loop {
@@ -133,6 +134,7 @@ impl Session {
                 }
             }
         }
+        tunnels.shared.lock().link = None;
         let cause = timeout(CLOSE_WITHIN, self.link.closed()).await.unwrap_or(LinkError::Dropped);
         // The streams have ended with the link; their relays reset the local connections now.
         let _ = timeout(CLOSE_WITHIN, async { while self.relays.join_next().await.is_some() {} }).await;

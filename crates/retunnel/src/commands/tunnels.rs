@@ -241,7 +241,7 @@ async fn plain(tunnels: &[Tunnel], client: &Client, watcher: &mut Watcher, signa
         // Every arm is cancel-safe; the pinned future goes on.
         tokio::select! {
             event = watcher.events.next() => match event {
-                Some(event) => watcher.handle(event),
+                Some(event) => drop(watcher.handle(event)),
                 None => return Ok(()),
             },
             error = &mut closed => return Err(error.into()),
@@ -331,7 +331,7 @@ impl Watcher {
             tokio::select! {
                 // Events that came before the result are handled before it.
                 biased;
-                Some(event) = self.events.next() => self.handle(event),
+                Some(event) = self.events.next() => drop(self.handle(event)),
                 result = &mut wanted => return result,
             }
         }
@@ -357,7 +357,9 @@ impl Watcher {
         }
     }
 
-    pub(crate) fn handle(&mut self, event: Event) {
+    /// Follows an event; gives what the user should read beside it.
+    pub(crate) fn handle(&mut self, event: Event) -> Option<String> {
+        let mut hint = None;
         if let Some(line) = events::of(&event) {
             self.tell(&line);
         }
@@ -395,6 +397,7 @@ impl Watcher {
                 if request.error == HOST_NOT_ALLOWED && self.hinted.insert(tunnel.clone()) {
                     self.tell(&events::line("hint", json!({ "code": HOST_NOT_ALLOWED, "text": HOST_HINT })));
                     self.warn(HOST_HINT.into());
+                    hint = Some(HOST_HINT.into());
                 }
                 if request.error.is_empty() && self.down.remove(&tunnel) {
                     self.tell(&events::line("local_reachable", json!({ "tunnel": tunnel })));
@@ -406,6 +409,7 @@ impl Watcher {
             }
             _ => {}
         }
+        hint
     }
 }
 

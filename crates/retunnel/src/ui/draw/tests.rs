@@ -1,0 +1,189 @@
+use std::time::Duration;
+
+use ratatui::{Terminal, backend::TestBackend};
+use retunnel_client::{Event, Refusal, RefusalCode, StatsSnapshot};
+use tokio::time::advance;
+
+use super::*;
+use crate::ui::model::TunnelRow;
+
+const PLAIN: Look = Look { color: false, unicode: false };
+const RICH: Look = Look { color: true, unicode: true };
+
+fn request(method: &str, path: &str, status: u16, duration_ms: u32, bytes_out: u64, error: &str) -> Event {
+    let request = RequestSummary {
+        method: method.into(),
+        path: path.into(),
+        status,
+        duration_ms,
+        bytes_out,
+        bytes_in: 0,
+        started_ms: 0,
+        visitor: "192.0.2.7:50123".into(),
+        error: error.into(),
+    };
+    Event::Request { tunnel: "web".into(), request }
+}
+
+fn tunnel(name: &str, url: &str, target: &str, requests: u64) -> TunnelRow {
+    TunnelRow { name: name.into(), url: url.into(), target: target.into(), requests, open: 1, trouble: None }
+}
+
+/// A view as it is after a few minutes of work. Time stands still in these tests.
+async fn model() -> Model {
+    let mut model = Model::new(vec![
+        tunnel("web", "http://my-app.tunnel.example.com", "localhost:8080", 41),
+        tunnel("ssh", "tcp://tunnel.example.com:20022", "localhost:22", 1),
+    ]);
+    model.server = "https://tunnel.example.com:443".into();
+    model.latency = Some(Duration::from_micros(23_400));
+    model.note(Weight::Good, "http://my-app.tunnel.example.com is open".into());
+    let mut stats = StatsSnapshot::default();
+    for moved in [0, 3_000, 80_000, 20_000, 150_000, 40_000] {
+        advance(Duration::from_secs(1)).await;
+        stats.bytes_in += moved / 7;
+        stats.bytes_out += moved;
+        model.count(stats.clone());
+    }
+    (stats.requests, stats.connections, stats.open_connections, stats.errors) = (42, 9, 2, 1);
+    stats.uptime = Duration::from_secs(3_723);
+    model.count(stats);
+    for event in [
+        request("GET", "/", 200, 12, 5_120, ""),
+        request("POST", "/api/orders?draft=1", 201, 48, 310, ""),
+        request("GET", "/favicon.ico", 404, 2, 9, ""),
+        request("GET", "/\u{1b}[2J\u{202e}clever", 302, 1, 0, ""),
+        request("GET", "/slow", 502, 5_003, 1_900, "local_unreachable"),
+        request("", "", 0, 61_000, 20_480, ""),
+    ] {
+        model.happened(&event);
+    }
+    let refusal = Refusal::new(RefusalCode::PortsExhausted, "no port of 20000-20100 is free");
+    model.happened(&Event::TunnelFailed { name: "ssh".into(), refusal });
+    model
+}
+
+fn drawn(model: &Model, look: Look, (width, height): (u16, u16)) -> String {
+    let mut terminal = Terminal::new(TestBackend::new(width, height)).expect("a terminal");
+    terminal.draw(|frame| draw(frame, model, look)).expect("drawn");
+    terminal.backend().to_string()
+}
+
+#[tokio::test(start_paused = true)]
+async fn everything_on_one_page() {
+    insta::assert_snapshot!(drawn(&model().await, RICH, (120, 40)));
+}
+
+#[tokio::test(start_paused = true)]
+async fn tabs_on_an_ordinary_terminal() {
+    insta::assert_snapshot!(drawn(&model().await, RICH, (80, 24)));
+}
+
+#[tokio::test(start_paused = true)]
+async fn tabs_on_a_small_terminal() {
+    let mut model = model().await;
+    let mut all = String::new();
+    for tab in Tab::ALL {
+        model.go(tab);
+        all.push_str(&drawn(&model, RICH, (60, 15)));
+    }
+    insta::assert_snapshot!(all);
+}
+
+#[tokio::test(start_paused = true)]
+async fn without_unicode_and_colour() {
+    let model = model().await;
+    let text = drawn(&model, PLAIN, (80, 24)) + &drawn(&model, PLAIN, (120, 40));
+    assert!(text.is_ascii(), "{text}");
+    insta::assert_snapshot!(text);
+    let mut terminal = Terminal::new(TestBackend::new(120, 40)).expect("a terminal");
+    terminal.draw(|frame| draw(frame, &model, PLAIN)).expect("drawn");
+    let is_plain = |color| color == Color::Reset;
+    assert!(terminal.backend().buffer().content.iter().all(|cell| is_plain(cell.fg) && is_plain(cell.bg)));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_status_has_its_colour() {
+    let model = model().await;
+    let mut terminal = Terminal::new(TestBackend::new(120, 40)).expect("a terminal");
+    terminal.draw(|frame| draw(frame, &model, RICH)).expect("drawn");
+    let buffer = terminal.backend().buffer();
+    let color_of = |text: &str| {
+        let cells = &buffer.content;
+        let place = (0..cells.len()).find(|at| {
+            text.chars().enumerate().all(|(n, c)| cells.get(at + n).is_some_and(|cell| cell.symbol() == c.to_string()))
+        });
+        cells[place.expect(text)].fg
+    };
+    assert_eq!([color_of("201"), color_of("404"), color_of("502")], [Color::Green, Color::Yellow, Color::Red]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_loss_tells_what_happened_and_when_the_next_try_is() {
+    let mut model = model().await;
+    let cause = "connection to https://tunnel.example.com:443 lost: no sign of life for 10 s";
+    let retry_in = Duration::from_secs(4);
+    model.happened(&Event::Disconnected { cause: cause.into(), retry_in, refused: false });
+    advance(Duration::from_millis(1_500)).await;
+    model.go(Tab::Events);
+    insta::assert_snapshot!(drawn(&model, RICH, (80, 24)));
+}
+
+#[tokio::test(start_paused = true)]
+async fn filter_scroll_and_the_local_service() {
+    let mut model = model().await;
+    model.filter = "40".into();
+    assert_eq!(model.shown().map(|(_, request)| request.status).collect::<Vec<_>>(), [404]);
+    model.filter = "ORDERS".into();
+    let text = drawn(&model, RICH, (80, 24));
+    assert!(text.contains("/api/orders") && !text.contains("favicon") && text.contains("`ORDERS`"), "{text}");
+    model.filter = "nothing".into();
+    assert!(drawn(&model, RICH, (80, 24)).contains("Esc clears"));
+    model.filter.clear();
+    model.scroll(2);
+    let text = drawn(&model, RICH, (80, 24));
+    assert!(text.contains("(2 newer above)") && !text.contains("192.0.2.7"), "{text}");
+    model.happened(&request("GET", "/new", 200, 1, 1, ""));
+    assert_eq!(drawn(&model, RICH, (80, 24)).replace("(3 newer", "(2 newer"), text, "the lines stay in place");
+    model.scroll(isize::MAX);
+    assert!(model.back < model.shown().count());
+
+    let reason = "connection refused: localhost:8080".to_owned();
+    model.happened(&Event::LocalUnreachable { tunnel: "web".into(), reason: reason.clone() });
+    model.happened(&Event::LocalUnreachable { tunnel: "web".into(), reason });
+    assert!(drawn(&model, RICH, (60, 15)).contains("local service: connection refused"));
+    model.happened(&request("GET", "/", 200, 1, 1, ""));
+    model.go(Tab::Events);
+    let text = drawn(&model, RICH, (80, 24));
+    assert_eq!(text.matches("does not answer").count(), 1, "{text}");
+    assert!(text.contains("answers again"), "{text}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_qr_code_can_be_read() {
+    let mut model = model().await;
+    model.qr = true;
+    insta::assert_snapshot!(drawn(&model, RICH, (80, 24)));
+    assert!(drawn(&model, RICH, (60, 14)).contains("needs a terminal of"));
+    // What is drawn is what the code says, module by module.
+    let code = QrCode::with_error_correction_level(&model.tunnels[0].url, EcLevel::L).expect("short");
+    let squares = squares(&code, PLAIN);
+    assert_eq!(squares.len(), code.width() + 4);
+    let light = |x: usize, y: usize| squares[y + 2][2 * (x + 2)..].starts_with("##");
+    for (x, y) in [(0, 0), (3, 3), (8, 1), (code.width() - 1, 5)] {
+        assert_eq!(light(x, y), code[(x, y)] == qrcode::Color::Light, "{x} {y}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn no_size_is_too_small() {
+    let mut model = model().await;
+    for width in [1, 2, 5, 20, 59, 200] {
+        for height in [1, 2, 3, 4, 5, 8, 14, 60] {
+            for qr in [false, true] {
+                model.qr = qr;
+                drawn(&model, RICH, (width, height));
+            }
+        }
+    }
+}

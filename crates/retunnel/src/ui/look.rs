@@ -1,0 +1,128 @@
+//! What a terminal can show: colours or none, Unicode or ASCII.
+
+use ratatui::{
+    style::{Color, Modifier, Style},
+    symbols::border,
+};
+
+/// Corners and lines that every terminal has.
+const ASCII: border::Set<'static> = border::Set {
+    top_left: "+",
+    top_right: "+",
+    bottom_left: "+",
+    bottom_right: "+",
+    vertical_left: "|",
+    vertical_right: "|",
+    horizontal_top: "-",
+    horizontal_bottom: "-",
+};
+
+/// How the view is drawn.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Look {
+    pub(crate) color: bool,
+    pub(crate) unicode: bool,
+}
+
+impl Look {
+    /// As the environment says: `NO_COLOR`, and the character set of the locale.
+    pub(crate) fn of_environment() -> Self {
+        let value = |name: &str| std::env::var(name).ok().filter(|value| !value.is_empty());
+        Self { color: value("NO_COLOR").is_none(), unicode: is_unicode(value) }
+    }
+
+    pub(crate) fn fg(self, color: Color) -> Style {
+        if self.color { Style::new().fg(color) } else { Style::new() }
+    }
+
+    /// Less important than what is around it.
+    pub(crate) fn faint(self) -> Style {
+        if self.color { Style::new().fg(Color::DarkGray) } else { Style::new().add_modifier(Modifier::DIM) }
+    }
+
+    pub(crate) fn strong(self, color: Color) -> Style {
+        self.fg(color).add_modifier(Modifier::BOLD)
+    }
+
+    pub(crate) const fn border(self) -> border::Set<'static> {
+        if self.unicode { border::ROUNDED } else { ASCII }
+    }
+
+    pub(crate) const fn arrow(self) -> &'static str {
+        if self.unicode { "→" } else { "->" }
+    }
+
+    pub(crate) const fn dot(self) -> &'static str {
+        if self.unicode { "●" } else { "*" }
+    }
+
+    pub(crate) const fn between(self) -> &'static str {
+        if self.unicode { " · " } else { " | " }
+    }
+
+    pub(crate) const fn down_up(self) -> (&'static str, &'static str) {
+        if self.unicode { ("↓", "↑") } else { ("in", "out") }
+    }
+
+    /// A line of bars, the newest at the right end.
+    pub(crate) fn spark(self, values: impl DoubleEndedIterator<Item = u64> + Clone, width: usize) -> String {
+        let levels: &[char] = if self.unicode {
+            &[' ', '▁', '▂', '▃', '▄', '▅', '▆', '▇', '█']
+        } else {
+            &[' ', '.', ':', '-', '=', '+', '*', '#', '@']
+        };
+        let newest: Vec<u64> = values.rev().take(width).collect();
+        let highest = newest.iter().copied().max().unwrap_or(0).max(1);
+        let steps = levels.len() as u64 - 1;
+        let bar = |value: u64| levels[usize::try_from((value * steps).div_ceil(highest)).unwrap_or(0)];
+        let drawn: String = newest.into_iter().rev().map(bar).collect();
+        format!("{drawn:>width$}")
+    }
+
+    /// Text of others: nothing in it moves the cursor, turns the direction of writing, or shows as rubbish.
+    pub(crate) fn safe(self, text: &str) -> String {
+        let turns = |c: char| matches!(c, '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
+        let shown = |c: char| !c.is_control() && !turns(c) && (self.unicode || c.is_ascii());
+        text.chars().map(|c| if shown(c) { c } else { '?' }).collect()
+    }
+}
+
+/// The first of these variables that is set decides, as the C library does it. Windows and macOS show Unicode anyway.
+fn is_unicode(value: impl Fn(&str) -> Option<String>) -> bool {
+    let locale = ["LC_ALL", "LC_CTYPE", "LANG"].iter().find_map(|name| value(name));
+    match locale.map(|locale| locale.to_ascii_lowercase().replace('-', "")) {
+        Some(locale) => locale.contains("utf8"),
+        None => cfg!(any(windows, target_os = "macos")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_locale_decides_about_unicode() {
+        let with = |pairs: &'static [(&str, &str)]| {
+            is_unicode(|name| pairs.iter().find(|(known, _)| *known == name).map(|(_, value)| (*value).to_owned()))
+        };
+        assert!(with(&[("LANG", "C.UTF-8")]));
+        assert!(with(&[("LC_ALL", "de_DE.utf8"), ("LANG", "C")]));
+        assert!(!with(&[("LC_ALL", "C"), ("LANG", "en_US.UTF-8")]));
+        assert!(!with(&[("LANG", "en_US.ISO-8859-1")]));
+    }
+
+    #[test]
+    fn bars_grow_with_their_values() {
+        let look = Look { color: false, unicode: true };
+        assert_eq!(look.spark([0, 1, 4, 8].into_iter(), 6), "   ▁▄█");
+        assert_eq!(look.spark([0, 1, 4, 8].into_iter(), 2), "▄█");
+        assert_eq!(look.spark([0, 0].into_iter(), 2), "  ");
+    }
+
+    #[test]
+    fn texts_of_others_are_harmless() {
+        let look = Look { color: true, unicode: true };
+        assert_eq!(look.safe("/a\u{1b}[2J\u{202e}é"), "/a?[2J?é");
+        assert_eq!(Look { unicode: false, ..look }.safe("é"), "?");
+    }
+}

@@ -1,0 +1,283 @@
+//! What the view knows: gathered from events and counts, and moved by keys. Nothing here draws.
+
+use std::{collections::VecDeque, time::Duration};
+
+use retunnel_client::{Event, RequestSummary, StatsSnapshot};
+use tokio::time::Instant;
+
+/// Requests that can be scrolled back to.
+const REQUESTS: usize = 500;
+/// Events that can be scrolled back to.
+const EVENTS: usize = 200;
+/// Seconds of traffic behind the bars.
+const SECONDS: usize = 120;
+/// Longest filter.
+const FILTER: usize = 60;
+
+/// A part of the view.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Tab {
+    Tunnels,
+    Traffic,
+    Requests,
+    Events,
+}
+
+impl Tab {
+    pub(crate) const ALL: [Self; 4] = [Self::Tunnels, Self::Traffic, Self::Requests, Self::Events];
+
+    pub(crate) const fn title(self) -> &'static str {
+        match self {
+            Self::Tunnels => "Tunnels",
+            Self::Traffic => "Traffic",
+            Self::Requests => "Requests",
+            Self::Events => "Events",
+        }
+    }
+}
+
+/// How the session is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Status {
+    Online,
+    /// Lost, with the cause and the time of the next try.
+    Waiting(String, Instant),
+    /// Trying again now, after this cause.
+    Connecting(String),
+}
+
+/// How important an event is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Weight {
+    Good,
+    Note,
+    Bad,
+}
+
+/// A line of the events.
+#[derive(Debug, Clone)]
+pub(crate) struct Note {
+    /// Since the view began.
+    pub(crate) at: Duration,
+    pub(crate) weight: Weight,
+    pub(crate) text: String,
+}
+
+/// A tunnel as it is shown.
+#[derive(Debug, Clone)]
+pub(crate) struct TunnelRow {
+    pub(crate) name: String,
+    pub(crate) url: String,
+    pub(crate) target: String,
+    pub(crate) requests: u64,
+    pub(crate) open: u64,
+    /// Why it does not work, if it does not.
+    pub(crate) trouble: Option<String>,
+}
+
+/// Everything the view shows.
+#[derive(Debug)]
+pub(crate) struct Model {
+    began: Instant,
+    pub(crate) status: Status,
+    pub(crate) server: String,
+    pub(crate) account: String,
+    pub(crate) latency: Option<Duration>,
+    pub(crate) inspector: Option<String>,
+    pub(crate) tunnels: Vec<TunnelRow>,
+    pub(crate) stats: StatsSnapshot,
+    requests: VecDeque<(String, RequestSummary)>,
+    pub(crate) notes: VecDeque<Note>,
+    /// Bytes in and out of each second, the newest last.
+    pub(crate) seconds: VecDeque<(u64, u64)>,
+    second: Instant,
+    counted: (u64, u64),
+    pub(crate) tab: Tab,
+    /// The tunnel that copy, open and QR code are for.
+    pub(crate) selected: usize,
+    /// Lines scrolled back in requests and events.
+    pub(crate) back: usize,
+    pub(crate) filter: String,
+    /// The filter is being typed.
+    pub(crate) typing: bool,
+    pub(crate) qr: bool,
+    /// A short answer to a key, and when it goes away.
+    flash: Option<(String, Instant)>,
+}
+
+impl Model {
+    pub(crate) fn new(tunnels: Vec<TunnelRow>) -> Self {
+        let now = Instant::now();
+        Self {
+            began: now,
+            status: Status::Online,
+            server: String::new(),
+            account: String::new(),
+            latency: None,
+            inspector: None,
+            tunnels,
+            stats: StatsSnapshot::default(),
+            requests: VecDeque::new(),
+            notes: VecDeque::new(),
+            seconds: VecDeque::new(),
+            second: now,
+            counted: (0, 0),
+            tab: Tab::Requests,
+            selected: 0,
+            back: 0,
+            filter: String::new(),
+            typing: false,
+            qr: false,
+            flash: None,
+        }
+    }
+
+    /// The tunnel that keys are for.
+    pub(crate) fn tunnel(&self) -> Option<&TunnelRow> {
+        self.tunnels.get(self.selected).or_else(|| self.tunnels.first())
+    }
+
+    /// Takes the counts of now.
+    pub(crate) fn count(&mut self, stats: StatsSnapshot) {
+        while self.second.elapsed() >= Duration::from_secs(1) {
+            self.second += Duration::from_secs(1);
+            let moved = (
+                stats.bytes_in - self.counted.0.min(stats.bytes_in),
+                stats.bytes_out - self.counted.1.min(stats.bytes_out),
+            );
+            self.counted = (stats.bytes_in, stats.bytes_out);
+            if self.seconds.len() == SECONDS {
+                self.seconds.pop_front();
+            }
+            self.seconds.push_back(moved);
+        }
+        self.stats = stats;
+    }
+
+    /// Bytes per second, in and out.
+    pub(crate) fn rates(&self) -> (u64, u64) {
+        self.seconds.back().copied().unwrap_or_default()
+    }
+
+    /// The requests that the filter lets through, newest first.
+    pub(crate) fn shown(&self) -> impl Iterator<Item = &(String, RequestSummary)> {
+        let wanted = self.filter.to_lowercase();
+        self.requests.iter().rev().filter(move |(tunnel, request)| {
+            wanted.is_empty()
+                || [&request.method, &request.path, &request.error, &request.visitor, tunnel]
+                    .iter()
+                    .any(|text| text.to_lowercase().contains(&wanted))
+                || request.status.to_string().starts_with(&wanted)
+        })
+    }
+
+    /// Takes what happened.
+    pub(crate) fn happened(&mut self, event: &Event) {
+        match event {
+            Event::Connecting { .. } => {
+                if let Status::Waiting(cause, _) = &self.status {
+                    self.status = Status::Connecting(cause.clone());
+                }
+            }
+            Event::Connected { session } => {
+                self.status = Status::Online;
+                self.server.clone_from(&session.server);
+                self.account.clone_from(&session.account);
+                self.note(Weight::Good, format!("connected to {}", session.server));
+            }
+            Event::Disconnected { cause, retry_in, .. } => {
+                // A server that restarts is tried many times; one line tells it.
+                if self.status == Status::Online {
+                    self.note(Weight::Bad, cause.clone());
+                }
+                self.status = Status::Waiting(cause.clone(), Instant::now() + *retry_in);
+            }
+            Event::TunnelOpened(info) => self.note(Weight::Good, format!("{} is open", info.url)),
+            Event::TunnelRestored(info) => {
+                self.trouble(&info.name, None);
+                self.note(Weight::Good, format!("{} is open again", info.url));
+            }
+            Event::TunnelFailed { name, refusal } | Event::TunnelClosed { name, refusal } => {
+                self.trouble(name, Some(refusal.to_string()));
+                self.note(Weight::Bad, format!("tunnel {name}: {refusal}"));
+            }
+            Event::LocalUnreachable { tunnel, reason } => {
+                let is_news = self.trouble(tunnel, Some(format!("local service: {reason}")));
+                if is_news {
+                    self.note(Weight::Bad, format!("the local service of {tunnel} does not answer: {reason}"));
+                }
+            }
+            Event::Request { tunnel, request } => {
+                if request.error.is_empty() && self.trouble(tunnel, None) {
+                    self.note(Weight::Good, format!("the local service of {tunnel} answers again"));
+                }
+                if self.requests.len() == REQUESTS {
+                    self.requests.pop_front();
+                }
+                self.requests.push_back((tunnel.clone(), request.clone()));
+                // Who has scrolled back keeps looking at the same lines.
+                if self.back > 0 && self.tab == Tab::Requests {
+                    self.back += 1;
+                }
+            }
+            _ => {}
+        }
+    }
+
+    /// Sets or clears what is wrong with a tunnel; says whether that is news.
+    fn trouble(&mut self, name: &str, trouble: Option<String>) -> bool {
+        let Some(tunnel) = self.tunnels.iter_mut().find(|tunnel| tunnel.name == name) else { return false };
+        let is_news = tunnel.trouble.is_some() != trouble.is_some();
+        tunnel.trouble = trouble;
+        is_news
+    }
+
+    pub(crate) fn note(&mut self, weight: Weight, text: String) {
+        if self.notes.len() == EVENTS {
+            self.notes.pop_front();
+        }
+        self.notes.push_back(Note { at: self.began.elapsed(), weight, text });
+    }
+
+    /// Answers a key for a moment.
+    pub(crate) fn flash(&mut self, text: impl Into<String>) {
+        self.flash = Some((text.into(), Instant::now() + Duration::from_secs(3)));
+    }
+
+    pub(crate) fn flashed(&self) -> Option<&str> {
+        self.flash.as_ref().filter(|(_, until)| Instant::now() < *until).map(|(text, _)| text.as_str())
+    }
+
+    pub(crate) fn next_tab(&mut self, step: usize) {
+        let place = Tab::ALL.iter().position(|tab| *tab == self.tab).unwrap_or(0);
+        self.go(Tab::ALL[(place + step) % Tab::ALL.len()]);
+    }
+
+    pub(crate) fn go(&mut self, tab: Tab) {
+        (self.tab, self.back) = (tab, 0);
+    }
+
+    /// Moves towards older lines, or to the next tunnel.
+    pub(crate) fn scroll(&mut self, lines: isize) {
+        let (at, last) = match self.tab {
+            Tab::Tunnels => (&mut self.selected, self.tunnels.len()),
+            Tab::Events => (&mut self.back, self.notes.len()),
+            Tab::Requests => {
+                let last = self.shown().count();
+                (&mut self.back, last)
+            }
+            Tab::Traffic => return,
+        };
+        *at = at.saturating_add_signed(lines).min(last.saturating_sub(1));
+    }
+
+    /// Changes the filter by a typed character; `None` takes one away.
+    pub(crate) fn type_filter(&mut self, character: Option<char>) {
+        match character {
+            Some(character) if self.filter.len() < FILTER => self.filter.push(character),
+            Some(_) => {}
+            None => drop(self.filter.pop()),
+        }
+        self.back = 0;
+    }
+}
