@@ -298,7 +298,7 @@ class Haproxy2(Contender):
             path = self.write(f"haproxy{hop}.cfg", f"""
 global
   nbthread 1
-  maxconn 9000
+  maxconn {3000 if self.mode == "tcp" else 9000}
 defaults
   mode {self.mode}
   timeout connect 5s
