@@ -315,7 +315,7 @@ impl Watcher {
         let text = format!("Connecting to ReTunnel server... ({})", self.settings.server);
         if self.output.is_interactive() {
             self.spinner = ProgressBar::new_spinner().with_message(text);
-            if let Ok(style) = ProgressStyle::with_template("{spinner:.cyan} {msg}") {
+            if let Ok(style) = ProgressStyle::with_template("{spinner:.cyan} {msg} {elapsed:.dim}") {
                 self.spinner.set_style(style);
             }
             self.spinner.enable_steady_tick(Duration::from_millis(100));
