@@ -105,13 +105,25 @@ async fn register(server: SocketAddr, email: &str) -> String {
     serde_json::from_slice::<Value>(&answer.body).unwrap()["auth_token"].as_str().unwrap().to_owned()
 }
 
+/// The published 3.0.0 sends no token and 3.0.1 an empty one; neither can register.
+#[tokio::test]
+async fn clients_that_cannot_register_are_taken_where_anybody_may() {
+    let server = Server::start(&[]).await;
+    for token in [None, Some(Token::new(""))] {
+        let mut session = Session::connect(server.address).await;
+        session.say(&FromClient::Auth { token, version: WireVersion::One }).await;
+        assert_eq!(session.next().await, FromServer::HeartbeatAck { version: WireVersion::One });
+    }
+}
+
 #[tokio::test]
 async fn refusals_close_the_connection() {
     let server = Server::start(&["--tcp-ports", "off"]).await;
     let token = register(server.address, "a@example.test").await;
-    for (token, code) in [(None, "AUTH_REQUIRED"), (Some("wrong"), "UNAUTHORIZED")] {
+    let invited = Server::start(&["--registration", "invite"]).await;
+    for (server, token, code) in [(&invited, "", "AUTH_REQUIRED"), (&server, "wrong", "UNAUTHORIZED")] {
         let mut session = Session::connect(server.address).await;
-        session.say(&FromClient::Auth { token: token.map(Token::new), version: WireVersion::One }).await;
+        session.say(&FromClient::Auth { token: Some(Token::new(token)), version: WireVersion::One }).await;
         assert_eq!(session.refusal().await, code);
         session.is_closed().await;
     }

@@ -13,7 +13,7 @@ use tracing::error;
 
 use crate::{
     auth::{Account, Auth, AuthError},
-    config::ServerConfig,
+    config::{Registration, ServerConfig},
     control::{lanes::LaneDesk, v3::Waiting},
     hostnames::Hostnames,
     limits::{ConnectionGate, RateLimits},
@@ -88,6 +88,34 @@ impl Core {
                     message: "the server cannot read its accounts now".into(),
                     retry_after: Some(2),
                 })
+            }
+        }
+    }
+
+    /// An account for a client that has no token and cannot ask for one, as the published 3.0.0 and 3.0.1: only where
+    /// anybody may register, and counted as a registration.
+    ///
+    /// # Errors
+    /// The refusal to send.
+    pub(crate) async fn anonymous(&self, peer: SocketAddr) -> Result<Account, Refusal> {
+        if self.config.registration != Registration::Open {
+            return self.authenticate(None, peer).await;
+        }
+        if let Err(seconds) = self.rates.registration(peer.ip()) {
+            let message = "too many registrations from this address";
+            return Err(Refusal {
+                code: RefusalCode::RateLimited,
+                message: message.into(),
+                retry_after: Some(seconds),
+            });
+        }
+        let email = format!("anon-{}@retunnel.com", retunnel_proto::random_text(12));
+        match self.auth.register(&email, None).await {
+            Ok((_, token)) => self.authenticate(Some(&token), peer).await,
+            Err(cause) => {
+                error!(%cause, "account not made");
+                let message = "the server cannot make an account now";
+                Err(Refusal { code: RefusalCode::Internal, message: message.into(), retry_after: Some(2) })
             }
         }
     }

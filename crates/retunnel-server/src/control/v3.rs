@@ -95,7 +95,10 @@ pub(super) async fn serve<IO>(
     // Taken before the token is checked, so that no revocation falls between.
     let revoked = core.auth.revocations();
     let entered = async {
-        let account = core.authenticate(token.as_ref(), peer).await?;
+        let account = match token.filter(|token| !token.expose().is_empty()) {
+            Some(token) => core.authenticate(Some(&token), peer).await?,
+            None => core.anonymous(peer).await?,
+        };
         let guard = core.registry.enter_session(account.id)?;
         Ok::<_, Refusal>((account, guard))
     };
