@@ -151,3 +151,15 @@ async fn the_default_domain_is_shown_as_it_is() {
         assert_eq!(get(server.address, client.host(), "/echo").await.status, 200);
     }
 }
+
+#[tokio::test]
+async fn answers_that_are_kept_whole_have_a_bound_together() {
+    let (app, server) = (App::python(0).await, Server::start_with(4096, "limits: {max_buffered: 3000000}").await);
+    let client = PythonClient::start("2.5.3", Use::Command, server.address, &app.port(), "", "").await;
+    let refused = get(server.address, client.host(), "/bytes/5000000").await;
+    assert_eq!((refused.status, refused.header("x-retunnel-error")), (503, Some("too_many_connections")));
+    // What it took is free again.
+    for _ in 0..3 {
+        assert_eq!(get(server.address, client.host(), "/bytes/2000000").await.body.len(), 2_000_000);
+    }
+}

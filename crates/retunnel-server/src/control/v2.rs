@@ -33,7 +33,7 @@ use crate::{
     auth::{Account, Revoked},
     control::{
         open::{Opening, open_tunnel},
-        websocket::{close, next_message},
+        websocket::{Charge, Counted, close, next_message},
     },
     core::Core,
     limits::UnauthenticatedPermit,
@@ -60,8 +60,15 @@ const ASK_AGAIN: Duration = Duration::from_secs(12);
 struct Pending {
     start: StartProxy,
     request: ProxyRequest,
-    answer: oneshot::Sender<Result<ProxyResponse, RelayError>>,
+    answer: oneshot::Sender<Result<Answered, RelayError>>,
     asked_at: Instant,
+}
+
+/// An answer, and the room that it takes among all that wait.
+#[derive(Debug)]
+pub(crate) struct Answered {
+    pub(crate) response: ProxyResponse,
+    _charge: Option<Charge>,
 }
 
 /// Why a request over a 2.x session has no answer.
@@ -139,7 +146,7 @@ impl V2Upstream {
         visitor: SocketAddr,
         request: ProxyRequest,
         patience: Duration,
-    ) -> Result<ProxyResponse, RelayError> {
+    ) -> Result<Answered, RelayError> {
         let _permit = self.session.in_flight.try_acquire().map_err(|_| RelayError::TooMany)?;
         let (answer, answered) = oneshot::channel();
         let start = StartProxy {
@@ -388,7 +395,7 @@ impl ControlSession {
 /// Serves one data socket: one request, one answer.
 pub(super) async fn serve_proxy<IO>(
     core: Arc<Core>,
-    (mut socket, first): (WebSocketStream<IO>, Bytes),
+    (mut socket, first): (WebSocketStream<Counted<IO>>, Bytes),
     token: Option<Token>,
     peer: SocketAddr,
     permit: UnauthenticatedPermit,
@@ -420,12 +427,15 @@ pub(super) async fn serve_proxy<IO>(
     drop(permit);
     if let Some(pending) = session.next_pending() {
         socket.limits_mut().set_max_payload_len(Some(V2_MAX_RESPONSE));
+        socket.get_mut().charge(Arc::clone(&core.waiting));
         relay(&mut socket, pending).await;
+        // The closing handshake is nobody's answer.
+        socket.get_mut().take_charge();
     }
     close(socket).await;
 }
 
-async fn relay<IO>(socket: &mut WebSocketStream<IO>, pending: Pending)
+async fn relay<IO>(socket: &mut WebSocketStream<Counted<IO>>, pending: Pending)
 where
     IO: AsyncRead + AsyncWrite + Unpin,
 {
@@ -435,12 +445,18 @@ where
         let request = Message::binary(Bytes::from(v2::encode_request(&request)));
         socket.send(request).await.map_err(|_| RelayError::ClosedEarly)?;
         loop {
-            let message = next_message(socket).await.ok_or(RelayError::ClosedEarly)?;
+            let Some(message) = next_message(socket).await else {
+                let is_refused = socket.get_ref().is_refused();
+                return Err(if is_refused { RelayError::TooMany } else { RelayError::ClosedEarly });
+            };
             if message.is_binary() {
-                return v2::decode_response(&Bytes::from(message.into_payload())).map_err(|error| {
-                    debug!(%error, "answer of a data socket");
-                    RelayError::Invalid
-                });
+                return match v2::decode_response(&Bytes::from(message.into_payload())) {
+                    Ok(response) => Ok(Answered { response, _charge: socket.get_mut().take_charge() }),
+                    Err(error) => {
+                        debug!(%error, "answer of a data socket");
+                        Err(RelayError::Invalid)
+                    }
+                };
             }
             if message.is_close() || message.is_text() {
                 return Err(RelayError::ClosedEarly);

@@ -3,6 +3,7 @@
 use std::{
     io::{self, IoSlice},
     pin::Pin,
+    sync::Arc,
     task::{Context, Poll},
     time::Duration,
 };
@@ -17,7 +18,7 @@ use tokio::{
 use tokio_websockets::{Config, Limits, Message, ServerBuilder, WebSocketStream};
 use tracing::debug;
 
-use crate::limits::UnauthenticatedPermit;
+use crate::{control::v3::Waiting, limits::UnauthenticatedPermit};
 
 /// How long a closing handshake may take.
 const CLOSE_WITHIN: Duration = Duration::from_secs(2);
@@ -30,12 +31,52 @@ pub(super) struct Counted<IO> {
     io: IO,
     read: u64,
     written: u64,
+    /// What is read from now on waits for a visitor.
+    charge: Option<Charge>,
+}
+
+/// Bytes of an answer that is kept whole, within the bound of all that wait in the process.
+#[derive(Debug)]
+pub(crate) struct Charge {
+    waiting: Arc<Waiting>,
+    held: usize,
+    is_refused: bool,
+}
+
+impl Charge {
+    /// Takes room for more; `false`: there is none.
+    fn take(&mut self, count: usize) -> bool {
+        self.held += count;
+        self.is_refused = !self.waiting.take(count);
+        !self.is_refused
+    }
+}
+
+impl Drop for Charge {
+    fn drop(&mut self) {
+        self.waiting.give(self.held);
+    }
 }
 
 impl<IO> Counted<IO> {
     /// Bytes read and written so far.
     pub(super) const fn moved(&self) -> (u64, u64) {
         (self.read, self.written)
+    }
+
+    /// From here on the bytes read take room among those that wait in the process.
+    pub(super) fn charge(&mut self, waiting: Arc<Waiting>) {
+        self.charge = Some(Charge { waiting, held: 0, is_refused: false });
+    }
+
+    /// The room that was taken, to be kept as long as the bytes are.
+    pub(super) const fn take_charge(&mut self) -> Option<Charge> {
+        self.charge.take()
+    }
+
+    /// Whether reading failed because there was no room.
+    pub(super) fn is_refused(&self) -> bool {
+        self.charge.as_ref().is_some_and(|charge| charge.is_refused)
     }
 
     fn count(&mut self, result: &Poll<io::Result<usize>>) {
@@ -49,7 +90,13 @@ impl<IO: AsyncRead + Unpin> AsyncRead for Counted<IO> {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let before = buf.filled().len();
         let result = Pin::new(&mut self.io).poll_read(cx, buf);
-        self.read += (buf.filled().len() - before) as u64;
+        let count = buf.filled().len() - before;
+        self.read += count as u64;
+        if let Some(charge) = &mut self.charge
+            && !charge.take(count)
+        {
+            return Poll::Ready(Err(io::Error::other("too many bytes wait for visitors")));
+        }
         result
     }
 }
@@ -102,7 +149,7 @@ where
         let builder = ServerBuilder::new()
             .config(Config::default().flush_threshold(FLUSH_AT).frame_size(usize::MAX))
             .limits(limits(MAX_UNAUTHENTICATED_MESSAGE));
-        let (_, mut socket) = builder.accept(Counted { io, read: 0, written: 0 }).await.ok()?;
+        let (_, mut socket) = builder.accept(Counted { io, read: 0, written: 0, charge: None }).await.ok()?;
         loop {
             let message = next_message(&mut socket).await?;
             if message.is_binary() {

@@ -693,8 +693,8 @@ async fn v2(
         () = tunnel.closed.cancelled() => Err(RelayError::SessionEnded),
         () = core.stopping.cancelled() => return Outcome { bytes_in, ..failed(EdgeError::ShuttingDown, false) },
     };
-    let response = match result {
-        Ok(response) => response,
+    let answered = match result {
+        Ok(answered) => answered,
         Err(error) => {
             debug!(tunnel = %tunnel.key, %error, "no answer");
             let error = match error {
@@ -709,7 +709,8 @@ async fn v2(
     };
     let keep_alive = head.keep_alive && !core.draining.is_cancelled();
     let answer = Answer { framing: Framing::None, keep_alive, visitor_is_http_11: head.is_http_11 };
-    let Ok((mut out, body)) = write::proxy_response(&response, head.is_head(), answer) else {
+    let response = &answered.response;
+    let Ok((mut out, body)) = write::proxy_response(response, head.is_head(), answer) else {
         return Outcome { bytes_in, ..failed(EdgeError::LocalInvalidResponse, true) };
     };
     let bytes_out = body.len() as u64;

@@ -69,7 +69,7 @@ pub(crate) enum OpenError {
 #[error("the client's session ended")]
 pub(crate) struct Lost;
 
-/// Received bytes that wait for visitors, over all 3.x sessions.
+/// Received bytes that wait for visitors, over all sessions of the published dialects.
 #[derive(Debug)]
 pub(crate) struct Waiting {
     bytes: AtomicUsize,
@@ -79,6 +79,16 @@ pub(crate) struct Waiting {
 impl Waiting {
     pub(crate) const fn new(max: usize) -> Self {
         Self { bytes: AtomicUsize::new(0), max }
+    }
+
+    /// Counts more bytes; says whether the bound still holds.
+    pub(crate) fn take(&self, count: usize) -> bool {
+        self.bytes.fetch_add(count, Relaxed) + count <= self.max
+    }
+
+    /// Bytes that were taken have gone.
+    pub(crate) fn give(&self, count: usize) {
+        self.bytes.fetch_sub(count, Relaxed);
     }
 }
 
@@ -286,7 +296,7 @@ impl Mux {
         inbox.bytes += cost;
         drop(inbox);
         self.waiting.fetch_add(cost, Relaxed);
-        self.all_waiting.bytes.fetch_add(cost, Relaxed);
+        self.all_waiting.take(cost);
         drop(streams);
         Some(shared)
     }
@@ -294,7 +304,7 @@ impl Mux {
     fn release(&self, bytes: usize) {
         if bytes > 0 {
             self.waiting.fetch_sub(bytes, Relaxed);
-            self.all_waiting.bytes.fetch_sub(bytes, Relaxed);
+            self.all_waiting.give(bytes);
             self.drained.notify_one();
         }
     }
