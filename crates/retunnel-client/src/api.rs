@@ -10,7 +10,7 @@ use tokio::time::timeout;
 
 use crate::{
     error::{ApiError, ConnectError},
-    transport::{ANSWER_WITHIN, Dialer, ServerEndpoint, tls::Trust},
+    transport::{ANSWER_WITHIN, Dialer, HTTPS_REQUIRED, ServerEndpoint, tls::Trust},
 };
 
 /// Largest answer that is read.
@@ -159,6 +159,10 @@ impl ApiClient {
         let answer = async move {
             let response = sender.send_request(request).await?;
             let status = response.status().as_u16();
+            if response.headers().get(HTTPS_REQUIRED.0).is_some_and(|code| code == HTTPS_REQUIRED.1) {
+                let endpoint = self.dialer.endpoint.clone();
+                return Err(ApiError::Connect(Box::new(ConnectError::TlsRequired { endpoint })));
+            }
             let retry_after =
                 response.headers().get(header::RETRY_AFTER).and_then(|value| value.to_str().ok()?.parse().ok());
             let body = Limited::new(response.into_body(), MAX_ANSWER).collect().await;

@@ -73,6 +73,12 @@ pub enum ConnectError {
         /// Why.
         source: io::Error,
     },
+    /// The server speaks TLS only, and this connection was not encrypted.
+    #[error("{endpoint} speaks TLS only; with TLS it is https://{}", endpoint.authority())]
+    TlsRequired {
+        /// The server.
+        endpoint: ServerEndpoint,
+    },
     /// A handshake took too long.
     #[error("{endpoint} did not answer within {} s", patience.as_secs())]
     Timeout {
@@ -127,7 +133,7 @@ impl ConnectError {
             Self::Refused { refusal, .. } => refusal.code.is_final(),
             Self::Register { source, .. } => source.is_final(),
             Self::Proxy { is_final, .. } => *is_final,
-            Self::NotAServer { .. } | Self::Tls { .. } | Self::Closed => true,
+            Self::NotAServer { .. } | Self::Tls { .. } | Self::TlsRequired { .. } | Self::Closed => true,
             _ => false,
         }
     }

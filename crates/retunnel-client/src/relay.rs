@@ -10,7 +10,7 @@ use std::{
     time::Duration,
 };
 
-use retunnel_link::{LinkStream, Pump, poll_relay};
+use retunnel_link::{LinkStream, Pump, TlsSocket, poll_relay};
 use retunnel_proto::native::ReasonCode;
 use rustls::pki_types::ServerName;
 use tokio::{
@@ -18,7 +18,6 @@ use tokio::{
     net::{TcpStream, lookup_host},
     time::{Instant, timeout},
 };
-use tokio_rustls::TlsConnector;
 
 use crate::{
     error::RelayError,
@@ -192,7 +191,7 @@ async fn connect(target: &LocalTarget) -> io::Result<Socket> {
             }
             let name = ServerName::try_from(host.clone()).map_err(io::Error::other)?;
             let config = target.trust.clone().unwrap_or_default().config()?;
-            let stream = TlsConnector::from(config).connect(name, socket).await.map_err(insecure)?;
+            let stream = TlsSocket::connect(config, name, socket).await.map_err(insecure)?;
             Ok(Socket::Tls(Box::new(stream)))
         }
     }

@@ -15,7 +15,7 @@ use std::{
 };
 
 use bytes::{Buf, Bytes, BytesMut};
-use retunnel_link::{Lane, MaybeTcp};
+use retunnel_link::{Lane, MaybeTcp, TlsSocket};
 use retunnel_proto::message::Token;
 use rustls::pki_types::ServerName;
 use socket2::SockRef;
@@ -24,7 +24,6 @@ use tokio::{
     net::{TcpStream, lookup_host},
     time::timeout,
 };
-use tokio_rustls::{TlsConnector, client::TlsStream};
 
 use self::{
     proxy::{Proxies, Proxy},
@@ -167,7 +166,7 @@ impl Dialer {
         let failed = |source| ConnectError::Tls { endpoint: self.endpoint.clone(), source };
         let name = ServerName::try_from(self.endpoint.host.clone()).map_err(|error| failed(io::Error::other(error)))?;
         let config = self.trust.config().map_err(failed)?;
-        match timeout(ANSWER_WITHIN, TlsConnector::from(config).connect(name, socket)).await {
+        match timeout(ANSWER_WITHIN, TlsSocket::connect(config, name, socket)).await {
             Ok(Ok(stream)) => Ok(Socket::Tls(Box::new(stream))),
             Ok(Err(source)) if speaks_no_tls(&source) => {
                 let address = self.endpoint.authority();
@@ -270,6 +269,9 @@ impl Dialer {
         let status_line = head.split(|byte| *byte == b'\r').next().unwrap_or_default();
         let status_line: String =
             String::from_utf8_lossy(status_line).chars().filter(|c| !c.is_control()).take(120).collect();
+        if wants_tls(&head) {
+            return Err(ConnectError::TlsRequired { endpoint: self.endpoint.clone() });
+        }
         match status_line.split(' ').nth(1) {
             Some("101") => {
                 Ok(if answer.is_empty() { socket } else { Socket::Prefixed(answer.freeze(), Box::new(socket)) })
@@ -297,7 +299,7 @@ pub(crate) async fn dial_any(addresses: &[SocketAddr]) -> io::Result<TcpStream> 
 /// A connection to the server or to a local service.
 pub(crate) enum Socket {
     Plain(TcpStream),
-    Tls(Box<TlsStream<TcpStream>>),
+    Tls(Box<TlsSocket>),
     /// Bytes that came with the answer to the upgrade are read first.
     Prefixed(Bytes, Box<Self>),
     #[cfg(unix)]
@@ -333,7 +335,7 @@ impl Socket {
     fn below(&self) -> Option<&TcpStream> {
         match self {
             Self::Plain(socket) => Some(socket),
-            Self::Tls(stream) => Some(stream.get_ref().0),
+            Self::Tls(stream) => Some(stream.tcp()),
             Self::Prefixed(_, inner) => inner.below(),
             #[cfg(unix)]
             Self::Unix(_) => None,
@@ -412,6 +414,17 @@ impl AsyncWrite for Socket {
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         each!(self, socket => Pin::new(socket).poll_shutdown(cx))
     }
+}
+
+/// The code of a server that speaks TLS only, in the header of the same name as all its errors.
+pub(crate) const HTTPS_REQUIRED: (&str, &str) = ("x-retunnel-error", "https_required");
+
+fn wants_tls(head: &[u8]) -> bool {
+    head.split(|byte| *byte == b'\n').any(|line| {
+        let mut parts = line.splitn(2, |byte| *byte == b':').map(<[u8]>::trim_ascii);
+        let is = |part: Option<&[u8]>, text: &str| part.is_some_and(|part| part.eq_ignore_ascii_case(text.as_bytes()));
+        is(parts.next(), HTTPS_REQUIRED.0) && is(parts.next(), HTTPS_REQUIRED.1)
+    })
 }
 
 /// Whether what came back for a TLS handshake was no TLS at all.

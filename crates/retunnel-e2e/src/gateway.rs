@@ -5,13 +5,15 @@ use std::{
     sync::{Arc, Mutex},
 };
 
-use rustls::pki_types::PrivateKeyDer;
+use rustls::HandshakeKind;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt, copy_bidirectional},
     net::{TcpListener, TcpStream},
     task::JoinSet,
 };
 use tokio_rustls::TlsAcceptor;
+
+use crate::authority::Authority;
 
 /// How the proxy is talked to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -136,43 +138,38 @@ pub struct TlsFront {
     pub address: SocketAddr,
     /// The authority's certificate as PEM.
     pub authority: String,
+    handshakes: Arc<Mutex<Vec<HandshakeKind>>>,
     _task: JoinSet<()>,
 }
 
 impl TlsFront {
     /// Starts it with a certificate for these names.
     pub async fn start(names: &[&str], target: SocketAddr) -> Self {
-        let authority_key = rcgen::KeyPair::generate().unwrap();
-        let mut parameters = rcgen::CertificateParams::new(Vec::new()).unwrap();
-        parameters.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
-        parameters.distinguished_name.push(rcgen::DnType::CommonName, "Test Authority");
-        let authority = parameters.self_signed(&authority_key).unwrap();
-        let issuer = rcgen::Issuer::new(parameters, authority_key);
-        let key = rcgen::KeyPair::generate().unwrap();
-        let names: Vec<String> = names.iter().map(|&name| name.to_owned()).collect();
-        let certificate = rcgen::CertificateParams::new(names).unwrap().signed_by(&key, &issuer).unwrap();
-        let provider = std::sync::Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-        let config = rustls::ServerConfig::builder_with_provider(provider)
-            .with_safe_default_protocol_versions()
-            .unwrap()
-            .with_no_client_auth()
-            .with_single_cert(vec![certificate.der().clone()], PrivateKeyDer::try_from(key.serialize_der()).unwrap())
-            .unwrap();
-        let acceptor = TlsAcceptor::from(Arc::new(config));
+        let authority = Authority::default();
+        let acceptor = TlsAcceptor::from(Arc::new(authority.server(names)));
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
+        let handshakes: Arc<Mutex<Vec<HandshakeKind>>> = Arc::default();
+        let log = Arc::clone(&handshakes);
         let mut task = JoinSet::new();
         task.spawn(async move {
             let mut connections = JoinSet::new();
             while let Ok((socket, _)) = listener.accept().await {
-                let acceptor = acceptor.clone();
+                let (acceptor, log) = (acceptor.clone(), Arc::clone(&log));
                 connections.spawn(async move {
                     let Ok(mut socket) = acceptor.accept(socket).await else { return };
-                    let mut server = TcpStream::connect(target).await.unwrap();
+                    log.lock().unwrap().extend(socket.get_ref().1.handshake_kind());
+                    let Ok(mut server) = TcpStream::connect(target).await else { return };
                     let _ = copy_bidirectional(&mut socket, &mut server).await;
                 });
             }
         });
-        Self { address, authority: authority.pem(), _task: task }
+        Self { address, authority: authority.pem().to_owned(), handshakes, _task: task }
+    }
+
+    /// The handshakes so far, in order.
+    #[must_use]
+    pub fn handshakes(&self) -> Vec<HandshakeKind> {
+        self.handshakes.lock().unwrap().clone()
     }
 }

@@ -10,6 +10,7 @@
 )]
 
 pub mod apps;
+pub mod authority;
 pub mod foreign;
 pub mod gateway;
 pub mod process;

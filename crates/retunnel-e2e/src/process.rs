@@ -196,7 +196,8 @@ impl Server {
         command.arg("--data-dir").arg(data.path().join("data")).args(&options);
         let mut process = Running::start(command).await;
         let line = process.line().await;
-        let address = line.strip_prefix("listening on http://").expect(&line).parse().unwrap();
+        let (_, address) = line.split_once("://").expect(&line);
+        let address = address.parse().unwrap();
         Self { process, address, data, options }
     }
 
@@ -276,13 +277,22 @@ impl User {
 
     /// Opens a tunnel: `http` or `tcp` with more arguments.
     pub async fn tunnel(&self, server: SocketAddr, args: &[&str]) -> Tunnel {
-        self.tunnel_of(&program(), server, args).await
+        self.tunnel_at(&server.to_string(), args).await
+    }
+
+    /// The same at a server that is named in some other way, as `https://localhost:6400`.
+    pub async fn tunnel_at(&self, server: &str, args: &[&str]) -> Tunnel {
+        self.open(&program(), server, args).await
     }
 
     /// The same with another build of the program, to compare.
     pub async fn tunnel_of(&self, program: &Path, server: SocketAddr, args: &[&str]) -> Tunnel {
+        self.open(program, &server.to_string(), args).await
+    }
+
+    async fn open(&self, program: &Path, server: &str, args: &[&str]) -> Tunnel {
         let mut command = self.command_of(program, &["--json", "--log-level", "warn"]);
-        command.args(args).args(["--server", &server.to_string()]);
+        command.args(args).args(["--server", server]);
         let mut process = Running::start(command).await;
         let info: Value = serde_json::from_str(&process.line().await).unwrap();
         Tunnel { process, info }

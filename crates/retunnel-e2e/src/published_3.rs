@@ -48,8 +48,9 @@ pub async fn visit(server: SocketAddr, host: &str, wire: u8) {
 #[derive(Debug)]
 pub struct PythonUser {
     version: &'static str,
-    server: SocketAddr,
+    server: String,
     home: TempDir,
+    variables: Vec<(String, String)>,
 }
 
 impl PythonUser {
@@ -59,16 +60,26 @@ impl PythonUser {
     /// When the client is not installed.
     #[must_use]
     pub fn new(version: &'static str, server: SocketAddr) -> Self {
-        Self { version, server, home: tempfile::tempdir().unwrap() }
+        Self::at(version, format!("ws://{server}"))
     }
 
-    fn address(&self) -> String {
-        format!("ws://{}", self.server)
+    /// A user of the server at this URL.
+    #[must_use]
+    pub fn at(version: &'static str, server: String) -> Self {
+        Self { version, server, home: tempfile::tempdir().unwrap(), variables: Vec::new() }
+    }
+
+    /// With a variable of the environment.
+    #[must_use]
+    pub fn with_variable(mut self, name: &str, value: &str) -> Self {
+        self.variables.push((name.into(), value.into()));
+        self
     }
 
     fn isolated(&self, mut command: Command) -> Command {
         isolated(&mut command, self.home.path());
         command.env("PYTHONUNBUFFERED", "1").env("COLUMNS", "200").env("NO_COLOR", "1");
+        command.envs(self.variables.iter().cloned());
         command
     }
 
@@ -97,7 +108,7 @@ impl PythonUser {
     /// Arguments that name the server.
     #[must_use]
     pub fn to_server(&self) -> [String; 2] {
-        ["--server".into(), self.address()]
+        ["--server".into(), self.server.clone()]
     }
 
     /// Opens tunnels; each is described as the library's `TunnelConfig`. The command line opens one.
@@ -109,7 +120,7 @@ impl PythonUser {
             Use::Library => {
                 let mut command = Command::new(bin(self.version).join("python"));
                 command.arg(apps().join("library_client_3.py"));
-                command.args([&self.address(), "", &json!(tunnels).to_string()]);
+                command.args([&self.server, "", &json!(tunnels).to_string()]);
                 self.isolated(command)
             }
             Use::Command => {

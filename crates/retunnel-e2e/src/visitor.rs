@@ -3,7 +3,7 @@
 use std::net::SocketAddr;
 
 use tokio::{
-    io::{AsyncReadExt, AsyncWriteExt},
+    io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt},
     net::TcpStream,
     time::timeout,
 };
@@ -41,9 +41,9 @@ impl Answer {
 
 /// One connection of a visitor.
 #[derive(Debug)]
-pub struct Visitor {
+pub struct Visitor<S = TcpStream> {
     /// The connection.
-    pub socket: TcpStream,
+    pub socket: S,
     /// Read and not yet taken.
     pub received: Vec<u8>,
 }
@@ -53,6 +53,13 @@ impl Visitor {
     pub async fn connect(address: SocketAddr) -> Self {
         let socket = TcpStream::connect(address).await.unwrap();
         socket.set_nodelay(true).unwrap();
+        Self::over(socket)
+    }
+}
+
+impl<S: AsyncRead + AsyncWrite + Unpin> Visitor<S> {
+    /// A visitor on this connection.
+    pub const fn over(socket: S) -> Self {
         Self { socket, received: Vec::new() }
     }
 

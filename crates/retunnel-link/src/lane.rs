@@ -79,7 +79,11 @@ impl Lane {
                     Err(error) => return Poll::Ready(Err(error)),
                 }
             },
-            Self::Other(connection) => Pin::new(&mut *Self::locked(connection)).poll_read(cx, buf),
+            Self::Other(connection) => match Pin::new(&mut *Self::locked(connection)).poll_read(cx, buf) {
+                // TLS without its farewell. Counts on the link tell whether bytes are missing, as they do on plain TCP.
+                Poll::Ready(Err(error)) if error.kind() == io::ErrorKind::UnexpectedEof => Poll::Ready(Ok(())),
+                polled => polled,
+            },
         }
     }
 

@@ -12,12 +12,14 @@ mod config;
 mod driver;
 mod error;
 mod lane;
+mod read_ahead;
 mod received;
 mod relay;
 #[cfg(target_os = "linux")]
 mod splice;
 mod state;
 mod stream;
+mod tls;
 
 use std::{
     future::poll_fn,
@@ -34,8 +36,10 @@ pub use config::{Budget, LinkConfig};
 pub use driver::Driver;
 pub use error::{LinkError, OpenError};
 pub use lane::{Duplex, Lane};
+pub use read_ahead::ReadAhead;
 pub use relay::{MaybeTcp, Pump, Way, poll_relay, poll_splice_down, poll_splice_up};
 pub use stream::{LinkStream, StreamReset};
+pub use tls::TlsSocket;
 
 use state::State;
 

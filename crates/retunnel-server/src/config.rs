@@ -174,6 +174,15 @@ impl std::str::FromStr for PublicUrl {
     }
 }
 
+/// Where the certificate is, as PEM files.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TlsFiles {
+    /// The certificate, followed by those of the authorities between it and a trusted one.
+    pub cert: PathBuf,
+    /// Its private key.
+    pub key: PathBuf,
+}
+
 /// What a server runs with.
 #[derive(Debug, Clone)]
 #[non_exhaustive]
@@ -186,6 +195,8 @@ pub struct ServerConfig {
     pub data_dir: PathBuf,
     /// Ports for TCP tunnels; `None` switches them off. Default 20000-29999.
     pub tcp_ports: Option<RangeInclusive<u16>>,
+    /// The certificate for `listen`, where everything is encrypted then. Default none.
+    pub tls: Option<TlsFiles>,
     /// Who may make an account.
     pub registration: Registration,
     /// How URLs are printed; `None` prints the domain with the port of `listen`.
@@ -209,6 +220,7 @@ impl ServerConfig {
             domain: "localhost".into(),
             data_dir,
             tcp_ports: Some(20_000..=29_999),
+            tls: None,
             registration: Registration::Open,
             public_url: None,
             trusted_proxies: Vec::new(),
@@ -236,10 +248,19 @@ impl ServerConfig {
         self.url("", port)
     }
 
+    const fn scheme(&self) -> &'static str {
+        if self.tls.is_some() { "https" } else { "http" }
+    }
+
+    /// The port, unless it goes without saying.
+    fn shown(&self, port: u16) -> Option<u16> {
+        Some(port).filter(|port| *port != if self.tls.is_some() { 443 } else { 80 })
+    }
+
     fn url(&self, prefix: &str, port: u16) -> String {
         let (scheme, host, port) = match &self.public_url {
             Some(url) => (url.scheme, url.host.as_str(), url.port),
-            None => ("http", self.domain.as_str(), Some(port).filter(|port| *port != 80)),
+            None => (self.scheme(), self.domain.as_str(), self.shown(port)),
         };
         let port = port.map_or_else(String::new, |port| format!(":{port}"));
         format!("{scheme}://{prefix}{host}{port}")
@@ -250,7 +271,7 @@ impl ServerConfig {
     pub fn hostname_url(&self, hostname: &str, port: u16) -> String {
         let (scheme, port) = match &self.public_url {
             Some(url) => (url.scheme, url.port),
-            None => ("http", Some(port).filter(|port| *port != 80)),
+            None => (self.scheme(), self.shown(port)),
         };
         let port = port.map_or_else(String::new, |port| format!(":{port}"));
         format!("{scheme}://{hostname}{port}")
@@ -296,6 +317,10 @@ pub struct ServerFile {
     pub data_dir: Option<PathBuf>,
     /// `FIRST-LAST`, or `off`.
     pub tcp_ports: Option<String>,
+    /// PEM file of the certificate.
+    pub tls_cert: Option<PathBuf>,
+    /// PEM file of its key.
+    pub tls_key: Option<PathBuf>,
     /// `open`, `invite` or `closed`.
     pub registration: Option<String>,
     /// `http(s)://HOST[:PORT]`.
@@ -330,6 +355,8 @@ impl ServerFile {
             domain: self.domain.or(other.domain),
             data_dir: self.data_dir.or(other.data_dir),
             tcp_ports: self.tcp_ports.or(other.tcp_ports),
+            tls_cert: self.tls_cert.or(other.tls_cert),
+            tls_key: self.tls_key.or(other.tls_key),
             registration: self.registration.or(other.registration),
             public_url: self.public_url.or(other.public_url),
             trusted_proxies: self.trusted_proxies.or(other.trusted_proxies),
@@ -363,6 +390,15 @@ impl ServerFile {
         if let Some(text) = self.tcp_ports {
             config.tcp_ports = port_range(&text)?;
         }
+        let is_given = |path: &PathBuf| !path.as_os_str().is_empty();
+        config.tls = match (self.tls_cert, self.tls_key) {
+            (None, None) => None,
+            (Some(cert), Some(key)) if is_given(&cert) && is_given(&key) => Some(TlsFiles { cert, key }),
+            (cert, _) => {
+                let lacking = if cert.as_ref().is_some_and(is_given) { "tls-key" } else { "tls-cert" };
+                return Err(ConfigError::new(lacking, "", "expected a file: a certificate and its key go together"));
+            }
+        };
         config.registration = match self.registration {
             Some(text) => text.parse()?,
             // Behind a proxy a loopback address is public.
@@ -443,6 +479,23 @@ mod tests {
             assert_eq!(config(yaml).expect_err(yaml).key, key, "{yaml}");
         }
         assert!(ServerFile::parse("registratoin: closed").expect_err("a typo").contains("registratoin"));
+    }
+
+    #[test]
+    fn a_certificate_and_its_key_go_together_and_make_urls_https() {
+        let both = config("{tls-cert: a.pem, tls-key: b.pem, domain: example.test}").expect("valid");
+        assert_eq!(both.tls, Some(TlsFiles { cert: "a.pem".into(), key: "b.pem".into() }));
+        assert_eq!(both.http_url("a", 6400), "https://a.example.test:6400");
+        assert_eq!(both.http_url("a", 443), "https://a.example.test");
+        assert_eq!(both.hostname_url("own.test", 80), "https://own.test:80");
+        for (yaml, lacking) in [
+            ("tls-cert: a.pem", "tls-key"),
+            ("tls-key: b.pem", "tls-cert"),
+            ("{tls-cert: a.pem, tls-key: ''}", "tls-key"),
+            ("{tls-cert: '', tls-key: ''}", "tls-cert"),
+        ] {
+            assert_eq!(config(yaml).expect_err(yaml).key, lacking, "{yaml}");
+        }
     }
 
     #[test]

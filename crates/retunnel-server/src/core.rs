@@ -15,6 +15,7 @@ use crate::{
     auth::{Account, Auth, AuthError},
     config::{Registration, ServerConfig},
     control::{lanes::LaneDesk, v3::Waiting},
+    edge::tls::Tls,
     hostnames::Hostnames,
     limits::{ConnectionGate, RateLimits},
     registry::Registry,
@@ -29,6 +30,8 @@ pub(crate) struct Core {
     pub(crate) config: ServerConfig,
     /// Where the server really listens.
     pub(crate) address: SocketAddr,
+    /// The certificate, when there is one.
+    pub(crate) tls: Option<Tls>,
     pub(crate) registry: Arc<Registry>,
     pub(crate) auth: Auth,
     pub(crate) hostnames: Arc<Hostnames>,

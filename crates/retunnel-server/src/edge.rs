@@ -13,3 +13,4 @@ pub(crate) mod relay;
 pub(crate) mod rewind;
 pub(crate) mod socket;
 pub(crate) mod tcp;
+pub(crate) mod tls;

@@ -22,7 +22,8 @@ pub fn http(data: &[u8]) {
         && let Ok(head) = request::parse(Bytes::copy_from_slice(&data[..end]))
     {
         let address = std::net::IpAddr::from([192, 0, 2, 1]);
-        let visitor = Visitor { address, by_trusted_proxy: false, strip_authorization: false, local: None };
+        let visitor =
+            Visitor { address, by_trusted_proxy: false, is_encrypted: false, strip_authorization: false, local: None };
         let mut out = BytesMut::new();
         write::request(&head, visitor, &mut out);
         match request::parse(out.freeze()) {

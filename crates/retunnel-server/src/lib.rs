@@ -26,6 +26,7 @@ mod server;
 pub mod store;
 mod tunnel;
 
+pub use edge::tls::TlsError;
 pub use server::{Server, ServerHandle, StartError};
 
 /// Version of this server.

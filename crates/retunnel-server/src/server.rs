@@ -27,7 +27,10 @@ use crate::{
     config::ServerConfig,
     control::{lanes::LaneDesk, v3::Waiting},
     core::{BODY_PIECE, Core},
-    edge::{accept, connection},
+    edge::{
+        accept, connection,
+        tls::{Tls, TlsError},
+    },
     hostnames::Hostnames,
     limits::{ConnectionGate, RateLimits},
     registry::{Key, Quota, Registry},
@@ -56,6 +59,9 @@ pub enum StartError {
         /// Why.
         source: StoreError,
     },
+    /// The certificate.
+    #[error(transparent)]
+    Tls(#[from] TlsError),
     /// The listening address.
     #[error("cannot listen on {address}: {source}")]
     Listen {
@@ -76,6 +82,7 @@ impl Server {
     /// # Errors
     /// [`StartError`]. Nothing runs then.
     pub async fn start(config: ServerConfig) -> Result<ServerHandle, StartError> {
+        let tls = config.tls.clone().map(Tls::load).transpose()?;
         let data_dir = config.data_dir.clone();
         let failed = |source| StartError::Data { path: data_dir.clone(), source };
         let store = Store::open(&data_dir).await.map_err(failed)?;
@@ -103,6 +110,7 @@ impl Server {
         });
         let core = Arc::new(Core {
             address,
+            tls,
             registry,
             auth,
             hostnames,
@@ -147,6 +155,14 @@ impl ServerHandle {
     #[must_use]
     pub fn data_dir(&self) -> &Path {
         &self.core.config.data_dir
+    }
+
+    /// Reads the certificate's files again, for new connections.
+    ///
+    /// # Errors
+    /// [`TlsError`]; the certificate stays as it was then.
+    pub fn reload_certificate(&self) -> Result<(), TlsError> {
+        self.core.tls.as_ref().map_or(Ok(()), Tls::reload)
     }
 
     /// Cancelled when the server begins to stop; cancelling it makes the server begin.
@@ -204,7 +220,7 @@ async fn accept_all(core: Arc<Core>, listener: TcpListener) {
             });
         } else if let Ok(permit) = Arc::clone(&turned_away).try_acquire_owned() {
             core.relays.spawn(async move {
-                connection::turn_away(socket).await;
+                connection::turn_away(&this, socket, peer).await;
                 drop(permit);
             });
         }

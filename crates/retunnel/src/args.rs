@@ -122,6 +122,7 @@ pub(crate) enum Command {
     #[cfg(feature = "server")]
     #[command(after_help = "Examples:\n  retunnel server\n  \
                             retunnel server --listen 0.0.0.0:80 --domain tunnel.example.com\n  \
+                            retunnel server --listen 0.0.0.0:443 --domain tunnel.example.com --tls-cert fullchain.pem --tls-key key.pem\n  \
                             retunnel server invite\n\nEvery option is also a key of the --config file (as `tcp-ports: 20000-20100`) \
                             and an environment variable (as RETUNNEL_SERVER_TCP_PORTS).")]
     Server(ServerArgs),
@@ -270,6 +271,12 @@ pub(crate) struct ServerArgs {
     /// Public ports for TCP tunnels, or `off` [default: 20000-29999]
     #[arg(long, env = "RETUNNEL_SERVER_TCP_PORTS", value_name = "FIRST-LAST")]
     pub(crate) tcp_ports: Option<String>,
+    /// Speak TLS, with the certificate in this PEM file (behind it those of intermediate authorities); SIGHUP reads it anew
+    #[arg(long, env = "RETUNNEL_SERVER_TLS_CERT", value_name = "FILE")]
+    pub(crate) tls_cert: Option<PathBuf>,
+    /// The private key of the certificate, as a PEM file
+    #[arg(long, env = "RETUNNEL_SERVER_TLS_KEY", value_name = "FILE")]
+    pub(crate) tls_key: Option<PathBuf>,
     /// Who may make an account: open, invite or closed [default: open on loopback, else invite]
     #[arg(long, env = "RETUNNEL_SERVER_REGISTRATION", value_name = "POLICY")]
     pub(crate) registration: Option<String>,

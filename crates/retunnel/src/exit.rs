@@ -79,6 +79,9 @@ fn start(error: &retunnel_server::StartError) -> (u8, Option<String>) {
         retunnel_server::StartError::Listen { source, .. } if source.kind() == std::io::ErrorKind::AddrInUse => {
             (UNAVAILABLE, Some("another program listens there; stop it or choose another `--listen`".into()))
         }
+        retunnel_server::StartError::Tls(_) => {
+            (CONFIG, Some("`--tls-cert` is the certificate, `--tls-key` its private key, both as PEM".into()))
+        }
         retunnel_server::StartError::Data { .. } => (CONFIG, Some("choose another directory with `--data-dir`".into())),
         _ => (UNAVAILABLE, None),
     }

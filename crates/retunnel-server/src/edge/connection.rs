@@ -29,6 +29,7 @@ use crate::{
         origin::HOST_NOT_ALLOWED,
         page::EdgeError,
         socket::Socket,
+        tls::Arrived,
     },
     registry::{Found, Key},
     tunnel::Tunnel,
@@ -59,15 +60,31 @@ enum Arrival {
 }
 
 /// Answers a connection that is one too many.
-pub(crate) async fn turn_away(socket: Socket) {
-    let mut connection = Connection { socket, peer: SocketAddr::from(([0, 0, 0, 0], 0)), received: BytesMut::new() };
-    connection.answer(&EdgeError::TooManyConnections, b"", false).await;
-    connection.linger().await;
+pub(crate) async fn turn_away(core: &Core, socket: Socket, peer: SocketAddr) {
+    if let Some(socket) = secured(core, socket, peer).await {
+        Connection { socket, peer, received: BytesMut::new() }.refuse(&EdgeError::TooManyConnections).await;
+    }
+}
+
+/// The connection behind its handshake, where the server has a certificate.
+async fn secured(core: &Core, socket: Socket, peer: SocketAddr) -> Option<Socket> {
+    let Some(tls) = &core.tls else { return Some(socket) };
+    match Box::pin(tls.accept(core, socket, peer)).await {
+        Arrived::Secure(socket) => return Some(socket),
+        Arrived::Unencrypted(socket) => {
+            debug!(%peer, "request without TLS");
+            let mut connection = Connection { socket, peer, received: BytesMut::new() };
+            Box::pin(connection.refuse(&EdgeError::HttpsRequired)).await;
+        }
+        Arrived::Nothing => {}
+    }
+    None
 }
 
 /// Serves a connection until it ends. The task's size is what an idle visitor costs, so that everything but the wait for
 /// the next head is in a box of its own.
 pub(crate) async fn serve(core: &Arc<Core>, socket: Socket, peer: SocketAddr) {
+    let Some(socket) = secured(core, socket, peer).await else { return };
     let mut connection = Connection { socket, peer, received: BytesMut::new() };
     let mut patience = core.config.limits.header_timeout;
     loop {
@@ -79,11 +96,7 @@ pub(crate) async fn serve(core: &Arc<Core>, socket: Socket, peer: SocketAddr) {
                 if core.config.access_log {
                     info!(target: "retunnel::access", visitor = %peer.ip(), status = error.status(), error = error.code());
                 }
-                return Box::pin(async {
-                    connection.answer(&error, b"", false).await;
-                    connection.linger().await;
-                })
-                .await;
+                return Box::pin(connection.refuse(&error)).await;
             }
         };
         let route = head.host.route(&core.config.domain);
@@ -237,17 +250,19 @@ impl Connection {
         match &outcome.error {
             Some(error) => {
                 let keep_alive = head.keep_alive && outcome.keep_alive;
-                self.answer_with(error, accept, head.is_head(), !keep_alive).await && keep_alive
+                self.answer(error, accept, head.is_head(), !keep_alive).await && keep_alive
             }
             None => outcome.keep_alive,
         }
     }
 
-    async fn answer(&mut self, error: &EdgeError, accept: &[u8], to_head: bool) -> bool {
-        self.answer_with(error, accept, to_head, true).await
+    /// Says what is wrong, as text, and closes.
+    async fn refuse(&mut self, error: &EdgeError) {
+        self.answer(error, b"", false, true).await;
+        self.linger().await;
     }
 
-    async fn answer_with(&mut self, error: &EdgeError, accept: &[u8], to_head: bool, close: bool) -> bool {
+    async fn answer(&mut self, error: &EdgeError, accept: &[u8], to_head: bool, close: bool) -> bool {
         let page = error.render(accept, to_head, close);
         matches!(timeout(LINGER, self.socket.write_all(&page)).await, Ok(Ok(())))
     }

@@ -112,6 +112,7 @@ pub(crate) async fn exchange(
     let visitor = Visitor {
         address: connection.peer.ip(),
         by_trusted_proxy,
+        is_encrypted: connection.socket.is_encrypted(),
         strip_authorization: tunnel.access.is_some(),
         local: tunnel.local_origin.as_ref(),
     };

@@ -8,6 +8,8 @@ use bytes::{BufMut, Bytes, BytesMut};
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum EdgeError {
     BadRequest(&'static str),
+    /// An unencrypted request where TLS is spoken.
+    HttpsRequired,
     Unauthorized,
     TunnelNotFound,
     /// The owner's session was lost; seconds until a retry makes sense.
@@ -32,7 +34,7 @@ pub(crate) enum EdgeError {
 impl EdgeError {
     pub(crate) const fn status(&self) -> u16 {
         match self {
-            Self::BadRequest(_) => 400,
+            Self::BadRequest(_) | Self::HttpsRequired => 400,
             Self::Unauthorized => 401,
             Self::TunnelNotFound => 404,
             Self::MethodNotAllowed => 405,
@@ -53,6 +55,7 @@ impl EdgeError {
     pub(crate) const fn code(&self) -> &'static str {
         match self {
             Self::BadRequest(_) => "bad_request",
+            Self::HttpsRequired => "https_required",
             Self::Unauthorized => "unauthorized",
             Self::TunnelNotFound => "tunnel_not_found",
             Self::TunnelOffline(_) => "tunnel_offline",
@@ -94,6 +97,7 @@ impl EdgeError {
 
     fn heading(&self) -> &'static str {
         match self {
+            Self::HttpsRequired => "This address speaks HTTPS",
             Self::TunnelNotFound => "There is no tunnel here",
             Self::TunnelOffline(_) => "This tunnel is offline",
             Self::LocalUnreachable(_) => "The local service is not running",
@@ -109,6 +113,7 @@ impl EdgeError {
     fn detail(&self) -> String {
         match self {
             Self::BadRequest(why) => format!("The request is not valid HTTP/1.1: {why}."),
+            Self::HttpsRequired => "The request was not encrypted. Use the same address with https:// in front.".into(),
             Self::Unauthorized => "Give the user name and password you were told by the owner.".into(),
             Self::TunnelNotFound => {
                 "Nothing is served at this address. Check its spelling, or start the tunnel with `retunnel http PORT`."

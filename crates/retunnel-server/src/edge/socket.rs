@@ -9,21 +9,19 @@ use std::{
     time::Duration,
 };
 
-use retunnel_link::{Lane, MaybeTcp};
+use retunnel_link::{Lane, MaybeTcp, TlsSocket};
 use socket2::SockRef;
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
     net::{TcpStream, tcp},
 };
-use tokio_rustls::server::TlsStream;
 
 /// A connection that was accepted.
 pub(crate) enum Socket {
     Plain(TcpStream),
     /// The lock is for [`Socket::split`]: both halves of an encrypted connection share its state. They live in one task,
     /// so nobody ever waits for it.
-    #[expect(dead_code, reason = "listeners with certificates follow")]
-    Tls(Box<Mutex<TlsStream<TcpStream>>>),
+    Tls(Box<Mutex<TlsSocket>>),
 }
 
 impl Socket {
@@ -42,8 +40,13 @@ impl Socket {
     pub(crate) fn with<T>(&self, with: impl FnOnce(&TcpStream) -> T) -> T {
         match self {
             Self::Plain(socket) => with(socket),
-            Self::Tls(stream) => with(lock(stream).get_ref().0),
+            Self::Tls(stream) => with(lock(stream).tcp()),
         }
+    }
+
+    /// Whether nobody can read along.
+    pub(crate) const fn is_encrypted(&self) -> bool {
+        matches!(self, Self::Tls(_))
     }
 
     /// Both directions, for use in one task.
@@ -94,7 +97,13 @@ impl From<Socket> for Lane {
     }
 }
 
-fn lock(stream: &Mutex<TlsStream<TcpStream>>) -> MutexGuard<'_, TlsStream<TcpStream>> {
+impl From<TlsSocket> for Socket {
+    fn from(socket: TlsSocket) -> Self {
+        Self::Tls(Box::new(Mutex::new(socket)))
+    }
+}
+
+fn lock(stream: &Mutex<TlsSocket>) -> MutexGuard<'_, TlsSocket> {
     // A panic while it was held ended the only task that has it.
     stream.lock().unwrap_or_else(PoisonError::into_inner)
 }
@@ -111,13 +120,13 @@ impl fmt::Debug for Socket {
 /// The reading half of a [`Socket`].
 pub(crate) enum ReadHalf<'a> {
     Plain(tcp::ReadHalf<'a>),
-    Tls(&'a Mutex<TlsStream<TcpStream>>),
+    Tls(&'a Mutex<TlsSocket>),
 }
 
 /// The writing half of a [`Socket`].
 pub(crate) enum WriteHalf<'a> {
     Plain(tcp::WriteHalf<'a>),
-    Tls(&'a Mutex<TlsStream<TcpStream>>),
+    Tls(&'a Mutex<TlsSocket>),
 }
 
 /// Calls a method of whatever is inside.

@@ -9,10 +9,14 @@ use retunnel_server::{
     config::{ServerConfig, ServerFile},
     store::Store,
 };
+use tracing::{error, info};
 
 use crate::{
     args::{Global, LogFormat, ServerArgs},
-    commands::{descriptors, logging, signals::Signals},
+    commands::{
+        descriptors, logging,
+        signals::{Hangups, Signals},
+    },
     exit::Usage,
     output::Output,
     settings::Variables,
@@ -63,6 +67,8 @@ fn config_of(args: ServerArgs) -> Result<ServerConfig> {
     flags.domain = args.domain;
     flags.data_dir = args.data_dir;
     flags.tcp_ports = args.tcp_ports;
+    flags.tls_cert = args.tls_cert;
+    flags.tls_key = args.tls_key;
     flags.registration = args.registration;
     flags.public_url = args.public_url;
     flags.trusted_proxies = args.trusted_proxies;
@@ -81,6 +87,8 @@ async fn serve(config: ServerConfig, output: Output) -> Result<()> {
     let domain = config.domain.clone();
     let tcp_ports = config.tcp_ports.clone();
     let registration = config.registration;
+    let urls = config.clone();
+    let mut hangups = if config.tls.is_some() { Some(Hangups::take()?) } else { None };
     let server = Server::start(config).await?;
     let address = server.address();
     if output.json {
@@ -88,20 +96,29 @@ async fn serve(config: ServerConfig, output: Output) -> Result<()> {
             &serde_json::json!({ "listening": address.to_string(), "domain": domain, "data_dir": server.data_dir() }),
         );
     } else {
-        output.result(&format!("listening on http://{address}"));
+        let scheme = if urls.tls.is_some() { "https" } else { "http" };
+        output.result(&format!("listening on {scheme}://{address}"));
     }
-    output.status(&format!("tunnels      http://NAME.{domain}:{}", address.port()));
+    output.status(&format!("tunnels      {}", urls.http_url("NAME", address.port())));
     output.status(&match tcp_ports {
         Some(range) => format!("tcp ports    {}-{}", range.start(), range.end()),
         None => "tcp ports    off".into(),
     });
     output.status(&format!("data         {}", server.data_dir().display()));
     output.status(&format!("registration {}", format!("{registration:?}").to_lowercase()));
-    output.status(&format!("connect with retunnel http 8080 --server {address}"));
+    // A certificate is for a name.
+    let reached = if urls.tls.is_some() { urls.base_url(address.port()) } else { address.to_string() };
+    output.status(&format!("connect with retunnel http 8080 --server {reached}"));
     let trigger = server.shutdown_trigger();
-    tokio::select! {
-        () = signals.next() => {}
-        () = trigger.cancelled() => {}
+    loop {
+        tokio::select! {
+            () = signals.next() => break,
+            () = trigger.cancelled() => break,
+            () = next(&mut hangups) => match server.reload_certificate() {
+                Ok(()) => info!("certificate read anew"),
+                Err(error) => error!(%error, "certificate not read anew; the one from before stays"),
+            }
+        }
     }
     output.status("stopping: running transfers may finish; a second signal ends at once");
     tokio::select! {
@@ -109,6 +126,13 @@ async fn serve(config: ServerConfig, output: Output) -> Result<()> {
         () = signals.next() => {}
     }
     Ok(())
+}
+
+async fn next(hangups: &mut Option<Hangups>) {
+    match hangups {
+        Some(hangups) => hangups.next().await,
+        None => std::future::pending().await,
+    }
 }
 
 async fn invite(config: &ServerConfig, output: Output) -> Result<()> {

@@ -119,6 +119,7 @@ fn forwarded(head: &RequestHead, by_trusted_proxy: bool) -> String {
     let visitor = Visitor {
         address: "192.0.2.7".parse().expect("an address"),
         by_trusted_proxy,
+        is_encrypted: false,
         strip_authorization: false,
         local: None,
     };
@@ -156,6 +157,7 @@ fn a_local_origin_is_all_that_the_service_sees() {
     let visitor = Visitor {
         address: "192.0.2.7".parse().expect("an address"),
         by_trusted_proxy: false,
+        is_encrypted: true,
         strip_authorization: false,
         local: Some(&local),
     };
@@ -164,7 +166,7 @@ fn a_local_origin_is_all_that_the_service_sees() {
     assert_eq!(
         String::from_utf8_lossy(&out),
         "POST / HTTP/1.1\r\nHost: localhost:5173\r\nOrigin: http://localhost:5173\r\nX-Forwarded-For: 192.0.2.7\r\n\
-         X-Forwarded-Proto: http\r\nX-Forwarded-Host: localhost:5173\r\nX-Original-Proto: http\r\n\
+         X-Forwarded-Proto: http\r\nX-Forwarded-Host: localhost:5173\r\nX-Original-Proto: https\r\n\
          X-Original-Host: a.test\r\n\r\n"
     );
     assert_eq!(visitor.public_origin(&head), b"http://a.test");

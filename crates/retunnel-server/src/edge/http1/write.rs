@@ -26,6 +26,8 @@ pub(crate) struct Visitor<'a> {
     pub(crate) address: IpAddr,
     /// The connection comes from a proxy whose `X-Forwarded-*` are believed.
     pub(crate) by_trusted_proxy: bool,
+    /// The connection is.
+    pub(crate) is_encrypted: bool,
     /// The tunnel's own password was checked: it is not the local service's business.
     pub(crate) strip_authorization: bool,
     /// What the local service shall take for its public address.
@@ -33,10 +35,15 @@ pub(crate) struct Visitor<'a> {
 }
 
 impl Visitor<'_> {
+    /// How the visitor reached this connection's other end.
+    const fn scheme(self) -> &'static [u8] {
+        if self.is_encrypted { b"https" } else { b"http" }
+    }
+
     /// What the visitor sees in the place of the local service's own address.
     pub(crate) fn public_origin(self, head: &RequestHead) -> Vec<u8> {
         let trusted = |name| head.headers.get(name).filter(|_| self.by_trusted_proxy);
-        let proto = trusted("x-forwarded-proto").unwrap_or(b"http");
+        let proto = trusted("x-forwarded-proto").unwrap_or(self.scheme());
         [proto, b"://", trusted("x-forwarded-host").unwrap_or(&head.authority)].concat()
     }
 }
@@ -114,7 +121,7 @@ fn forwarded(head: &RequestHead, visitor: Visitor<'_>, mut emit: impl FnMut(&[u8
     }
     chain.extend_from_slice(own.as_bytes());
     emit(b"X-Forwarded-For", &chain);
-    let (proto, host) = (proto.unwrap_or(b"http"), host.unwrap_or(&head.authority));
+    let (proto, host) = (proto.unwrap_or(visitor.scheme()), host.unwrap_or(&head.authority));
     let Some(local) = visitor.local else {
         emit(b"X-Forwarded-Proto", proto);
         return emit(b"X-Forwarded-Host", host);

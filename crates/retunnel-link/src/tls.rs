@@ -1,0 +1,136 @@
+//! A TLS connection that behaves like a socket: a read takes what is there, and what was written is on its way.
+
+use std::{
+    fmt,
+    io::{self, IoSlice},
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll, ready},
+};
+
+use tokio::{
+    io::{AsyncRead, AsyncWrite, ReadBuf},
+    net::TcpStream,
+};
+use tokio_rustls::{
+    TlsAcceptor, TlsConnector, TlsStream,
+    rustls::{ClientConfig, HandshakeKind, pki_types::ServerName},
+};
+
+use crate::ReadAhead;
+
+/// An encrypted connection, of either side.
+pub struct TlsSocket {
+    stream: TlsStream<ReadAhead<TcpStream>>,
+    /// Bytes the session has taken, whose records the socket below has not taken yet. They count as written only then:
+    /// who writes needs not flush, and nothing but the kernel's buffer stands behind a full one.
+    taken: usize,
+    /// A failure that was met behind bytes; those are given first.
+    failure: Option<io::Error>,
+}
+
+impl fmt::Debug for TlsSocket {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("TlsSocket")
+    }
+}
+
+impl TlsSocket {
+    /// Does the client's part of the handshake.
+    ///
+    /// # Errors
+    /// The connection's; [`io::ErrorKind::InvalidData`] with a [`tokio_rustls::rustls::Error`] inside when the peer is
+    /// not trusted or does not speak TLS.
+    pub async fn connect(config: Arc<ClientConfig>, name: ServerName<'static>, socket: TcpStream) -> io::Result<Self> {
+        let stream = TlsConnector::from(config).connect(name, ReadAhead::new(socket)).await?;
+        Ok(Self { stream: stream.into(), taken: 0, failure: None })
+    }
+
+    /// Does the server's part of the handshake. The first bytes may have been looked at already.
+    ///
+    /// # Errors
+    /// The connection's.
+    pub async fn accept(acceptor: &TlsAcceptor, socket: ReadAhead<TcpStream>) -> io::Result<Self> {
+        let stream = acceptor.accept(socket).await?;
+        Ok(Self { stream: stream.into(), taken: 0, failure: None })
+    }
+
+    /// The TCP connection below.
+    #[must_use]
+    pub fn tcp(&self) -> &TcpStream {
+        self.stream.get_ref().0.get_ref()
+    }
+
+    /// Whether the handshake was a full one or took up an earlier session.
+    #[must_use]
+    pub fn handshake_kind(&self) -> Option<HandshakeKind> {
+        self.stream.get_ref().1.handshake_kind()
+    }
+
+    fn poll_taken(&mut self, cx: &mut Context<'_>, most: usize) -> Poll<io::Result<usize>> {
+        ready!(Pin::new(&mut self.stream).poll_flush(cx))?;
+        let count = self.taken.min(most);
+        self.taken -= count;
+        Poll::Ready(Ok(count))
+    }
+}
+
+impl AsyncRead for TlsSocket {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        if let Some(error) = self.failure.take() {
+            return Poll::Ready(Err(error));
+        }
+        let start = buf.filled().len();
+        loop {
+            // The session gives one record at a time. What follows has arrived with it as a rule.
+            let before = buf.filled().len();
+            match Pin::new(&mut self.stream).poll_read(cx, buf) {
+                Poll::Ready(Err(error)) if before > start => {
+                    self.failure = Some(error);
+                    return Poll::Ready(Ok(()));
+                }
+                Poll::Pending if before > start => return Poll::Ready(Ok(())),
+                Poll::Ready(Ok(())) => {
+                    let is_end = buf.filled().len() == before;
+                    if is_end || buf.remaining() == 0 || self.stream.get_ref().0.ahead().is_empty() {
+                        return Poll::Ready(Ok(()));
+                    }
+                }
+                polled => return polled,
+            }
+        }
+    }
+}
+
+impl AsyncWrite for TlsSocket {
+    /// As everybody does it, who was told to wait writes the same bytes again.
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        if self.taken == 0 {
+            self.taken = ready!(Pin::new(&mut self.stream).poll_write(cx, buf))?;
+        }
+        self.poll_taken(cx, buf.len())
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        if self.taken == 0 {
+            self.taken = ready!(Pin::new(&mut self.stream).poll_write_vectored(cx, bufs))?;
+        }
+        self.poll_taken(cx, bufs.iter().map(|buf| buf.len()).sum())
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        true
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(cx)
+    }
+}
