@@ -169,7 +169,7 @@ fn a_local_origin_is_all_that_the_service_sees() {
          X-Forwarded-Proto: http\r\nX-Forwarded-Host: localhost:5173\r\nX-Original-Proto: https\r\n\
          X-Original-Host: a.test\r\n\r\n"
     );
-    assert_eq!(visitor.public_origin(&head), b"http://a.test");
+    assert_eq!(visitor.public_origin(&head), b"https://a.test");
 }
 
 #[test]
