@@ -17,7 +17,6 @@ use std::{
 use bytes::{Buf, Bytes, BytesMut};
 use retunnel_link::{Lane, MaybeTcp, TlsSocket};
 use retunnel_proto::message::Token;
-use rustls::pki_types::ServerName;
 use socket2::SockRef;
 use tokio::{
     io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf},
@@ -26,7 +25,7 @@ use tokio::{
 };
 
 use self::{
-    proxy::{Proxies, Proxy},
+    proxy::{Proxies, Proxy, Refused},
     tls::Trust,
 };
 use crate::error::{ConnectError, ValidationError};
@@ -68,6 +67,14 @@ impl ServerEndpoint {
     #[must_use]
     pub const fn is_tls(&self) -> bool {
         self.tls
+    }
+
+    pub(crate) fn host(&self) -> &str {
+        &self.host
+    }
+
+    pub(crate) const fn port(&self) -> u16 {
+        self.port
     }
 
     /// `host:port`, for the Host header and for people.
@@ -155,35 +162,37 @@ impl Dialer {
     /// A connection, encrypted when the endpoint says so.
     pub(crate) async fn connect(&self) -> Result<Socket, ConnectError> {
         let socket = self.dial().await?;
-        let wish = SockRef::from(&socket);
-        // Wishes: a system that lacks one works without.
-        let _ = wish.set_tcp_nodelay(true);
-        let _ = wish.set_tcp_notsent_lowat(NOTSENT_LOWAT);
-        let _ = wish.set_tcp_congestion(b"bbr");
+        self.secure(socket).await
+    }
+
+    /// Does TLS with the server when the endpoint says so.
+    pub(crate) async fn secure(&self, socket: Socket) -> Result<Socket, ConnectError> {
         if !self.endpoint.tls {
-            return Ok(Socket::Plain(socket));
+            return Ok(socket);
         }
         let failed = |source| ConnectError::Tls { endpoint: self.endpoint.clone(), source };
-        let name = ServerName::try_from(self.endpoint.host.clone()).map_err(|error| failed(io::Error::other(error)))?;
-        let config = self.trust.config().map_err(failed)?;
-        match timeout(ANSWER_WITHIN, TlsSocket::connect(config, name, socket)).await {
-            Ok(Ok(stream)) => Ok(Socket::Tls(Box::new(stream))),
+        match timeout(ANSWER_WITHIN, self.trust.handshake(&self.endpoint.host, socket)).await {
+            Ok(Ok(socket)) => Ok(socket),
             Ok(Err(source)) if speaks_no_tls(&source) => {
                 let address = self.endpoint.authority();
                 Err(failed(io::Error::other(format!("it does not speak TLS; without TLS it is http://{address}"))))
             }
-            Ok(Err(source)) if source.kind() == io::ErrorKind::InvalidData => Err(failed(source)),
+            Ok(Err(source)) if matches!(source.kind(), io::ErrorKind::InvalidData | io::ErrorKind::Other) => {
+                Err(failed(source))
+            }
             Ok(Err(source)) => Err(ConnectError::Unreachable { endpoint: self.endpoint.clone(), source }),
             Err(_) => Err(self.too_slow(ANSWER_WITHIN)),
         }
     }
 
-    async fn dial(&self) -> Result<TcpStream, ConnectError> {
+    /// A connection whose bytes reach the server.
+    pub(crate) async fn dial(&self) -> Result<Socket, ConnectError> {
         let Some(proxy) = &self.proxy else {
             let addresses = self.addresses().await?;
-            return dial_any(&addresses)
+            let socket = dial_any(&addresses)
                 .await
-                .map_err(|source| ConnectError::Unreachable { endpoint: self.endpoint.clone(), source });
+                .map_err(|source| ConnectError::Unreachable { endpoint: self.endpoint.clone(), source })?;
+            return Ok(Socket::Plain(for_a_link(socket)));
         };
         let failed = |reason: String, is_final| ConnectError::Proxy {
             proxy: proxy.to_string(),
@@ -195,15 +204,23 @@ impl Dialer {
         let found = timeout(DIAL_WITHIN, lookup_host((host, port))).await.map_err(|_| self.too_slow(DIAL_WITHIN))?;
         let addresses: Vec<SocketAddr> =
             found.map_err(|error| failed(format!("has no address: {error}"), false))?.collect();
-        let mut socket =
+        let socket =
             dial_any(&addresses).await.map_err(|error| failed(format!("cannot be reached: {error}"), false))?;
         let server = if proxy.wants_address() && self.endpoint.host.parse::<IpAddr>().is_err() {
             self.addresses().await?.first().map_or_else(|| self.endpoint.host.clone(), |first| first.ip().to_string())
         } else {
             self.endpoint.host.clone()
         };
-        match timeout(ANSWER_WITHIN, proxy.open(&mut socket, &server, self.endpoint.port)).await {
-            Ok(Ok(())) => Ok(socket),
+        let opened = timeout(ANSWER_WITHIN, async {
+            let mut socket = Socket::Plain(for_a_link(socket));
+            if proxy.is_tls() {
+                socket = self.trust.handshake(host, socket).await.map_err(|error| untrusted(&error))?;
+            }
+            proxy.open(&mut socket, &server, self.endpoint.port).await?;
+            Ok::<_, Refused>(socket)
+        });
+        match opened.await {
+            Ok(Ok(socket)) => Ok(socket),
             Ok(Err(refused)) => Err(failed(refused.reason, refused.is_final)),
             Err(_) => Err(failed(format!("did not answer within {} s", ANSWER_WITHIN.as_secs()), false)),
         }
@@ -283,6 +300,23 @@ impl Dialer {
     }
 }
 
+/// Sets what long connections to the server wish for; a system that lacks some of it works without.
+pub(crate) fn for_a_link(socket: TcpStream) -> TcpStream {
+    let wish = SockRef::from(&socket);
+    let _ = wish.set_tcp_nodelay(true);
+    let _ = wish.set_tcp_notsent_lowat(NOTSENT_LOWAT);
+    let _ = wish.set_tcp_congestion(b"bbr");
+    socket
+}
+
+/// Why there is no TLS with a proxy.
+fn untrusted(error: &io::Error) -> Refused {
+    if speaks_no_tls(error) {
+        return Refused::new("does not speak TLS; without TLS it is written as http://", true);
+    }
+    Refused::new(format!("is not trusted: {error}"), error.kind() == io::ErrorKind::InvalidData)
+}
+
 /// A connection to the first address that takes one.
 pub(crate) async fn dial_any(addresses: &[SocketAddr]) -> io::Result<TcpStream> {
     let mut last = io::Error::new(io::ErrorKind::NotFound, "the name has no address");
@@ -300,6 +334,8 @@ pub(crate) async fn dial_any(addresses: &[SocketAddr]) -> io::Result<TcpStream> 
 pub(crate) enum Socket {
     Plain(TcpStream),
     Tls(Box<TlsSocket>),
+    /// TLS with the server within TLS with a proxy.
+    Nested(Box<TlsSocket<Self>>),
     /// Bytes that came with the answer to the upgrade are read first.
     Prefixed(Bytes, Box<Self>),
     #[cfg(unix)]
@@ -335,7 +371,8 @@ impl Socket {
     fn below(&self) -> Option<&TcpStream> {
         match self {
             Self::Plain(socket) => Some(socket),
-            Self::Tls(stream) => Some(stream.tcp()),
+            Self::Tls(stream) => Some(stream.below()),
+            Self::Nested(stream) => stream.below().below(),
             Self::Prefixed(_, inner) => inner.below(),
             #[cfg(unix)]
             Self::Unix(_) => None,
@@ -363,6 +400,7 @@ macro_rules! each {
         match $self.get_mut() {
             Socket::Plain($socket) => $call,
             Socket::Tls($socket) => $call,
+            Socket::Nested($socket) => $call,
             Socket::Prefixed(_, $socket) => $call,
             #[cfg(unix)]
             Socket::Unix($socket) => $call,
@@ -401,6 +439,7 @@ impl AsyncWrite for Socket {
         match self {
             Self::Plain(socket) => socket.is_write_vectored(),
             Self::Tls(socket) => socket.is_write_vectored(),
+            Self::Nested(socket) => socket.is_write_vectored(),
             Self::Prefixed(_, socket) => socket.is_write_vectored(),
             #[cfg(unix)]
             Self::Unix(socket) => socket.is_write_vectored(),
@@ -428,7 +467,7 @@ fn wants_tls(head: &[u8]) -> bool {
 }
 
 /// Whether what came back for a TLS handshake was no TLS at all.
-fn speaks_no_tls(error: &io::Error) -> bool {
+pub(crate) fn speaks_no_tls(error: &io::Error) -> bool {
     let inner = error.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>());
     matches!(inner, Some(rustls::Error::InvalidMessage(_)))
 }

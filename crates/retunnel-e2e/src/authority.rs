@@ -64,9 +64,15 @@ impl Authority {
     /// A certificate for these names and its key, as PEM.
     #[must_use]
     pub fn issue(&self, names: &[&str]) -> (String, String) {
+        self.issue_until(4096, names)
+    }
+
+    fn issue_until(&self, year: i32, names: &[&str]) -> (String, String) {
         let key = rcgen::KeyPair::generate().unwrap();
         let names: Vec<String> = names.iter().map(|&name| name.to_owned()).collect();
-        let certificate = rcgen::CertificateParams::new(names).unwrap().signed_by(&key, &self.issuer).unwrap();
+        let mut parameters = rcgen::CertificateParams::new(names).unwrap();
+        parameters.not_after = rcgen::date_time_ymd(year, 1, 1);
+        let certificate = parameters.signed_by(&key, &self.issuer).unwrap();
         (certificate.pem(), key.serialize_pem())
     }
 
@@ -83,17 +89,13 @@ impl Authority {
     /// A server that shows a certificate for these names.
     #[must_use]
     pub fn server(&self, names: &[&str]) -> ServerConfig {
-        let (certificate, key) = self.issue(names);
-        let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-        ServerConfig::builder_with_provider(provider)
-            .with_safe_default_protocol_versions()
-            .unwrap()
-            .with_no_client_auth()
-            .with_single_cert(
-                vec![CertificateDer::from_pem_slice(certificate.as_bytes()).unwrap()],
-                PrivateKeyDer::from_pem_slice(key.as_bytes()).unwrap(),
-            )
-            .unwrap()
+        shows(self.issue(names))
+    }
+
+    /// One whose time was over in 2020.
+    #[must_use]
+    pub fn expired_server(&self, names: &[&str]) -> ServerConfig {
+        shows(self.issue_until(2020, names))
     }
 
     /// A visitor that trusts this authority. All visitors of one authority remember sessions together, as a browser does.
@@ -104,4 +106,17 @@ impl Authority {
         let socket = TlsConnector::from(Arc::clone(&self.trust)).connect(name, socket).await.unwrap();
         Visitor::over(socket)
     }
+}
+
+fn shows((certificate, key): (String, String)) -> ServerConfig {
+    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    ServerConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .unwrap()
+        .with_no_client_auth()
+        .with_single_cert(
+            vec![CertificateDer::from_pem_slice(certificate.as_bytes()).unwrap()],
+            PrivateKeyDer::from_pem_slice(key.as_bytes()).unwrap(),
+        )
+        .unwrap()
 }

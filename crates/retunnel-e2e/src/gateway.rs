@@ -1,13 +1,14 @@
-//! Networks that stand between a client and its server: an HTTP CONNECT proxy, a SOCKS5 proxy, and a TLS front.
+//! Networks that stand between a client and its server: an HTTP CONNECT proxy, with TLS or without, a SOCKS5 proxy, and a TLS
+//! front.
 
 use std::{
     net::SocketAddr,
     sync::{Arc, Mutex},
 };
 
-use rustls::HandshakeKind;
+use rustls::{HandshakeKind, ServerConfig};
 use tokio::{
-    io::{AsyncReadExt, AsyncWriteExt, copy_bidirectional},
+    io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, copy_bidirectional},
     net::{TcpListener, TcpStream},
     task::JoinSet,
 };
@@ -24,6 +25,11 @@ pub enum Kind {
     Socks5,
 }
 
+/// A connection, whatever it is made of.
+trait Stream: AsyncRead + AsyncWrite + Send + Unpin {}
+
+impl<S: AsyncRead + AsyncWrite + Send + Unpin> Stream for S {}
+
 /// A proxy that knows one server and every name for it.
 #[derive(Debug)]
 pub struct Gateway {
@@ -36,6 +42,15 @@ pub struct Gateway {
 impl Gateway {
     /// Starts a proxy that connects whoever gives `login` (`user:password`) to `target`, whatever name is asked for.
     pub async fn start(kind: Kind, login: Option<&str>, target: SocketAddr) -> Self {
+        Self::start_behind(None, kind, login, target).await
+    }
+
+    /// The same with HTTP CONNECT behind TLS.
+    pub async fn start_tls(config: ServerConfig, login: Option<&str>, target: SocketAddr) -> Self {
+        Self::start_behind(Some(TlsAcceptor::from(Arc::new(config))), Kind::Http, login, target).await
+    }
+
+    async fn start_behind(tls: Option<TlsAcceptor>, kind: Kind, login: Option<&str>, target: SocketAddr) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let asked: Arc<Mutex<Vec<String>>> = Arc::default();
@@ -43,9 +58,16 @@ impl Gateway {
         let mut task = JoinSet::new();
         task.spawn(async move {
             let mut connections = JoinSet::new();
-            while let Ok((mut socket, _)) = listener.accept().await {
-                let (log, login) = (Arc::clone(&log), login.clone());
+            while let Ok((socket, _)) = listener.accept().await {
+                let (tls, log, login) = (tls.clone(), Arc::clone(&log), login.clone());
                 connections.spawn(async move {
+                    let mut socket: Box<dyn Stream> = match tls {
+                        Some(tls) => match tls.accept(socket).await {
+                            Ok(socket) => Box::new(socket),
+                            Err(_) => return,
+                        },
+                        None => Box::new(socket),
+                    };
                     let opened = match kind {
                         Kind::Http => connect(&mut socket, login.as_deref()).await,
                         Kind::Socks5 => socks5(&mut socket, login.as_deref()).await,
@@ -72,10 +94,14 @@ impl Gateway {
     }
 }
 
-async fn connect(socket: &mut TcpStream, login: Option<&str>) -> Option<String> {
+async fn connect(socket: &mut dyn Stream, login: Option<&str>) -> Option<String> {
     let mut head = Vec::new();
     while !head.ends_with(b"\r\n\r\n") {
         head.push(socket.read_u8().await.ok()?);
+        if !head[0].is_ascii_alphabetic() {
+            socket.write_all(b"HTTP/1.1 400 Bad Request\r\n\r\n").await.ok()?;
+            return None;
+        }
     }
     let head = String::from_utf8(head).unwrap();
     let name = head.strip_prefix("CONNECT ")?.split(' ').next()?.to_owned();
@@ -90,7 +116,7 @@ async fn connect(socket: &mut TcpStream, login: Option<&str>) -> Option<String> 
     Some(name)
 }
 
-async fn socks5(socket: &mut TcpStream, login: Option<&str>) -> Option<String> {
+async fn socks5(socket: &mut dyn Stream, login: Option<&str>) -> Option<String> {
     assert_eq!(socket.read_u8().await.ok()?, 5);
     let mut methods = vec![0; socket.read_u8().await.ok()?.into()];
     socket.read_exact(&mut methods).await.ok()?;
@@ -125,13 +151,13 @@ async fn socks5(socket: &mut TcpStream, login: Option<&str>) -> Option<String> {
     Some(format!("{host}:{}", socket.read_u16().await.ok()?))
 }
 
-async fn counted(socket: &mut TcpStream) -> Option<String> {
+async fn counted(socket: &mut dyn Stream) -> Option<String> {
     let mut text = vec![0; socket.read_u8().await.ok()?.into()];
     socket.read_exact(&mut text).await.ok()?;
     Some(String::from_utf8(text).unwrap())
 }
 
-/// TLS in front of a server, with a certificate of an authority that nobody knows.
+/// TLS in front of a server.
 #[derive(Debug)]
 pub struct TlsFront {
     /// Where it listens.
@@ -146,7 +172,13 @@ impl TlsFront {
     /// Starts it with a certificate for these names.
     pub async fn start(names: &[&str], target: SocketAddr) -> Self {
         let authority = Authority::default();
-        let acceptor = TlsAcceptor::from(Arc::new(authority.server(names)));
+        let config = authority.server(names);
+        Self::start_with(&authority, config, target).await
+    }
+
+    /// Starts it with a certificate of this authority.
+    pub async fn start_with(authority: &Authority, config: ServerConfig, target: SocketAddr) -> Self {
+        let acceptor = TlsAcceptor::from(Arc::new(config));
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let handshakes: Arc<Mutex<Vec<HandshakeKind>>> = Arc::default();

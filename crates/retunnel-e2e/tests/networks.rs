@@ -5,6 +5,7 @@
 
 use retunnel_e2e::{
     apps,
+    authority::Authority,
     gateway::{Gateway, Kind, TlsFront},
     process::{Running, Server, User},
     service,
@@ -30,7 +31,7 @@ async fn open(command: Command) -> (Running, Value) {
 }
 
 async fn fails(mut command: Command) -> (Option<i32>, String) {
-    let output = command.output().await.unwrap();
+    let output = tokio::time::timeout(retunnel_e2e::PATIENCE, command.output()).await.expect("an end in time").unwrap();
     (output.status.code(), String::from_utf8_lossy(&output.stderr).into_owned())
 }
 
@@ -53,6 +54,50 @@ async fn sessions_and_registration_pass_an_http_proxy_with_a_password() {
     assert!(code == Some(69) && stderr.contains("wants a user name and password"), "{stderr}");
     let (code, stderr) = fails(command(&user, &args, &[("HTTP_PROXY", "gopher://x")])).await;
     assert!(code == Some(2) && stderr.contains("HTTP_PROXY"), "{stderr}");
+}
+
+/// TLS with the proxy, and with the server within it.
+#[tokio::test]
+async fn https_proxies_are_trusted_as_servers_are() {
+    let (server, app, user) = (Server::start(&[]).await, service::http().await, User::default());
+    let front = TlsFront::start(&["tunnel.test"], server.address).await;
+    let authority = Authority::default();
+    let ca = user.home().join("corp.pem");
+    std::fs::write(&ca, format!("{}{}", authority.pem(), front.authority)).unwrap();
+    let ca = ca.to_str().unwrap();
+
+    let plain = Gateway::start_tls(authority.server(&["localhost"]), Some("me:p@ss"), server.address).await;
+    let proxy = format!("https://me:p%40ss@localhost:{}", plain.address.port());
+    let args = ["--json", "http", &app.port(), "--server", "http://tunnel.test", "--subdomain", "plain"];
+    let (first, _) = open(command(&user, &args, &[("HTTP_PROXY", &proxy), ("RETUNNEL_CA_FILE", ca)])).await;
+    assert_eq!(visitor::get(server.address, &server.host("plain"), "/echo").await.status, 200);
+    assert_eq!(plain.asked().last().unwrap(), "tunnel.test:80");
+    first.kill().await;
+
+    let nested = Gateway::start_tls(authority.server(&["localhost"]), Some("me:p@ss"), front.address).await;
+    let proxy = format!("https://me:p%40ss@localhost:{}", nested.address.port());
+    let args = ["--json", "http", &app.port(), "--server", "https://tunnel.test", "--subdomain", "nested"];
+    let variables = [("HTTPS_PROXY", &*proxy), ("RETUNNEL_CA_FILE", ca)];
+    let (_second, _) = open(command(&user, &args, &variables)).await;
+    let body = vec![7; 3_000_000];
+    let head = format!(
+        "POST /echo HTTP/1.1\r\nHost: {}\r\nConnection: close\r\nContent-Length: {}",
+        server.host("nested"),
+        body.len()
+    );
+    assert_eq!(visitor::request(server.address, &head, &body).await.status, 200, "bulk in lanes through both");
+    assert_eq!(nested.asked().last().unwrap(), "tunnel.test:443");
+
+    // Neither an unknown authority nor a wrong password opens the way, and the password stays secret.
+    let (code, stderr) = fails(command(&user, &args, &[("HTTPS_PROXY", &proxy)])).await;
+    assert!(code == Some(69) && stderr.contains("is not trusted") && !stderr.contains("p@ss"), "{stderr}");
+    let wrong = format!("https://me:wrong@localhost:{}", nested.address.port());
+    let (code, stderr) = fails(command(&user, &args, &[("HTTPS_PROXY", &wrong), ("RETUNNEL_CA_FILE", ca)])).await;
+    assert!(code == Some(69) && stderr.contains("does not accept the user name or password"), "{stderr}");
+    let unencrypted = Gateway::start(Kind::Http, None, front.address).await;
+    let proxy = format!("https://localhost:{}", unencrypted.address.port());
+    let (code, stderr) = fails(command(&user, &args, &[("HTTPS_PROXY", &proxy)])).await;
+    assert!(code == Some(69) && stderr.contains("does not speak TLS"), "{stderr}");
 }
 
 #[tokio::test]

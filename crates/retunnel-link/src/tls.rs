@@ -20,8 +20,8 @@ use tokio_rustls::{
 use crate::ReadAhead;
 
 /// An encrypted connection, of either side.
-pub struct TlsSocket {
-    stream: TlsStream<ReadAhead<TcpStream>>,
+pub struct TlsSocket<S = TcpStream> {
+    stream: TlsStream<ReadAhead<S>>,
     /// Bytes the session has taken, whose records the socket below has not taken yet. They count as written only then:
     /// who writes needs not flush, and nothing but the kernel's buffer stands behind a full one.
     taken: usize,
@@ -29,19 +29,19 @@ pub struct TlsSocket {
     failure: Option<io::Error>,
 }
 
-impl fmt::Debug for TlsSocket {
+impl<S> fmt::Debug for TlsSocket<S> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("TlsSocket")
     }
 }
 
-impl TlsSocket {
+impl<S: AsyncRead + AsyncWrite + Unpin> TlsSocket<S> {
     /// Does the client's part of the handshake.
     ///
     /// # Errors
     /// The connection's; [`io::ErrorKind::InvalidData`] with a [`tokio_rustls::rustls::Error`] inside when the peer is
     /// not trusted or does not speak TLS.
-    pub async fn connect(config: Arc<ClientConfig>, name: ServerName<'static>, socket: TcpStream) -> io::Result<Self> {
+    pub async fn connect(config: Arc<ClientConfig>, name: ServerName<'static>, socket: S) -> io::Result<Self> {
         let stream = TlsConnector::from(config).connect(name, ReadAhead::new(socket)).await?;
         Ok(Self { stream: stream.into(), taken: 0, failure: None })
     }
@@ -50,14 +50,14 @@ impl TlsSocket {
     ///
     /// # Errors
     /// The connection's.
-    pub async fn accept(acceptor: &TlsAcceptor, socket: ReadAhead<TcpStream>) -> io::Result<Self> {
+    pub async fn accept(acceptor: &TlsAcceptor, socket: ReadAhead<S>) -> io::Result<Self> {
         let stream = acceptor.accept(socket).await?;
         Ok(Self { stream: stream.into(), taken: 0, failure: None })
     }
 
-    /// The TCP connection below.
+    /// The connection below.
     #[must_use]
-    pub fn tcp(&self) -> &TcpStream {
+    pub fn below(&self) -> &S {
         self.stream.get_ref().0.get_ref()
     }
 
@@ -75,7 +75,7 @@ impl TlsSocket {
     }
 }
 
-impl AsyncRead for TlsSocket {
+impl<S: AsyncRead + AsyncWrite + Unpin> AsyncRead for TlsSocket<S> {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         if let Some(error) = self.failure.take() {
             return Poll::Ready(Err(error));
@@ -102,7 +102,7 @@ impl AsyncRead for TlsSocket {
     }
 }
 
-impl AsyncWrite for TlsSocket {
+impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for TlsSocket<S> {
     /// As everybody does it, who was told to wait writes the same bytes again.
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
         if self.taken == 0 {

@@ -11,7 +11,7 @@ const MAX_ANSWER: usize = 16 * 1024;
 /// Longest name, user and password that SOCKS5 can carry.
 const SOCKS_TEXT: usize = 255;
 
-/// A proxy: `http://`, `socks5://` or `socks5h://`, with `user:password@` where it wants them.
+/// A proxy: `http://`, `https://`, `socks5://` or `socks5h://`, with `user:password@` where it wants them.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Proxy {
     kind: Kind,
@@ -23,7 +23,10 @@ pub struct Proxy {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Kind {
     /// HTTP CONNECT.
-    Http,
+    Http {
+        /// The proxy itself is talked to by TLS.
+        tls: bool,
+    },
     Socks5 {
         /// The proxy looks the server's name up.
         remote_names: bool,
@@ -34,7 +37,8 @@ enum Kind {
 impl fmt::Display for Proxy {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let scheme = match self.kind {
-            Kind::Http => "http",
+            Kind::Http { tls: false } => "http",
+            Kind::Http { tls: true } => "https",
             Kind::Socks5 { remote_names: false } => "socks5",
             Kind::Socks5 { remote_names: true } => "socks5h",
         };
@@ -60,10 +64,11 @@ impl FromStr for Proxy {
         let error = |reason| ValidationError { what: "proxy", value: "***".into(), reason };
         let (scheme, rest) = text.split_once("://").unwrap_or(("http", text));
         let (kind, default_port) = match scheme.to_ascii_lowercase().as_str() {
-            "http" => (Kind::Http, 80),
+            "http" => (Kind::Http { tls: false }, 80),
+            "https" => (Kind::Http { tls: true }, 443),
             "socks5" => (Kind::Socks5 { remote_names: false }, 1080),
             "socks5h" | "socks" => (Kind::Socks5 { remote_names: true }, 1080),
-            _ => return Err(error("expected http://, socks5:// or socks5h://")),
+            _ => return Err(error("expected http://, https://, socks5:// or socks5h://")),
         };
         let authority = rest.split('/').next().unwrap_or_default();
         let (login, address) = match authority.rsplit_once('@') {
@@ -122,7 +127,7 @@ pub(crate) struct Refused {
 }
 
 impl Refused {
-    fn new(reason: impl Into<String>, is_final: bool) -> Self {
+    pub(crate) fn new(reason: impl Into<String>, is_final: bool) -> Self {
         Self { reason: reason.into(), is_final }
     }
 }
@@ -139,6 +144,11 @@ impl Proxy {
         (&self.host, self.port)
     }
 
+    /// Whether the proxy itself is talked to by TLS.
+    pub(crate) const fn is_tls(&self) -> bool {
+        matches!(self.kind, Kind::Http { tls: true })
+    }
+
     /// Whether the server's name must be looked up here.
     pub(crate) const fn wants_address(&self) -> bool {
         matches!(self.kind, Kind::Socks5 { remote_names: false })
@@ -150,7 +160,7 @@ impl Proxy {
         S: AsyncRead + AsyncWrite + Unpin,
     {
         match self.kind {
-            Kind::Http => self.connect(socket, host, port).await,
+            Kind::Http { .. } => self.connect(socket, host, port).await,
             Kind::Socks5 { .. } => self.socks5(socket, host, port).await,
         }
     }
@@ -181,7 +191,7 @@ impl Proxy {
         match line.split(' ').nth(1) {
             Some(status) if line.starts_with("HTTP/1.") && status.len() == 3 && status.starts_with('2') => Ok(()),
             Some("407") if self.login.is_none() => Err(Refused::new(
-                format!("wants a user name and password (`{line}`); write them as http://USER:PASSWORD@HOST:PORT"),
+                format!("wants a user name and password (`{line}`); write them as USER:PASSWORD@HOST:PORT"),
                 true,
             )),
             Some("407") => Err(Refused::new(format!("does not accept the user name or password (`{line}`)"), true)),
@@ -265,11 +275,26 @@ impl Proxy {
     }
 }
 
+/// A proxy, and the variable that names it, if one does.
+type Named = (Proxy, Option<&'static str>);
+
+/// How a server is reached, and why so.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Route<'a> {
+    Through(&'a Proxy, Option<&'static str>),
+    /// No proxy is named for such servers.
+    Direct,
+    /// One is, but not for servers of this machine.
+    Loopback,
+    /// One is, but `NO_PROXY` has this server.
+    Excepted,
+}
+
 /// Which servers are reached through which proxy.
 #[derive(Debug, Clone, Default)]
 pub struct Proxies {
-    for_tls: Option<Proxy>,
-    for_plain: Option<Proxy>,
+    for_tls: Option<Named>,
+    for_plain: Option<Named>,
     except: Vec<Exception>,
     /// Asked for by name, so that it is used for servers of this machine too.
     always: bool,
@@ -279,7 +304,7 @@ impl Proxies {
     /// One proxy for every server, also one at this machine's loopback addresses.
     #[must_use]
     pub fn all(proxy: Proxy) -> Self {
-        Self { for_tls: Some(proxy.clone()), for_plain: Some(proxy), except: Vec::new(), always: true }
+        Self { for_tls: Some((proxy.clone(), None)), for_plain: Some((proxy, None)), except: Vec::new(), always: true }
     }
 
     /// Reads `HTTPS_PROXY`, `HTTP_PROXY`, `ALL_PROXY` and `NO_PROXY`, each also in lower case, which wins. Servers at
@@ -292,7 +317,10 @@ impl Proxies {
         let first = |names: &[&'static str]| {
             let found = names.iter().find_map(|name| Some((*name, value(name).filter(|value| !value.is_empty())?)));
             found
-                .map(|(name, value)| value.parse().map_err(|error| ValidationError { what: name, ..error }))
+                .map(|(name, value)| match value.parse() {
+                    Ok(proxy) => Ok((proxy, Some(name))),
+                    Err(error) => Err(ValidationError { what: name, ..error }),
+                })
                 .transpose()
         };
         Ok(Self {
@@ -307,11 +335,20 @@ impl Proxies {
     /// The proxy for a server.
     #[must_use]
     pub(crate) fn choose(&self, host: &str, port: u16, tls: bool) -> Option<&Proxy> {
-        let direct = !self.always && (is_loopback(host) || self.except.iter().any(|except| except.matches(host, port)));
-        if direct {
-            return None;
+        match self.route(host, port, tls) {
+            Route::Through(proxy, _) => Some(proxy),
+            _ => None,
         }
-        if tls { self.for_tls.as_ref() } else { self.for_plain.as_ref() }
+    }
+
+    /// The way to a server.
+    pub(crate) fn route(&self, host: &str, port: u16, tls: bool) -> Route<'_> {
+        match if tls { &self.for_tls } else { &self.for_plain } {
+            None => Route::Direct,
+            Some(_) if !self.always && is_loopback(host) => Route::Loopback,
+            Some(_) if self.except.iter().any(|except| except.matches(host, port)) => Route::Excepted,
+            Some((proxy, variable)) => Route::Through(proxy, *variable),
+        }
     }
 }
 
@@ -389,12 +426,13 @@ mod tests {
             ("http://me:p%40ss@proxy.test/", "http://proxy.test:80"),
             ("socks5://[::1]:9050", "socks5://[::1]:9050"),
             ("SOCKS5H://a:b@proxy.test", "socks5h://proxy.test:1080"),
+            ("https://me:pw@proxy.test", "https://proxy.test:443"),
         ] {
             assert_eq!(format!("{:?}", text.parse::<Proxy>().expect(text)), shown);
         }
         let proxy: Proxy = "http://me:p%40s%zs@proxy.test".parse().expect("valid");
         assert_eq!(proxy.login, Some(("me".into(), "p@s%zs".into())));
-        for text in ["https://proxy.test", "ftp://a", "http://", "http://a:0", "http://:pw@a:1", "socks5://"] {
+        for text in ["ftp://a", "http://", "http://a:0", "http://:pw@a:1", "socks5://"] {
             let error = text.parse::<Proxy>().expect_err(text);
             assert!(!error.to_string().contains("pw"), "{error}");
         }
