@@ -2,7 +2,7 @@
 
 use bytes::Bytes;
 use http_body_util::{BodyExt, Full, Limited};
-use hyper::{Method, Request, client::conn::http1, header};
+use hyper::{HeaderMap, Method, Request, client::conn::http1, header};
 use hyper_util::rt::TokioIo;
 use retunnel_proto::message::Token;
 use serde_json::{Value, json};
@@ -10,7 +10,7 @@ use tokio::time::timeout;
 
 use crate::{
     error::{ApiError, ConnectError},
-    transport::{ANSWER_WITHIN, Dialer, HTTPS_REQUIRED, ServerEndpoint, tls::Trust},
+    transport::{ANSWER_WITHIN, Dialer, HTTPS_REQUIRED, ServerEndpoint, Socket, tls::Trust},
 };
 
 /// Largest answer that is read.
@@ -142,50 +142,69 @@ impl ApiClient {
         body: Option<Value>,
     ) -> Result<Value, ApiError> {
         let socket = self.dialer.connect().await.map_err(|error: ConnectError| ApiError::Connect(Box::new(error)))?;
-        let (mut sender, connection) = http1::handshake(TokioIo::new(socket)).await?;
-        let mut request = Request::builder()
-            .method(method)
-            .uri(path)
-            .header(header::HOST, self.dialer.endpoint.authority())
-            .header(header::ACCEPT, "application/json");
-        if let Some(token) = token {
-            request = request.header(header::AUTHORIZATION, format!("Bearer {}", token.expose()));
+        let Answer { status, headers, value } =
+            ask(socket, &self.dialer.endpoint.authority(), method, path, token, body).await?;
+        if headers.get(HTTPS_REQUIRED.0).is_some_and(|code| code == HTTPS_REQUIRED.1) {
+            let endpoint = self.dialer.endpoint.clone();
+            return Err(ApiError::Connect(Box::new(ConnectError::TlsRequired { endpoint })));
         }
-        if body.is_some() {
-            request = request.header(header::CONTENT_TYPE, "application/json");
-        }
-        let body = body.map_or_else(Bytes::new, |body| body.to_string().into());
-        let request = request.body(Full::new(body)).map_err(|error| ApiError::Answer(error.to_string()))?;
-        let answer = async move {
-            let response = sender.send_request(request).await?;
-            let status = response.status().as_u16();
-            if response.headers().get(HTTPS_REQUIRED.0).is_some_and(|code| code == HTTPS_REQUIRED.1) {
-                let endpoint = self.dialer.endpoint.clone();
-                return Err(ApiError::Connect(Box::new(ConnectError::TlsRequired { endpoint })));
-            }
-            let retry_after =
-                response.headers().get(header::RETRY_AFTER).and_then(|value| value.to_str().ok()?.parse().ok());
-            let body = Limited::new(response.into_body(), MAX_ANSWER).collect().await;
-            let body = body.map_err(|error| ApiError::Answer(error.to_string()))?.to_bytes();
-            Ok::<_, ApiError>((status, retry_after, body))
-        };
-        // The connection moves while the answer is awaited, in this task.
-        let mut connection = std::pin::pin!(connection);
-        let mut answer = std::pin::pin!(answer);
-        let (status, retry_after, body) = tokio::select! {
-            answered = &mut answer => answered?,
-            ended = &mut connection => {
-                ended?;
-                answer.await?
-            }
-        };
-        let value: Value = serde_json::from_slice(&body).unwrap_or(Value::Null);
         if status >= 400 {
             let text = |key: &str| value.get(key).and_then(Value::as_str).map(str::to_owned);
             let detail = text("detail").or_else(|| text("error")).unwrap_or_else(|| "Unknown error".into());
+            let retry_after = headers.get(header::RETRY_AFTER).and_then(|value| value.to_str().ok()?.parse().ok());
             return Err(ApiError::Status { status, code: text("code").unwrap_or_default(), detail, retry_after });
         }
         if value.is_object() { Ok(value) } else { Err(ApiError::Answer("not a JSON object".into())) }
+    }
+}
+
+/// What came back for a request, whatever it is.
+pub(crate) struct Answer {
+    pub(crate) status: u16,
+    pub(crate) headers: HeaderMap,
+    /// Null when the body is no JSON.
+    pub(crate) value: Value,
+}
+
+/// One request and its answer on a connection of its own.
+pub(crate) async fn ask(
+    socket: Socket,
+    host: &str,
+    method: Method,
+    path: &str,
+    token: Option<&Token>,
+    body: Option<Value>,
+) -> Result<Answer, ApiError> {
+    let (mut sender, connection) = http1::handshake(TokioIo::new(socket)).await?;
+    let mut request = Request::builder()
+        .method(method)
+        .uri(path)
+        .header(header::HOST, host)
+        .header(header::ACCEPT, "application/json");
+    if let Some(token) = token {
+        request = request.header(header::AUTHORIZATION, format!("Bearer {}", token.expose()));
+    }
+    if body.is_some() {
+        request = request.header(header::CONTENT_TYPE, "application/json");
+    }
+    let body = body.map_or_else(Bytes::new, |body| body.to_string().into());
+    let request = request.body(Full::new(body)).map_err(|error| ApiError::Answer(error.to_string()))?;
+    let answer = async move {
+        let (head, body) = sender.send_request(request).await?.into_parts();
+        let body = Limited::new(body, MAX_ANSWER).collect().await;
+        let body = body.map_err(|error| ApiError::Answer(error.to_string()))?.to_bytes();
+        let value = serde_json::from_slice(&body).unwrap_or(Value::Null);
+        Ok(Answer { status: head.status.as_u16(), headers: head.headers, value })
+    };
+    // The connection moves while the answer is awaited, in this task.
+    let mut connection = std::pin::pin!(connection);
+    let mut answer = std::pin::pin!(answer);
+    tokio::select! {
+        answered = &mut answer => answered,
+        ended = &mut connection => {
+            ended?;
+            answer.await
+        }
     }
 }
 

@@ -18,6 +18,7 @@
 pub mod api;
 mod client;
 pub mod config;
+pub mod diagnose;
 mod dialect;
 pub mod error;
 mod event;

@@ -56,6 +56,12 @@ impl TunnelSpec {
         Self::new(TunnelProtocol::Tcp, target.into())
     }
 
+    /// Where the local service is.
+    #[must_use]
+    pub const fn target(&self) -> &LocalTarget {
+        &self.target
+    }
+
     /// A name for events and statistics; without one it is the public address.
     #[must_use]
     pub fn name(mut self, name: impl Into<String>) -> Self {

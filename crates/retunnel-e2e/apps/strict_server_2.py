@@ -51,6 +51,9 @@ class Server(Strict):
         socket = web.WebSocketResponse(max_msg_size=64 * 1024, heartbeat=10)
         await socket.prepare(request)
         first = await socket.receive(timeout=10)
+        if first.type == WSMsgType.CLOSE:
+            # Somebody looked whether a session could open.
+            return socket
         if first.type == WSMsgType.BINARY and first.data and 0x80 <= first.data[0] <= 0x8F:
             # What a client that looks for 3.x says; nobody answers it here.
             require(msgpack.unpackb(first.data).get("version") == 2, f"neither 2.x nor 3.x: {first.data[:80]}")

@@ -103,7 +103,11 @@ class Server(Strict):
         require("Authorization" not in request.headers, "Authorization in the handshake")
         socket = web.WebSocketResponse(max_msg_size=32 * 1024 * 1024, heartbeat=10)
         await socket.prepare(request)
-        auth = self.unpack(await socket.receive(timeout=10))
+        first = await socket.receive(timeout=10)
+        if first.type == WSMsgType.CLOSE:
+            # Somebody looked whether a session could open.
+            return socket
+        auth = self.unpack(first)
         if auth["Type"] == "Auth" and "User" in auth:
             # What a client that looks for 2.x says; nobody answers it here.
             await socket.close()

@@ -18,6 +18,7 @@ pub mod proxy;
 pub mod published_3;
 pub mod service;
 pub mod visitor;
+pub mod web_front;
 
 use std::{future::Future, time::Duration};
 

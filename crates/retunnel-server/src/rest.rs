@@ -19,7 +19,7 @@ use axum::{
     response::{Html, IntoResponse, Response},
     routing::{get, post},
 };
-use retunnel_proto::message::Token;
+use retunnel_proto::{message::Token, native};
 use serde::{Deserialize, de::DeserializeOwned};
 use serde_json::{Value, json};
 use tracing::{error, info};
@@ -129,6 +129,7 @@ pub(crate) fn router(state: RestState) -> Router {
         .route("/readyz", get(readyz))
         .nest("/api/v1/auth", auth)
         .nest("/api/v1/hostnames", hostnames::routes())
+        .route("/api/v1/server", get(about))
         .route("/api/v1/users/me", get(me))
         .route("/api/v1/link", get(upgrade_required))
         .route("/api/v1/ws/tunnel", get(upgrade_required))
@@ -302,6 +303,17 @@ async fn refresh(State(state): State<RestState>, Extension(peer): Extension<Peer
 
 async fn login(State(state): State<RestState>, Extension(peer): Extension<PeerAddr>, headers: HeaderMap) -> Answer {
     rotate(&state, peer, &headers).await
+}
+
+/// What may connect here, and who may make an account: for clients that find out why they cannot.
+async fn about(State(state): State<RestState>) -> axum::Json<Value> {
+    axum::Json(json!({
+        "server": "retunnel",
+        "version": crate::VERSION,
+        "link_version": native::VERSION,
+        "dialects": ["native", "3", "2"],
+        "registration": state.config.registration,
+    }))
 }
 
 async fn readyz(State(state): State<RestState>) -> Result<&'static str, ApiError> {

@@ -15,11 +15,12 @@ use clap::{Args, Parser, Subcommand, ValueEnum, builder::FalseyValueParser};
                   Publish port 8080:         retunnel http 8080\n\
                   Publish SSH:               retunnel tcp 22\n\
                   Several tunnels at once:   retunnel config --example > retunnel.yml && retunnel start\n\
-                  In a script:               retunnel --json http 8080 | jq -r .url\n\n\
+                  In a script:               retunnel --json http 8080 | jq -r .url\n\
+                  When it does not work:     retunnel diagnose\n\n\
                   Values come from the option, then RETUNNEL_* of the environment, then a file .env here, then \
                   ~/.retunnel.conf.\n\
                   Exit codes: 0 fine or Ctrl+C, 1 failed, 2 wrong usage, 69 server not there or refuses, \
-                  75 refused for now, 78 configuration file unusable.",
+                  75 refused for now, 78 configuration file unusable, 130 diagnose was stopped.",
     disable_help_subcommand = true,
     args_override_self = true
 )]
@@ -61,7 +62,7 @@ pub(crate) struct Global {
     /// Trust the certificate authorities of this PEM file too, beside the system's [env: RETUNNEL_CA_FILE]
     #[arg(long, global = true, value_name = "FILE")]
     pub(crate) ca_file: Option<PathBuf>,
-    /// Reach the server through this proxy, or `none`: an http://, socks5:// or socks5h:// URL, with USER:PASSWORD@ where
+    /// Reach the server through this proxy, or `none`: an http://, https://, socks5:// or socks5h:// URL, with USER:PASSWORD@ where
     /// it wants them [env: RETUNNEL_PROXY, else HTTPS_PROXY, HTTP_PROXY, ALL_PROXY, NO_PROXY]
     #[arg(long, global = true, value_name = "URL")]
     pub(crate) proxy: Option<String>,
@@ -92,6 +93,14 @@ pub(crate) enum Command {
     #[command(after_help = "Examples:\n  retunnel config --example > retunnel.yml\n  retunnel start\n  \
                             retunnel start team.yml web api")]
     Start(StartArgs),
+    /// Check what stands between this machine and a tunnel, and say what is wrong
+    #[command(
+        after_help = "Examples:\n  retunnel diagnose\n  retunnel diagnose --server https://tunnel.example.com\n  \
+                            retunnel diagnose 8080 --json\n\nChecks in this order: configuration, proxy, dns, tcp, tls, api, \
+                            upgrade, clock, token, local. Nothing is changed: no account is made, no tunnel opened.\n\
+                            Exit codes: 0 tunnels work, 69 something is wrong, 2 or 78 the configuration, 130 Ctrl+C."
+    )]
+    Diagnose(DiagnoseArgs),
     /// Save the token of your account
     #[command(after_help = "Without TOKEN it is asked for without being shown. Prefer this or --stdin: \
                             arguments are visible to other users of the machine.")]
@@ -222,6 +231,19 @@ pub(crate) struct StartArgs {
     pub(crate) connection: Connection,
     #[command(flatten)]
     pub(crate) inspect: InspectArgs,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct DiagnoseArgs {
+    /// Local services to look at too: PORT, HOST:PORT, http(s)://HOST:PORT or unix:/path
+    #[arg(value_name = "LOCAL")]
+    pub(crate) targets: Vec<String>,
+    /// Look at the server and the local services of this tunnels file [default: retunnel.yml, if it is here and no LOCAL is
+    /// named]
+    #[arg(long, value_name = "FILE")]
+    pub(crate) file: Option<PathBuf>,
+    #[command(flatten)]
+    pub(crate) connection: Connection,
 }
 
 #[derive(Debug, Args)]

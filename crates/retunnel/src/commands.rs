@@ -7,6 +7,7 @@ pub(crate) mod credits;
 #[cfg(feature = "server")]
 pub(crate) mod demo;
 pub(crate) mod descriptors;
+pub(crate) mod diagnose;
 pub(crate) mod events;
 pub(crate) mod help;
 pub(crate) mod http;

@@ -15,10 +15,24 @@ pub(crate) const TEMPORARY: u8 = 75;
 /// The configuration file cannot be used (`EX_CONFIG`).
 pub(crate) const CONFIG: u8 = 78;
 
+/// Ctrl-C before there was a result (128 and the signal's number, as shells have it).
+pub(crate) const INTERRUPTED: u8 = 130;
+
 /// A wrong option, with what is wrong with it.
 #[derive(Debug, thiserror::Error)]
 #[error("{0}")]
 pub(crate) struct Usage(pub(crate) String);
+
+/// A diagnosis that did not end well.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum Unwell {
+    /// What is wrong was told already.
+    #[error("something is wrong: {0}")]
+    Failed(String),
+    /// Nothing is known about what was not checked yet.
+    #[error("stopped before everything was checked")]
+    Interrupted,
+}
 
 /// A failure and its causes in one line. Most texts name their cause already; it is not said twice.
 pub(crate) fn text(error: &anyhow::Error) -> String {
@@ -57,6 +71,12 @@ pub(crate) fn of(error: &anyhow::Error) -> (u8, Option<String>) {
         }
         if cause.is::<ListenError>() {
             return (UNAVAILABLE, Some("choose another `--inspect-addr`, or none with `--no-inspect`".into()));
+        }
+        if let Some(unwell) = cause.downcast_ref::<Unwell>() {
+            return match unwell {
+                Unwell::Failed(_) => (UNAVAILABLE, None),
+                Unwell::Interrupted => (INTERRUPTED, None),
+            };
         }
         if cause.is::<ConfigError>() {
             let hint = "mend the file or move it away; it was not changed";

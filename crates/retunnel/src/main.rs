@@ -47,6 +47,7 @@ fn run(cli: Cli, variables: anyhow::Result<Variables>, output: Output) -> anyhow
         Command::Http(args) => commands::http::run(args, &global, &variables, output),
         Command::Tcp(args) => commands::tcp::run(args, &global, &variables, output),
         Command::Start(args) => commands::start::run(args, &global, &variables, output),
+        Command::Diagnose(args) => commands::diagnose::run(args, &global, &variables, output),
         Command::Authtoken(args) => commands::authtoken::run(args, output),
         Command::Config(args) => commands::config::run(&args, &variables, output),
         Command::Completions { shell } => commands::completions::run(shell, output),

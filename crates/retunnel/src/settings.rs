@@ -1,10 +1,14 @@
 //! Where values come from: flag, then environment, then `.env`, then `~/.retunnel.conf`, then the default.
 
-use std::{collections::HashMap, path::PathBuf};
+use std::{
+    collections::HashMap,
+    fmt,
+    path::{Path, PathBuf},
+};
 
 use anyhow::{Context, Result};
 use retunnel_client::{
-    Client, ClientBuilder, Proxies, ServerEndpoint, Token,
+    Client, ClientBuilder, Proxies, Proxy, ServerEndpoint, Token,
     config::file::{ConfigFile, FILE_NAME},
 };
 
@@ -57,6 +61,12 @@ impl Variables {
         }
     }
 
+    /// The value of a variable that is set and not empty, and where it was found.
+    fn find(&self, name: &str) -> Found {
+        let from = if std::env::var_os(name).is_some() { name.to_owned() } else { format!("{name} in .env") };
+        Some((self.value(name)?, from))
+    }
+
     /// The value of a variable that is set and not empty.
     pub(crate) fn value(&self, name: &str) -> Option<String> {
         std::env::var(name).ok().or_else(|| self.dotenv.get(name).cloned()).filter(|value| !value.is_empty())
@@ -64,21 +74,12 @@ impl Variables {
 }
 
 /// The proxies that option or environment name. `none` means none, whatever the environment says.
-fn proxies(global: &Global, variables: &Variables) -> Result<Proxies> {
-    match global.proxy.clone().or_else(|| variables.value("RETUNNEL_PROXY")) {
-        Some(none) if none == "none" => Ok(Proxies::default()),
+fn proxies(named: Option<&str>, variables: &Variables) -> Result<Proxies> {
+    match named {
+        Some("none") => Ok(Proxies::default()),
         Some(url) => Ok(Proxies::all(url.parse()?)),
         None => Ok(Proxies::from_variables(|name| variables.value(name))?),
     }
-}
-
-fn ca_file(global: &Global, variables: &Variables) -> Result<Option<(String, Vec<u8>)>> {
-    let Some(path) = global.ca_file.clone().or_else(|| variables.value("RETUNNEL_CA_FILE").map(PathBuf::from)) else {
-        return Ok(None);
-    };
-    let shown = path.display().to_string();
-    let pem = std::fs::read(&path).map_err(|error| Usage(format!("cannot read the CA file {shown}: {error}")))?;
-    Ok(Some((shown, pem)))
 }
 
 /// Gives options that read a variable of the environment its value in `.env` as their default, so that `.env` counts
@@ -107,16 +108,37 @@ pub(crate) fn config_path() -> Result<PathBuf> {
 /// What a tunnels file says about the connection.
 #[derive(Debug, Clone, Copy, Default)]
 pub(crate) struct FromFile<'a> {
+    pub(crate) path: Option<&'a Path>,
     pub(crate) server: Option<&'a str>,
     pub(crate) token: Option<&'a str>,
     pub(crate) dialect: Option<&'a str>,
 }
+
+/// A setting and where its value comes from.
+#[derive(Debug)]
+pub(crate) struct Source {
+    pub(crate) setting: &'static str,
+    /// As it may be shown.
+    pub(crate) value: String,
+    pub(crate) from: String,
+}
+
+impl fmt::Display for Source {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} {} ({})", self.setting, self.value, self.from)
+    }
+}
+
+/// A value and what gives it.
+type Found = Option<(String, String)>;
 
 /// A client as all sources together describe it, and where a new token is saved.
 pub(crate) struct Settings {
     pub(crate) builder: ClientBuilder,
     pub(crate) server: ServerEndpoint,
     pub(crate) path: PathBuf,
+    /// Where the values come from.
+    pub(crate) sources: Vec<Source>,
     /// The inspector that is wanted; set by the commands that have one.
     pub(crate) inspector: Option<inspector::Options>,
 }
@@ -135,48 +157,93 @@ impl Settings {
         if file.make_private()? {
             output.warning(&format!("{} could be read by others; it is private now", path.display()));
         }
-        let named = connection
-            .server
-            .clone()
-            .or_else(|| variables.value("RETUNNEL_SERVER_ENDPOINT"))
-            .or_else(|| tunnels_file.server.map(str::to_owned))
-            .or_else(|| file.server_url().map(str::to_owned));
-        let server: ServerEndpoint = match named {
-            Some(text) => text.parse()?,
+        let shown = path.display().to_string();
+        let in_tunnels = |text: Option<&str>| {
+            let from = tunnels_file.path.map_or_else(|| "retunnel.yml".into(), |path| path.display().to_string());
+            Some((text?.to_owned(), from))
+        };
+        let by_option = |value: &Option<String>, option: &str| Some((value.clone()?, option.to_owned()));
+        let mut sources = Vec::new();
+        let mut note =
+            |setting, value: String, from: &str| sources.push(Source { setting, value, from: from.to_owned() });
+
+        let named = by_option(&connection.server, "--server")
+            .or_else(|| variables.find("RETUNNEL_SERVER_ENDPOINT"))
+            .or_else(|| in_tunnels(tunnels_file.server))
+            .or_else(|| Some((file.server_url()?.to_owned(), shown.clone())));
+        let server: ServerEndpoint = match &named {
+            Some((text, _)) => text.parse()?,
             None => ServerEndpoint::default(),
         };
+        note("server", server.to_string(), named.as_ref().map_or("default", |(_, from)| from));
+
         let given = match &connection.token {
             Some(token) if token.trim().is_empty() => return Err(Usage("--token is empty".into()).into()),
-            Some(token) => Some(token.clone()),
-            None => variables.security_value("RETUNNEL_AUTH_TOKEN")?,
+            Some(token) => Some((token.clone(), "--token".to_owned())),
+            None => match variables.security_value("RETUNNEL_AUTH_TOKEN")? {
+                Some(_) => variables.find("RETUNNEL_AUTH_TOKEN"),
+                None => in_tunnels(tunnels_file.token.filter(|token| !token.is_empty())),
+            },
         };
-        let given = given.or_else(|| tunnels_file.token.filter(|token| !token.is_empty()).map(str::to_owned));
-        let given = given.map(Token::new);
-        let named = connection
-            .dialect
-            .clone()
-            .or_else(|| variables.value("RETUNNEL_DIALECT"))
-            .or_else(|| tunnels_file.dialect.map(str::to_owned));
-        let dialect = match named.as_deref() {
-            None | Some("auto") => None,
-            Some(name) => Some(name.parse()?),
-        };
-        let saved_here = file.token_for(&server.authority());
         // A saved token may belong to another server, or to an earlier life of this one; then an account is made here.
         // One that was named is used or refused.
         let is_guess = given.is_none();
+        let (token, from) = match given {
+            Some((token, from)) => (Some(Token::new(token)), from),
+            None => match file.token_for(&server.authority()) {
+                Some(token) => (Some(token), format!("{shown}, saved for this server")),
+                None => (file.auth_token(), shown.clone()),
+            },
+        };
+        match &token {
+            Some(token) => note("token", token.masked(), &from),
+            None => note("token", "none".into(), &format!("no option, no variable, none in {shown}")),
+        }
+
+        let named = by_option(&connection.dialect, "--dialect")
+            .or_else(|| variables.find("RETUNNEL_DIALECT"))
+            .or_else(|| in_tunnels(tunnels_file.dialect));
+        let dialect = match &named {
+            Some((name, _)) if name != "auto" => Some(name.parse()?),
+            _ => None,
+        };
+        let (name, from) = named.unwrap_or_else(|| ("auto".into(), "default".into()));
+        note("dialect", name, &from);
+
+        let proxy = by_option(&global.proxy, "--proxy").or_else(|| variables.find("RETUNNEL_PROXY"));
+        let proxies = proxies(proxy.as_ref().map(|(url, _)| url.as_str()), variables)?;
+        if let Some((url, from)) = &proxy {
+            // Its password is for nobody's eyes.
+            let shown = if url == "none" { url.clone() } else { url.parse::<Proxy>()?.to_string() };
+            note("proxy", shown, from);
+        }
         let builder = Client::builder()
             .server(server.clone())
-            .token(given.or(saved_here).or_else(|| file.auth_token()))
+            .token(token)
             .replace_refused_token(is_guess)
             .keep_trying(!server.is_default())
             .dialect(dialect)
-            .proxies(proxies(global, variables)?);
-        let builder = match &ca_file(global, variables)? {
-            _ if global.insecure => builder.insecure(true),
-            Some((path, pem)) => builder.extra_roots(pem).map_err(|error| Usage(format!("{path}: {error}")))?,
-            None => builder,
+            .proxies(proxies);
+        let ca_path = global.ca_file.as_ref().map(|path| (path.display().to_string(), "--ca-file".to_owned()));
+        let ca_path = ca_path.or_else(|| variables.find("RETUNNEL_CA_FILE"));
+        let ca_file = match &ca_path {
+            Some((path, _)) => {
+                Some(std::fs::read(path).map_err(|error| Usage(format!("cannot read the CA file {path}: {error}")))?)
+            }
+            None => None,
         };
-        Ok(Self { builder, server, path, inspector: None })
+        if global.insecure {
+            note("certificates", "not checked".into(), "--insecure or RETUNNEL_INSECURE");
+        } else if let Some((path, from)) = &ca_path {
+            note("authorities", path.clone(), from);
+        }
+        let builder = match (ca_file, ca_path) {
+            _ if global.insecure => builder.insecure(true),
+            (Some(pem), Some((path, _))) => {
+                builder.extra_roots(&pem).map_err(|error| Usage(format!("{path}: {error}")))?
+            }
+            _ => builder,
+        };
+        Ok(Self { builder, server, path, sources, inspector: None })
     }
 }

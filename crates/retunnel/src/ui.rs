@@ -1,7 +1,7 @@
 //! The live view: what the tunnels do now, redrawn a few times a second.
 
 mod draw;
-mod look;
+pub(crate) mod look;
 mod model;
 mod screen;
 

@@ -56,7 +56,7 @@ async fn demo(args: &DemoArgs, output: Output) -> Result<()> {
     let endpoint: ServerEndpoint = server.address().to_string().parse()?;
     let builder = Client::builder().server(endpoint.clone());
     let path = data.path.join("retunnel.conf");
-    let settings = Settings { builder: builder.clone(), server: endpoint, path, inspector: None };
+    let settings = Settings { builder: builder.clone(), server: endpoint, path, sources: Vec::new(), inspector: None };
     let client = builder.connect().await?;
     let watcher = Watcher::new(&client, settings, output);
     let tunnel = client.open(TunnelSpec::http(LocalTarget::port(port))).await?;

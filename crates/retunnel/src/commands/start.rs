@@ -39,6 +39,7 @@ pub(crate) fn run(args: StartArgs, global: &Global, variables: &Variables, outpu
         global.log_level = Some(level);
     }
     let from_file = FromFile {
+        path: Some(&args.file),
         server: file.server_addr.as_deref(),
         token: file.auth_token.as_deref(),
         dialect: file.dialect.as_deref(),

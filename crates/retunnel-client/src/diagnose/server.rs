@@ -1,0 +1,209 @@
+//! What answers at the server's address: its version, whether a session can open, its clock, and what it says to the token.
+
+use std::time::{Duration, SystemTime};
+
+use hyper::{HeaderMap, Method, header};
+use retunnel_proto::native;
+use serde_json::{Value, json};
+
+use super::{Finding, Problem, plain};
+use crate::{
+    ClientBuilder, Dialect,
+    api::{self, ApiClient},
+    error::{ApiError, ConnectError},
+    transport::{Dialer, HTTPS_REQUIRED, Socket, websocket},
+};
+
+/// Clocks may differ by so much. Certificates and sessions bear more; people who compare logs do not.
+const CLOCK_MAY_DIFFER: Duration = Duration::from_secs(30);
+/// Where published dialects open a session.
+const SESSION: &str = "/api/v1/ws/tunnel";
+/// Largest message of a WebSocket that is opened to see whether it opens.
+const MAX_MESSAGE: usize = 1024;
+
+/// A server as it told of itself.
+pub(super) struct Server {
+    /// Its answer about itself; null when it does not know the question.
+    about: Value,
+    /// Its time, and ours in the middle of the exchange.
+    clocks: Option<(SystemTime, SystemTime)>,
+}
+
+/// Asks what answers, over the connection that was made.
+pub(super) async fn api(dialer: &Dialer, socket: Socket) -> (Finding, Option<Server>) {
+    let began = SystemTime::now();
+    let asked = api::ask(socket, &dialer.endpoint.authority(), Method::GET, "/api/v1/server", None, None).await;
+    let answer = match asked {
+        Ok(answer) => answer,
+        Err(ApiError::Http(error)) if error.is_parse() => {
+            return (Finding::failed(Problem::NotAServer, "what answers there does not speak HTTP"), None);
+        }
+        Err(error) => {
+            return (Finding::failed(Problem::NoAnswer, format!("no answer: {}", plain(&error.to_string()))), None);
+        }
+    };
+    let took = began.elapsed().unwrap_or_default();
+    let header = |name| answer.headers.get(name).and_then(|value| value.to_str().ok()).map(plain);
+    let by = header(header::SERVER).map_or_else(String::new, |server| format!(" (Server: {server})"));
+    let details = json!({ "status": answer.status, "server": answer.value });
+    let clocks = date(&answer.headers).map(|theirs| (theirs, began + took / 2));
+    if answer.status == 200 && answer.value["server"] == "retunnel" {
+        let finding = version(&answer.value).with(details);
+        return (finding, Some(Server { about: answer.value, clocks }));
+    }
+    if header(header::HeaderName::from_static(HTTPS_REQUIRED.0)).as_deref() == Some(HTTPS_REQUIRED.1) {
+        return (Finding::failed(Problem::HttpsRequired, "this server speaks TLS only").with(details), None);
+    }
+    let finding = match answer.status {
+        301 | 302 | 303 | 307 | 308 => {
+            let to = header(header::LOCATION).unwrap_or_default();
+            Finding::failed(Problem::Redirected, format!("it sends clients to {to}{by}"))
+        }
+        status @ (429 | 502 | 503 | 504) => {
+            Finding::failed(Problem::ServerUnavailable, format!("it answers with status {status}{by}"))
+        }
+        status => {
+            // Servers of the published dialects do not know this question, but open sessions.
+            if opens_websocket(dialer).await.is_ok() {
+                let found = "a server that does not tell its version: an older one, or of another make";
+                let finding = Finding::warning(Problem::VersionUnknown, found).with(details);
+                return (finding, Some(Server { about: Value::Null, clocks }));
+            }
+            Finding::failed(
+                Problem::NotAServer,
+                format!("what answers there is no ReTunnel server: status {status}{by}"),
+            )
+        }
+    };
+    (finding.with(details), None)
+}
+
+fn date(headers: &HeaderMap) -> Option<SystemTime> {
+    httpdate::parse_http_date(headers.get(header::DATE)?.to_str().ok()?).ok()
+}
+
+fn version(about: &Value) -> Finding {
+    let text = |key: &str| about[key].as_str().map(plain).unwrap_or_default();
+    let dialects: Vec<_> = about["dialects"].as_array().into_iter().flatten().filter_map(Value::as_str).collect();
+    let found = format!("ReTunnel server {}, dialects {}", text("version"), plain(&dialects.join(", ")));
+    match about["link_version"].as_u64() {
+        Some(theirs) if theirs != u64::from(native::VERSION) => {
+            let found = format!("{found}; its link has version {theirs}, ours has {}", native::VERSION);
+            Finding::warning(Problem::VersionDiffers, found)
+        }
+        _ => Finding::fine(found),
+    }
+}
+
+/// Opens a session's WebSocket and closes it again without a word.
+async fn opens_websocket(dialer: &Dialer) -> Result<(), ConnectError> {
+    let socket = dialer.websocket(SESSION, None, MAX_MESSAGE).await?;
+    websocket::close(socket).await;
+    Ok(())
+}
+
+/// Whether a session can open.
+pub(super) async fn upgrade(dialer: &Dialer, wanted: Option<Dialect>, server: &Server) -> (Finding, Option<()>) {
+    let knows_links = !server.about.is_null();
+    let mut answered = None;
+    if wanted.is_none_or(|dialect| dialect == Dialect::Native) {
+        match dialer.link().await {
+            Ok(_) => return (Finding::fine("a link opens").with(json!({ "transport": "link" })), Some(())),
+            Err(ConnectError::NotAServer { answer, .. }) => answered = Some(answer),
+            Err(error) => return (Finding::failed(Problem::UpgradeRefused, plain(&error.to_string())), None),
+        }
+    }
+    let websocket = opens_websocket(dialer).await;
+    let details = json!({ "transport": websocket.is_ok().then_some("websocket"), "link_answer": answered });
+    let between = format!(
+        "something in between does not pass the upgrade of links on (it answers `{}`)",
+        answered.as_deref().unwrap_or_default()
+    );
+    let finding = match (websocket, wanted) {
+        (Ok(()), Some(Dialect::Native)) if knows_links => Finding::failed(Problem::UpgradeStripped, between),
+        (Ok(()), Some(Dialect::Native)) => {
+            Finding::failed(Problem::UpgradeRefused, "this server knows no links, only WebSockets")
+        }
+        (Ok(()), None) if knows_links => {
+            let found = format!("{between}; WebSockets pass, and sessions go through one");
+            Finding::warning(Problem::UpgradeStripped, found)
+        }
+        (Ok(()), _) => Finding::fine("a WebSocket opens"),
+        (Err(error), _) if answered.is_some() && knows_links => Finding::failed(
+            Problem::UpgradeRefused,
+            format!("{between}, nor WebSockets: {}", plain(&error.to_string())),
+        ),
+        (Err(error), _) => Finding::failed(Problem::UpgradeRefused, plain(&error.to_string())),
+    };
+    (finding.with(details), None)
+}
+
+impl Server {
+    /// Compares the clocks.
+    pub(super) fn clock(&self) -> Finding {
+        let Some((theirs, ours)) = self.clocks else {
+            return Finding::fine("the server does not tell its time");
+        };
+        let (apart, direction) = match ours.duration_since(theirs) {
+            Ok(ahead) => (ahead, "ahead of"),
+            Err(behind) => (behind.duration(), "behind"),
+        };
+        let sign = if direction == "behind" { -1.0 } else { 1.0 };
+        let details = json!({ "ahead_of_server_seconds": sign * apart.as_secs_f64().round() });
+        // The server tells whole seconds.
+        if apart < Duration::from_secs(2) {
+            return Finding::fine("as the server's").with(details);
+        }
+        let found = format!("this machine's clock is {} s {direction} the server's", apart.as_secs());
+        let finding = if apart > CLOCK_MAY_DIFFER {
+            Finding::warning(Problem::ClockDiffers, found)
+        } else {
+            Finding::fine(found)
+        };
+        finding.with(details)
+    }
+}
+
+/// Whether the server knows the token; without one, whether it would make an account.
+pub(super) async fn token(client: &ClientBuilder, dialer: &Dialer, server: &Server) -> (Finding, Option<()>) {
+    let registration = server.about["registration"].as_str().map(plain);
+    let details = json!({ "token": client.token.as_ref().map(|token| token.masked()), "registration": registration });
+    let is_open = match registration.as_deref() {
+        Some(policy) => policy == "open",
+        // Published servers register whoever asks, or none who asks can know.
+        None => true,
+    };
+    let Some(token) = &client.token else {
+        let finding = match registration.as_deref() {
+            Some("open") => Finding::fine("none yet; the server makes an account with the first tunnel"),
+            Some("invite") => Finding::failed(
+                Problem::TokenMissing,
+                "there is none, and the server makes accounts by invitation only",
+            ),
+            Some(_) => Finding::failed(Problem::TokenMissing, "there is none, and the server makes no accounts"),
+            None => Finding::fine("none yet; the server does not tell whether it makes accounts"),
+        };
+        return (finding.with(details), None);
+    };
+    let shown = token.masked();
+    let api = ApiClient::over(dialer.clone());
+    let mut answer = api.me(token).await;
+    if matches!(answer, Err(ApiError::Status { status: 404 | 405, .. })) {
+        answer = api.verify_token(token).await;
+    }
+    let finding = match answer {
+        Ok(account) => Finding::fine(format!("{shown} is accepted: {}", plain(&account.email))),
+        Err(ApiError::Status { status: 401, .. }) if client.replace_refused_token && is_open => {
+            let found = format!("{shown}, which was saved, is not known to this server; a new account is made instead");
+            Finding::warning(Problem::TokenRefused, found)
+        }
+        Err(ApiError::Status { status: 401, .. }) => {
+            Finding::failed(Problem::TokenRefused, format!("{shown} is not known to this server, revoked or expired"))
+        }
+        Err(ApiError::Status { status: 404 | 405, .. }) => {
+            Finding::warning(Problem::TokenNotChecked, "this server cannot be asked about tokens")
+        }
+        Err(error) => Finding::warning(Problem::TokenNotChecked, plain(&error.to_string())),
+    };
+    (finding.with(details), None)
+}

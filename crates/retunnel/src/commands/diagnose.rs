@@ -1,0 +1,247 @@
+//! `retunnel diagnose`: what stands between this machine and a tunnel, check by check.
+
+mod advice;
+
+use std::{
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use anyhow::Result;
+use owo_colors::OwoColorize;
+use retunnel_client::{
+    LocalTarget,
+    config::yaml::TunnelsFile,
+    diagnose::{Check, Outcome, Problem, Step},
+};
+use serde_json::{Value, json};
+use tokio::time::Instant;
+
+use crate::{
+    args::{DiagnoseArgs, Global},
+    commands::{logging, signals::Signals},
+    exit::{self, Unwell, Usage},
+    output::Output,
+    settings::{FromFile, Settings, Variables},
+    ui::look::Look,
+};
+
+/// The tunnels file that is read when it is there and nothing else is named.
+const TUNNELS_FILE: &str = "retunnel.yml";
+/// Local services that are looked at.
+const MAX_LOCALS: usize = 16;
+/// Where the text of a check begins.
+const INDENT: usize = 26;
+
+pub(crate) fn run(args: DiagnoseArgs, global: &Global, variables: &Variables, output: Output) -> Result<()> {
+    logging::start(global, variables, "warn", false, false)?;
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let result = runtime.block_on(async {
+        let mut signals = Signals::take()?;
+        let mut report = Report::new(output);
+        tokio::select! {
+            result = checked(args, global, variables, &mut report) => result,
+            () = signals.next() => Err(Unwell::Interrupted.into()),
+        }
+    });
+    // A name lookup under way must not hold the end up.
+    runtime.shutdown_background();
+    result
+}
+
+async fn checked(args: DiagnoseArgs, global: &Global, variables: &Variables, report: &mut Report) -> Result<()> {
+    let began = Instant::now();
+    let plan = Plan::new(&args, global, variables, report.output);
+    let (outcome, found, details) = match &plan {
+        Ok(plan) => {
+            report.begin(&plan.settings.server.to_string());
+            let sources = &plan.settings.sources;
+            let found: Vec<String> = sources.iter().map(ToString::to_string).collect();
+            let details = sources
+                .iter()
+                .map(|source| json!({ "setting": source.setting, "value": source.value, "from": source.from }));
+            (Outcome::Fine, found.join("; "), json!({ "settings": details.collect::<Vec<_>>() }))
+        }
+        Err(error) => (Outcome::Failed(Problem::ConfigurationInvalid), exit::text(error), json!({})),
+    };
+    report.tell(Check { step: Step::Configuration, outcome, took: began.elapsed(), found, details });
+    let Plan { settings, locals } = match plan {
+        Ok(plan) => plan,
+        Err(error) => {
+            report.end();
+            return Err(error);
+        }
+    };
+    settings.builder.diagnose(|check| report.tell(check)).await;
+    for target in locals.iter().take(MAX_LOCALS) {
+        report.tell(settings.builder.diagnose_local(target).await);
+    }
+    report.end();
+    let failed = report.steps(|outcome| matches!(outcome, Outcome::Failed(_)));
+    if failed.is_empty() { Ok(()) } else { Err(Unwell::Failed(failed.join(", ")).into()) }
+}
+
+/// What is diagnosed: the connection that `http` or `start` would make here, and local services.
+struct Plan {
+    settings: Settings,
+    locals: Vec<LocalTarget>,
+}
+
+impl Plan {
+    fn new(args: &DiagnoseArgs, global: &Global, variables: &Variables, output: Output) -> Result<Self> {
+        let mut locals = Vec::new();
+        for target in &args.targets {
+            locals.push(target.parse::<LocalTarget>()?);
+        }
+        let path = args.file.clone().or_else(|| {
+            let is_there = args.targets.is_empty() && Path::new(TUNNELS_FILE).exists();
+            is_there.then(|| PathBuf::from(TUNNELS_FILE))
+        });
+        let mut tunnels = TunnelsFile::default();
+        if let Some(path) = &path {
+            let shown = path.display();
+            let text = std::fs::read_to_string(path).map_err(|error| Usage(format!("cannot read {shown}: {error}")))?;
+            tunnels = TunnelsFile::parse(&text, |name| variables.value(name))
+                .map_err(|reason| Usage(format!("{shown}: {reason}")))?;
+            for tunnel in &tunnels.tunnels {
+                locals.push(tunnel.spec()?.target().clone());
+            }
+        }
+        let file = FromFile {
+            path: path.as_deref(),
+            server: tunnels.server_addr.as_deref(),
+            token: tunnels.auth_token.as_deref(),
+            dialect: tunnels.dialect.as_deref(),
+        };
+        Ok(Self { settings: Settings::new(&args.connection, variables, file, global, output)?, locals })
+    }
+}
+
+/// The checks as they are told.
+struct Report {
+    output: Output,
+    look: Look,
+    /// Columns of the terminal; none where lines may have any length.
+    width: Option<usize>,
+    server: Option<String>,
+    began: Instant,
+    checks: Vec<Check>,
+}
+
+impl Report {
+    fn new(output: Output) -> Self {
+        let is_terminal = std::io::IsTerminal::is_terminal(&std::io::stdout());
+        let width = is_terminal.then(|| crossterm::terminal::size().map_or(80, |(columns, _)| usize::from(columns)));
+        Self { output, look: Look::of_environment(), width, server: None, began: Instant::now(), checks: Vec::new() }
+    }
+
+    fn begin(&mut self, server: &str) {
+        self.server = Some(server.to_owned());
+        if !self.output.json {
+            self.output.result(&format!("diagnosing the way to {}", server.bold()));
+        }
+    }
+
+    fn tell(&mut self, check: Check) {
+        if !self.output.json {
+            self.print(&check);
+        }
+        self.checks.push(check);
+    }
+
+    fn print(&self, check: &Check) {
+        let unicode = self.look.unicode;
+        let mark = match check.outcome {
+            Outcome::Fine => (if unicode { "✓" } else { "+" }).green().to_string(),
+            Outcome::Warning(_) => "!".yellow().bold().to_string(),
+            Outcome::Failed(_) => (if unicode { "✗" } else { "x" }).red().bold().to_string(),
+            Outcome::NotChecked => "-".dimmed().to_string(),
+        };
+        let took = if check.outcome == Outcome::NotChecked { String::new() } else { time(check.took) };
+        let found = self.wrapped(&self.look.safe(&check.found));
+        self.output.result(&format!("{mark} {:<13} {took:>8}  {found}", check.step.as_str()));
+        if let Some(problem) = check.outcome.problem() {
+            let arrow = self.look.arrow();
+            let next = self.wrapped(&format!("{arrow} {} [{}]", advice::next(problem), problem.code()));
+            self.output.result(&format!("{:INDENT$}{}", "", next.cyan()));
+        }
+    }
+
+    /// Text in the column of texts, broken between words.
+    fn wrapped(&self, text: &str) -> String {
+        let Some(room) = self.width.and_then(|width| width.checked_sub(INDENT)).filter(|room| *room >= 20) else {
+            return text.to_owned();
+        };
+        let mut out = String::new();
+        let mut column = 0;
+        for word in text.split(' ') {
+            let length = word.chars().count();
+            if column > 0 && column + 1 + length > room {
+                out.push('\n');
+                out.extend(std::iter::repeat_n(' ', INDENT));
+                column = 0;
+            } else if column > 0 {
+                out.push(' ');
+                column += 1;
+            }
+            out.push_str(word);
+            column += length;
+        }
+        out
+    }
+
+    fn steps(&self, wanted: impl Fn(Outcome) -> bool) -> Vec<&'static str> {
+        self.checks.iter().filter(|check| wanted(check.outcome)).map(|check| check.step.as_str()).collect()
+    }
+
+    fn end(&self) {
+        let failed = self.steps(|outcome| matches!(outcome, Outcome::Failed(_)));
+        let warned = self.steps(|outcome| matches!(outcome, Outcome::Warning(_)));
+        if self.output.json {
+            return self.output.json(&json!({
+                "ok": failed.is_empty(),
+                "server": self.server,
+                "version": retunnel_client::VERSION,
+                "failed": failed,
+                "warnings": warned,
+                "took_ms": milliseconds(self.began.elapsed()),
+                "checks": self.checks.iter().map(described).collect::<Vec<_>>(),
+            }));
+        }
+        if failed.is_empty() && warned.is_empty() {
+            self.output.result("all is well");
+        } else if failed.is_empty() {
+            self.output.result(&format!("tunnels work; worth a look: {}", warned.join(", ")));
+        }
+    }
+}
+
+fn described(check: &Check) -> Value {
+    let problem = check.outcome.problem();
+    json!({
+        "check": check.step.as_str(),
+        "status": match check.outcome {
+            Outcome::Fine => "ok",
+            Outcome::Warning(_) => "warning",
+            Outcome::Failed(_) => "failed",
+            Outcome::NotChecked => "not_checked",
+        },
+        "code": problem.map(Problem::code),
+        "found": check.found,
+        "next": problem.map(advice::next),
+        "took_ms": milliseconds(check.took),
+        "details": check.details,
+    })
+}
+
+fn milliseconds(time: Duration) -> f64 {
+    (time.as_secs_f64() * 1e4).round() / 10.0
+}
+
+fn time(took: Duration) -> String {
+    if took < Duration::from_secs(1) {
+        format!("{:.1} ms", milliseconds(took))
+    } else {
+        format!("{:.1} s", took.as_secs_f64())
+    }
+}
