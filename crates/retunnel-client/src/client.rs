@@ -91,16 +91,6 @@ impl Shared {
     pub(crate) fn remove(&self, key: u64) {
         self.lock().tunnels.remove(&key);
     }
-
-    pub(crate) async fn tunnel_closed(&self, key: u64) -> TunnelError {
-        let receiver = self.lock().tunnels.get(&key).map(|entry| entry.closed.subscribe());
-        let Some(mut closed) = receiver else { return TunnelError::Closed };
-        // Ended by the server, or gone with the supervisor.
-        match closed.wait_for(Option::is_some).await {
-            Ok(refusal) => refusal.clone().map_or(TunnelError::Closed, TunnelError::Refused),
-            Err(_) => self.lock().ended.clone().map_or(TunnelError::Closed, TunnelError::SessionEnded),
-        }
-    }
 }
 
 /// Values of a client before it starts.
@@ -316,6 +306,7 @@ impl Client {
         spec.target.trust.get_or_insert_with(|| self.local_trust.clone());
         let (waiter, opened) = oneshot::channel();
         let stats = Arc::new(Stats::default());
+        let (closer, closed) = watch::channel(None);
         let key = {
             let mut state = self.shared.lock();
             if let Some(cause) = &state.ended {
@@ -323,14 +314,8 @@ impl Client {
             }
             state.next_key += 1;
             let key = state.next_key;
-            let entry = Entry {
-                spec,
-                info: None,
-                stats: Arc::clone(&stats),
-                waiter: Some(waiter),
-                closed: watch::Sender::new(None),
-                held: None,
-            };
+            let entry =
+                Entry { spec, info: None, stats: Arc::clone(&stats), waiter: Some(waiter), closed: closer, held: None };
             state.tunnels.insert(key, entry);
             key
         };
@@ -340,7 +325,7 @@ impl Client {
             .await
             .unwrap_or_else(|_| Err(TunnelError::SessionEnded(self.shared.lock().ended.clone().unwrap_or_default())))?;
         guard.key = None;
-        Ok(Tunnel { shared: Arc::clone(&self.shared), key, info, stats })
+        Ok(Tunnel { shared: Arc::clone(&self.shared), key, info, stats, closed })
     }
 
     /// What has happened on all tunnels that are open.

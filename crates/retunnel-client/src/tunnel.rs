@@ -3,7 +3,8 @@
 use std::sync::Arc;
 
 use retunnel_proto::RequestId;
-use retunnel_proto::message::{HttpAuth, ReqTunnel, TunnelProtocol};
+use retunnel_proto::message::{HttpAuth, Refusal, ReqTunnel, TunnelProtocol};
+use tokio::sync::watch;
 
 use crate::{
     client::{Command, Shared},
@@ -214,6 +215,8 @@ pub struct Tunnel {
     pub(crate) key: u64,
     pub(crate) info: TunnelInfo,
     pub(crate) stats: Arc<Stats>,
+    /// Why the server closed it, when it did; without a sender when it is closed otherwise.
+    pub(crate) closed: watch::Receiver<Option<Refusal>>,
 }
 
 impl Tunnel {
@@ -241,9 +244,20 @@ impl Tunnel {
         self.stats.snapshot()
     }
 
-    /// Waits until the server closed the tunnel for good and says why.
+    /// Waits until the tunnel is closed for good, by the server or through [`crate::Client::close_tunnel`], and says why.
+    /// Cancel-safe.
     pub async fn closed(&self) -> TunnelError {
-        self.shared.tunnel_closed(self.key).await
+        match self.closed.clone().wait_for(Option::is_some).await {
+            Ok(refusal) => refusal.clone().map_or(TunnelError::Closed, TunnelError::Refused),
+            // Gone with the supervisor, or taken back.
+            Err(_) => self.shared.lock().ended.clone().map_or(TunnelError::Closed, TunnelError::SessionEnded),
+        }
+    }
+
+    /// Whether it is closed for good.
+    #[must_use]
+    pub fn is_closed(&self) -> bool {
+        self.closed.has_changed().is_err() || self.closed.borrow().is_some()
     }
 
     /// Gives the address up.

@@ -91,7 +91,10 @@ pub(crate) enum Command {
     Tcp(TcpArgs),
     /// Start the tunnels of a file, all in one session
     #[command(after_help = "Examples:\n  retunnel config --example > retunnel.yml\n  retunnel start\n  \
-                            retunnel start team.yml web api")]
+                            retunnel start team.yml web api\n\n\
+                            While it runs, changes of the file are done at once, and on SIGHUP: new tunnels are opened, \
+                            removed ones closed, changed ones opened again, all others are left alone. A file with \
+                            mistakes changes nothing.")]
     Start(StartArgs),
     /// Check what stands between this machine and a tunnel, and say what is wrong
     #[command(
@@ -106,6 +109,8 @@ pub(crate) enum Command {
                             arguments are visible to other users of the machine.")]
     Authtoken(AuthtokenArgs),
     /// Show or check configuration files
+    #[command(after_help = "Examples:\n  retunnel config --check\n  retunnel config --check team.yml --json\n\n\
+                            A check tells FILE:LINE:COLUMN of every mistake and ends with 2, or with 0 when there is none.")]
     Config(ConfigArgs),
     /// Print a script that completes words in a shell
     #[command(after_help = "Examples:\n  bash: source <(retunnel completions bash)\n  \
@@ -267,9 +272,13 @@ pub(crate) struct ConfigArgs {
     /// Print where the saved configuration is
     #[arg(long, group = "what")]
     pub(crate) path: bool,
-    /// Check a tunnels file
+    /// List every mistake of a tunnels file
     #[arg(long, group = "what", value_name = "FILE", num_args = 0..=1, default_missing_value = "retunnel.yml")]
     pub(crate) check: Option<PathBuf>,
+    /// Check a file for `retunnel server --config`
+    #[cfg(feature = "server")]
+    #[arg(long, group = "what", value_name = "FILE")]
+    pub(crate) check_server: Option<PathBuf>,
 }
 
 #[cfg(feature = "server")]

@@ -13,6 +13,7 @@ pub(crate) mod help;
 pub(crate) mod http;
 pub(crate) mod logging;
 pub(crate) mod man;
+pub(crate) mod reload;
 #[cfg(feature = "server")]
 pub(crate) mod server;
 pub(crate) mod signals;
@@ -20,3 +21,4 @@ pub(crate) mod start;
 pub(crate) mod tcp;
 pub(crate) mod tunnels;
 pub(crate) mod version;
+pub(crate) mod watch;

@@ -20,7 +20,7 @@ use crate::{
 };
 
 /// Variables of the environment and, behind them, of the file `.env` in the working directory.
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, Default)]
 pub(crate) struct Variables {
     dotenv: HashMap<String, String>,
 }

@@ -10,17 +10,17 @@ use std::time::Duration;
 use anyhow::Result;
 use crossterm::event::{Event as Input, EventStream, KeyCode, KeyEvent, KeyModifiers};
 use futures_util::StreamExt;
-use retunnel_client::{Client, Tunnel};
+use retunnel_client::Client;
 use tokio::time::{MissedTickBehavior, interval};
 
 use self::{
     look::Look,
-    model::{Model, Tab, TunnelRow, Weight},
+    model::{Model, Tab, Weight},
     screen::Screen,
 };
 use crate::commands::{
     signals::Signals,
-    tunnels::{Watcher, all_closed, ended},
+    tunnels::{Opened, Watcher, ended},
 };
 
 /// Time between two pictures.
@@ -31,20 +31,20 @@ const PAGE: isize = 10;
 /// Shows the view until the user or the server ends it. The terminal is given back in every case.
 pub(crate) async fn live(
     client: &Client,
-    tunnels: &[Tunnel],
+    opened: &mut Opened,
     watcher: &mut Watcher,
     signals: &mut Signals,
 ) -> Result<()> {
     watcher.silent = true;
-    let result = run(client, tunnels, watcher, signals).await;
+    let result = run(client, opened, watcher, signals).await;
     watcher.silent = false;
     result
 }
 
-async fn run(client: &Client, tunnels: &[Tunnel], watcher: &mut Watcher, signals: &mut Signals) -> Result<()> {
-    let mut model = Model::new(tunnels.iter().map(row).collect());
+async fn run(client: &Client, opened: &mut Opened, watcher: &mut Watcher, signals: &mut Signals) -> Result<()> {
+    let mut model = Model::new();
     model.inspector.clone_from(&watcher.inspector);
-    for tunnel in tunnels {
+    for tunnel in &opened.tunnels {
         model.note(Weight::Good, format!("{} is open", tunnel.url()));
     }
     if let Some(trouble) = &watcher.trouble {
@@ -55,10 +55,8 @@ async fn run(client: &Client, tunnels: &[Tunnel], watcher: &mut Watcher, signals
     let mut input = EventStream::new();
     let mut tick = interval(REDRAW);
     tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    let closed = all_closed(tunnels);
-    tokio::pin!(closed);
     loop {
-        // Every arm is cancel-safe; the pinned future goes on.
+        // Every arm is cancel-safe.
         tokio::select! {
             _ = tick.tick() => {}
             event = watcher.events.next() => match event {
@@ -82,36 +80,24 @@ async fn run(client: &Client, tunnels: &[Tunnel], watcher: &mut Watcher, signals
                 // The terminal is gone.
                 Some(Err(_)) | None => return Ok(()),
             },
-            error = &mut closed => return Err(error.into()),
+            step = opened.next() => if let Some(report) = opened.step(step?, watcher) {
+                model.reported(&report);
+            },
             cause = client.ended() => return Err(ended(client, cause).await),
             () = signals.next() => return Ok(()),
         }
-        refresh(&mut model, client, tunnels);
+        refresh(&mut model, client);
         screen.0.draw(|frame| draw::draw(frame, &model, look))?;
     }
 }
 
-fn row(tunnel: &Tunnel) -> TunnelRow {
-    TunnelRow {
-        name: tunnel.name().to_owned(),
-        url: tunnel.url().to_owned(),
-        target: tunnel.info().target.to_string(),
-        requests: 0,
-        open: 0,
-        trouble: None,
-    }
-}
-
-fn refresh(model: &mut Model, client: &Client, tunnels: &[Tunnel]) {
+fn refresh(model: &mut Model, client: &Client) {
     if let Some(session) = client.session() {
         (model.server, model.account) = (session.server, session.account);
     }
     model.latency = client.latency();
     model.count(client.stats());
-    for (row, tunnel) in model.tunnels.iter_mut().zip(tunnels) {
-        let stats = tunnel.stats();
-        (row.requests, row.open) = (stats.requests, stats.open_connections);
-    }
+    model.show(client.tunnels());
 }
 
 /// Does what a key stands for; says whether to go on.

@@ -322,6 +322,27 @@ fn config_explains_itself() {
     home.run(&["start", "bad.yml"]).ends_with(2).says("local_prot");
     home.write("empty.yml", "tunnels: []\n");
     home.run(&["start", "empty.yml"]).ends_with(2).says("no tunnels");
+    home.write("worse.yml", "server: a\ntunnels:\n  - name: a\n    protocol: http\n    local_port: 0\n");
+    for words in [&["config", "--check", "worse.yml"][..], &["start", "worse.yml"]] {
+        let ran = home.run(words);
+        assert_eq!(
+            ran.ends_with(2).stderr,
+            "error: worse.yml has 2 mistakes\n\
+             worse.yml:1:1: unknown key `server`; did you mean `server_addr`? known are server_addr, auth_token, region, \
+             dialect, log_level, tunnels\n\
+             worse.yml:5:17: tunnel `a`: `local_port`: expected a number from 1 to 65535 (got `0`)\n"
+        );
+        assert_eq!(ran.stdout, "");
+    }
+    let ran = home.run(&["config", "--check", "worse.yml", "--json"]);
+    let told = ran.ends_with(2).json();
+    assert_eq!((&told["valid"], &told["mistakes"][1]["line"]), (&Value::from(false), &Value::from(5)));
+    assert_eq!(told["mistakes"][1]["column"], 17);
+    home.write("one.yml", "tunnels: [{name: a, protocol: http, local_port: 80}]\n");
+    assert_eq!(home.run(&["config", "--check", "one.yml"]).ends_with(0).stderr, "one.yml is valid: 1 tunnel\n");
+    let told = home.run(&["config", "--check", "one.yml", "--json"]).ends_with(0).json();
+    assert_eq!((&told["valid"], &told["tunnels"]), (&Value::from(true), &Value::from(1)));
+    home.run(&["config", "--check", "missing.yml"]).ends_with(2).says("missing.yml");
     home.write("loud.yml", &format!("log_level: loud\n{example}"));
     home.run(&["start", "loud.yml"]).ends_with(2).says("log_level");
     home.run(&["start", "retunnel.yml", "nope"]).ends_with(2).says("no tunnel `nope`");
@@ -510,8 +531,25 @@ mod with_server {
         let line: Value = serde_json::from_str(&server.line()).unwrap();
         assert_eq!(line["domain"], "environment.test");
         assert_eq!(Path::new(line["data_dir"].as_str().unwrap()), data);
-        home.write("server.yml", "listne: 127.0.0.1:0\n");
-        home.run(&["server", "--config", "server.yml"]).ends_with(2).says("listne");
+        home.run(&["config", "--check-server", "server.yml"]).ends_with(0).says("server.yml is valid");
+        home.write(
+            "server.yml",
+            "listne: 127.0.0.1:0\ndomain: 'a b'\nregistration: maybe\ntcp-ports: [1]\nlimits:\n  hold_lease: soon\n  hold_leese: 1\n",
+        );
+        for words in [&["server", "--config", "server.yml"][..], &["config", "--check-server", "server.yml"]] {
+            let ran = home.run(words);
+            for part in [
+                "server.yml has 6 mistakes",
+                "server.yml:1:1: unknown key `listne`; did you mean `listen`?",
+                "server.yml:2:9: `domain`: expected a domain, as tunnel.example.com (got `a b`)",
+                "server.yml:3:15: `registration`: expected open, invite or closed (got `maybe`)",
+                "server.yml:4:12: `tcp-ports`: invalid type",
+                "server.yml:6:15: limits: `hold_lease`: invalid type",
+                "server.yml:7:3: limits: unknown key `hold_leese`; did you mean `hold_lease`?",
+            ] {
+                ran.ends_with(2).says(part);
+            }
+        }
         home.run(&["server", "--listen", "nowhere"]).ends_with(2).says("listen");
         home.run(&["server", "--registration", "maybe"]).ends_with(2).says("registration");
     }

@@ -1,13 +1,30 @@
 //! `retunnel.yml`: several tunnels in one file, with `${NAME}` and `${NAME:default}` anywhere inside a value.
 
-use serde::Deserialize;
-use serde_json::Value;
-
 use crate::{
+    config::document::{Fields, Mistakes, Node, Place, Value},
+    dialect::Dialect,
     error::{Error, ValidationError},
     target::LocalTarget,
+    transport::ServerEndpoint,
     tunnel::TunnelSpec,
 };
+
+const FILE_KEYS: [&str; 6] = ["server_addr", "auth_token", "region", "dialect", "log_level", "tunnels"];
+const TUNNEL_KEYS: [&str; 11] = [
+    "name",
+    "protocol",
+    "local_port",
+    "target",
+    "subdomain",
+    "hostname",
+    "auth",
+    "remote_port",
+    "host_header",
+    "local_insecure",
+    "inspect",
+];
+const PROTOCOLS: [&str; 2] = ["http", "tcp"];
+const LOG_LEVELS: [&str; 6] = ["trace", "debug", "info", "warn", "warning", "error"];
 
 /// An example with every key, for `retunnel config --example`.
 pub const EXAMPLE: &str = r#"# retunnel.yml - start all tunnels with `retunnel start`
@@ -31,8 +48,7 @@ tunnels:
 "#;
 
 /// A whole file.
-#[derive(Debug, Clone, Default, PartialEq, Deserialize)]
-#[serde(default, deny_unknown_fields)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct TunnelsFile {
     /// The server.
@@ -50,8 +66,7 @@ pub struct TunnelsFile {
 }
 
 /// One tunnel of a file.
-#[derive(Debug, Clone, PartialEq, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct TunnelEntry {
     /// Name, unique in the file.
@@ -59,31 +74,22 @@ pub struct TunnelEntry {
     /// `http` or `tcp`.
     pub protocol: String,
     /// Port of the local service; or `target`.
-    #[serde(default)]
     pub local_port: Option<u16>,
     /// The local service in any form of [`LocalTarget`].
-    #[serde(default)]
     pub target: Option<String>,
     /// Wanted name.
-    #[serde(default)]
     pub subdomain: Option<String>,
     /// Wanted host name of one's own.
-    #[serde(default)]
     pub hostname: Option<String>,
     /// `user:password` asked from visitors.
-    #[serde(default)]
     pub auth: Option<String>,
     /// Wanted public port of a TCP tunnel.
-    #[serde(default)]
     pub remote_port: Option<u16>,
     /// `rewrite`, or the host that the local service sees instead of the public one.
-    #[serde(default)]
     pub host_header: Option<String>,
     /// Accept any certificate of a local service reached by TLS.
-    #[serde(default)]
     pub local_insecure: Option<bool>,
     /// Whether the inspector sees the tunnel; yes by default.
-    #[serde(default)]
     pub inspect: Option<bool>,
 }
 
@@ -91,25 +97,105 @@ impl TunnelsFile {
     /// Reads a file's text. `variable` gives the value of an environment variable.
     ///
     /// # Errors
-    /// What is wrong, with the key and, for YAML itself, the line.
-    pub fn parse(text: &str, variable: impl Fn(&str) -> Option<String>) -> Result<Self, String> {
-        if text.trim().is_empty() {
-            return Ok(Self::default());
+    /// All that is wrong with it.
+    pub fn parse(text: &str, variable: impl Fn(&str) -> Option<String>) -> Result<Self, Mistakes> {
+        let mut document = Node::parse(text)?;
+        let mut mistakes = Mistakes::default();
+        substitute(&mut document, "", &variable, &mut mistakes);
+        let fields = document.fields(&FILE_KEYS, "", &mut mistakes);
+        let file = Self {
+            server_addr: fields.text("server_addr", &mut mistakes),
+            auth_token: fields.text("auth_token", &mut mistakes),
+            region: fields.text("region", &mut mistakes),
+            dialect: fields.word("dialect", &dialects(), &mut mistakes),
+            log_level: fields.word("log_level", &LOG_LEVELS, &mut mistakes),
+            tunnels: tunnels(&fields, &mut mistakes),
+        };
+        if let Some(Err(error)) = file.server_addr.as_ref().map(|text| text.parse::<ServerEndpoint>()) {
+            wrong(&fields, "server_addr", &error, &mut mistakes);
         }
-        // YAML 1.1 reads names such as `y` and `on` as truth values.
-        let options = serde_saphyr::options! { strict_booleans: true };
-        let mut value: Value = serde_saphyr::from_str_with_options(text, options).map_err(|error| error.to_string())?;
-        substitute(&mut value, "", &variable)?;
-        let file: Self = serde_json::from_value(value).map_err(|error| error.to_string())?;
-        for (index, entry) in file.tunnels.iter().enumerate() {
-            let twice = file.tunnels[..index].iter().any(|earlier| earlier.name == entry.name);
-            if twice {
-                return Err(format!("two tunnels have the name `{}`", entry.name));
-            }
-            entry.spec().map_err(|error| format!("tunnel `{}`: {error}", entry.name))?;
-        }
-        Ok(file)
+        mistakes.or(file)
     }
+}
+
+fn dialects() -> Vec<&'static str> {
+    std::iter::once("auto").chain(Dialect::ALL.iter().map(|dialect| dialect.as_str())).collect()
+}
+
+fn wrong(fields: &Fields<'_>, key: &str, error: &ValidationError, mistakes: &mut Mistakes) {
+    fields.wrong(key, &format!("{} (got `{}`)", error.reason, error.value), mistakes);
+}
+
+fn tunnels(fields: &Fields<'_>, mistakes: &mut Mistakes) -> Vec<TunnelEntry> {
+    let Some(node) = fields.find("tunnels") else { return Vec::new() };
+    let Value::List(nodes) = &node.value else {
+        fields.wrong("tunnels", "expected a list, each tunnel with a `-` in front", mistakes);
+        return Vec::new();
+    };
+    let mut taken = Vec::new();
+    let read = |(number, node): (usize, &Node)| entry(node, number + 1, &mut taken, mistakes);
+    nodes.iter().enumerate().map(read).collect()
+}
+
+/// Something that only one tunnel of a file can have.
+type Taken = (&'static str, String, Place);
+
+fn entry(node: &Node, number: usize, taken: &mut Vec<Taken>, mistakes: &mut Mistakes) -> TunnelEntry {
+    let named = match &node.value {
+        Value::Map(fields) => fields.iter().find(|(key, _)| key.name == "name"),
+        _ => None,
+    };
+    let what = match named.map(|(_, node)| &node.value) {
+        Some(Value::Text(name)) if !name.is_empty() => format!("tunnel `{name}`: "),
+        _ => format!("tunnel {number}: "),
+    };
+    let fields = node.fields(&TUNNEL_KEYS, &what, mistakes);
+    let entry = TunnelEntry {
+        name: fields.text("name", mistakes).unwrap_or_default(),
+        protocol: fields.word("protocol", &PROTOCOLS, mistakes).unwrap_or_default(),
+        local_port: fields.port("local_port", false, mistakes),
+        target: fields.text("target", mistakes),
+        subdomain: fields.text("subdomain", mistakes),
+        hostname: fields.text("hostname", mistakes),
+        auth: fields.text("auth", mistakes),
+        remote_port: fields.port("remote_port", true, mistakes),
+        host_header: fields.text("host_header", mistakes),
+        local_insecure: fields.flag("local_insecure", mistakes),
+        inspect: fields.flag("inspect", mistakes),
+    };
+    let is_missing = |keys: &[&str]| keys.iter().all(|key| fields.find(key).is_none());
+    let needed: [(&str, &[&str]); 3] =
+        [("`name`", &["name"]), ("`protocol`", &["protocol"]), ("`local_port` or `target`", &["local_port", "target"])];
+    let missing: Vec<&str> = needed.iter().filter(|(_, keys)| is_missing(keys)).map(|(shown, _)| *shown).collect();
+    if !missing.is_empty() {
+        mistakes.add(node.place, format!("{what}missing: {}", missing.join(", ")));
+    }
+    if entry.name.is_empty() && fields.find("name").is_some_and(|node| matches!(node.value, Value::Text(_))) {
+        fields.wrong("name", "a tunnel needs a name", mistakes);
+    }
+    for (key, error) in entry.invalid() {
+        wrong(&fields, key, &error, mistakes);
+    }
+    if fields.find("target").is_some() && fields.find("local_port").is_some() {
+        fields.wrong("target", "`local_port` is given too; keep one", mistakes);
+    }
+    let port = entry.remote_port.filter(|port| *port != 0).map(|port| port.to_string());
+    for (key, value) in [
+        ("name", Some(entry.name.clone())),
+        ("subdomain", entry.subdomain.as_deref().map(str::to_ascii_lowercase)),
+        ("hostname", entry.hostname.as_deref().map(str::to_ascii_lowercase)),
+        ("remote_port", port),
+    ] {
+        let Some(value) = value.filter(|value| !value.is_empty()) else { continue };
+        match taken.iter().find(|(other, earlier, _)| *other == key && *earlier == value) {
+            Some((.., place)) => {
+                let line = place.line;
+                fields.wrong(key, &format!("the tunnel of line {line} has `{value}` already"), mistakes);
+            }
+            None => taken.push((key, value, fields.place(key))),
+        }
+    }
+    entry
 }
 
 impl TunnelEntry {
@@ -142,7 +228,6 @@ impl TunnelEntry {
             spec = spec.hostname(hostname);
         }
         if let Some(auth) = &self.auth {
-            // An empty password must not open what it was meant to close.
             spec = spec.auth(auth.as_str())?;
         }
         if let Some(port) = self.remote_port.filter(|port| *port != 0) {
@@ -156,58 +241,59 @@ impl TunnelEntry {
         }
         Ok(spec)
     }
+
+    /// The values that cannot be right, with their keys.
+    fn invalid(&self) -> Vec<(&'static str, ValidationError)> {
+        let spec = || TunnelSpec::http(1);
+        let given = |value: &Option<String>| value.clone().filter(|text| !text.is_empty());
+        [
+            ("target", self.target.as_ref().and_then(|text| text.parse::<LocalTarget>().err())),
+            ("subdomain", given(&self.subdomain).and_then(|text| spec().subdomain(text).err())),
+            // An empty password must not open what it was meant to close.
+            ("auth", self.auth.as_ref().and_then(|text| spec().auth(text.as_str()).err())),
+            ("host_header", given(&self.host_header).and_then(|text| spec().host_header(text).err())),
+        ]
+        .into_iter()
+        .filter_map(|(key, error)| Some((key, error?)))
+        .collect()
+    }
 }
 
-/// Replaces variables in every text. A text that was nothing but one variable becomes the number or truth value it
-/// spells.
-fn substitute(value: &mut Value, key: &str, variable: &impl Fn(&str) -> Option<String>) -> Result<(), String> {
-    match value {
-        Value::String(text) => {
-            if !text.contains("${") {
-                return Ok(());
+/// Replaces variables in every text.
+fn substitute(node: &mut Node, key: &str, variable: &impl Fn(&str) -> Option<String>, mistakes: &mut Mistakes) {
+    match &mut node.value {
+        Value::Text(text) if text.contains("${") => match replaced(text, variable) {
+            Ok(replaced) => {
+                // A value that is one variable may be a number or a truth value.
+                node.from_variable = text.starts_with("${") && text.find('}') == Some(text.len() - 1);
+                *text = replaced;
             }
-            let whole = text.starts_with("${") && text.find('}') == Some(text.len() - 1);
-            let replaced = replaced(text, key, variable)?;
-            *value = match (whole, replaced.parse::<u64>(), replaced.as_str()) {
-                (true, Ok(number), _) => number.into(),
-                (true, _, "true") => true.into(),
-                (true, _, "false") => false.into(),
-                _ => replaced.into(),
-            };
-        }
-        Value::Array(values) => {
-            for value in values {
-                substitute(value, key, variable)?;
-            }
-        }
-        Value::Object(fields) => {
-            for (key, value) in fields {
-                substitute(value, key, variable)?;
-            }
+            Err(reason) => mistakes.add(node.place, format!("`{key}`: {reason}")),
+        },
+        Value::List(nodes) => nodes.iter_mut().for_each(|node| substitute(node, key, variable, mistakes)),
+        Value::Map(fields) => {
+            fields.iter_mut().for_each(|(key, node)| substitute(node, &key.name, variable, mistakes));
         }
         _ => {}
     }
-    Ok(())
 }
 
-fn replaced(text: &str, key: &str, variable: &impl Fn(&str) -> Option<String>) -> Result<String, String> {
+fn replaced(text: &str, variable: &impl Fn(&str) -> Option<String>) -> Result<String, String> {
     let mut out = String::with_capacity(text.len());
     let mut rest = text;
     while let Some(start) = rest.find("${") {
         let (before, after) = (&rest[..start], &rest[start + 2..]);
-        let end = after.find('}').ok_or_else(|| format!("{key}: `${{` without `}}`"))?;
+        let end = after.find('}').ok_or_else(|| "`${` without `}`".to_owned())?;
         let (name, default) = after[..end].split_once(':').map_or((&after[..end], None), |(name, d)| (name, Some(d)));
         if name.is_empty() {
-            return Err(format!("{key}: `${{}}` names no variable"));
+            return Err("`${}` names no variable".into());
         }
         out.push_str(before);
         match (variable(name), default) {
             (Some(value), _) => out.push_str(&value),
             (None, Some(default)) => out.push_str(default),
             (None, None) => {
-                return Err(format!(
-                    "{key}: the environment variable {name} is not set; set it or write ${{{name}:default}}"
-                ));
+                return Err(format!("the environment variable {name} is not set; set it or write ${{{name}:default}}"));
             }
         }
         rest = &after[end + 1..];
@@ -220,7 +306,7 @@ fn replaced(text: &str, key: &str, variable: &impl Fn(&str) -> Option<String>) -
 mod tests {
     use super::*;
 
-    fn parse(text: &str) -> Result<TunnelsFile, String> {
+    fn parse(text: &str) -> Result<TunnelsFile, Mistakes> {
         TunnelsFile::parse(text, |name| match name {
             "PORT" => Some("9000".into()),
             "HOST" => Some("a.test".into()),
@@ -240,25 +326,87 @@ mod tests {
         assert_eq!((file.tunnels[1].remote_port, file.tunnels[1].inspect), (Some(20_001), Some(true)));
     }
 
+    /// All that is said about a text.
+    fn mistakes(text: &str) -> String {
+        parse(text).expect_err(text).to_string()
+    }
+
     #[test]
-    fn errors_name_the_key() {
-        for (text, part) in [
-            ("server_addr: ${UNSET}", "UNSET"),
-            ("server_addr: ${HOST", "server_addr"),
-            ("tunnles: []", "tunnles"),
-            ("tunnels: [{name: a, protocol: udp, local_port: 1}]", "protocol"),
-            ("tunnels: [{name: a, protocol: http}]", "local_port"),
-            ("tunnels: [{name: a, protocol: http, local_port: 70000}]", "70000"),
-            ("tunnels: [{name: a, protocol: http, local_port: 1, subdomain: -a}]", "subdomain"),
-            ("tunnels: [{name: a, protocol: http, local_port: 1, auth: ''}]", "credentials"),
-            ("tunnels: [{name: a, protocol: http, local_port: 1, target: '2'}]", "target"),
-            ("tunnels: [{name: a, protocol: tcp, local_port: 1}, {name: a, protocol: tcp, local_port: 2}]", "two"),
-            ("tunnels: [", "line"),
+    fn every_mistake_is_told_with_its_place() {
+        let text = "\
+server_adr: a.test
+dialect: 4
+log_level: loud
+auth_token: 17
+tunnels:
+  - name: web
+    protocol: htpp
+    local_prot: 80
+    subdomain: my_app
+    inspect: on
+  - name: web
+    protocol: http
+    local_port: 70000
+    subdomain: shop
+    auth: nocolon
+  - protocol: tcp
+    local_port: '22'
+    remote_port: -1
+    target: nowhere
+  - {name: last, protocol: http, local_port: 80, local_port: 81, subdomain: Shop, target: '${NOPE}'}
+  - 17
+  - {name: both, target: '80', local_port: 80}
+";
+        let expected = "\
+1:1: unknown key `server_adr`; did you mean `server_addr`? known are server_addr, auth_token, region, dialect, log_level, tunnels
+2:10: `dialect`: expected auto, native, 3 or 2 (got `4`)
+3:12: `log_level`: expected trace, debug, info, warn, warning or error (got `loud`)
+4:13: `auth_token`: expected text; put it in quotes (got `17`)
+6:5: tunnel `web`: missing: `local_port` or `target`
+7:15: tunnel `web`: `protocol`: expected http or tcp (got `htpp`)
+8:5: tunnel `web`: unknown key `local_prot`; did you mean `local_port`? known are name, protocol, local_port, target, \
+subdomain, hostname, auth, remote_port, host_header, local_insecure, inspect
+9:16: tunnel `web`: `subdomain`: expected 1 to 63 letters, digits and hyphens, no hyphen first or last (got `my_app`)
+10:14: tunnel `web`: `inspect`: expected true or false (got `on`)
+11:11: tunnel `web`: `name`: the tunnel of line 6 has `web` already
+13:17: tunnel `web`: `local_port`: expected a number from 1 to 65535 (got `70000`)
+15:11: tunnel `web`: `auth`: expected USER:PASSWORD, both not empty (got `***`)
+16:5: tunnel 3: missing: `name`
+17:17: tunnel 3: `local_port`: expected a number from 1 to 65535, without quotes (got `22`)
+18:18: tunnel 3: `remote_port`: expected a number from 1 to 65535 (got `-1`)
+19:13: tunnel 3: `target`: expected PORT, HOST:PORT, http(s)://HOST:PORT or unix:/path (got `nowhere`)
+20:50: tunnel `last`: `local_port` is given twice, first in line 20; keep one
+20:77: tunnel `last`: `subdomain`: the tunnel of line 14 has `shop` already
+20:91: `target`: the environment variable NOPE is not set; set it or write ${NOPE:default}
+21:5: tunnel 5: expected keys with values, as `name: …`
+22:5: tunnel `both`: missing: `protocol`
+22:26: tunnel `both`: `target`: `local_port` is given too; keep one";
+        assert_eq!(mistakes(text), expected);
+    }
+
+    #[test]
+    fn files_that_are_wrong_as_a_whole() {
+        for (text, expected) in [
+            ("- a\n", "1:1: expected keys with values, as `server_addr: …`"),
+            ("tunnels: web\n", "1:10: `tunnels`: expected a list, each tunnel with a `-` in front"),
+            ("server_addr: ${HOST\n", "1:14: `server_addr`: `${` without `}`"),
+            (
+                "server_addr: ftp://a\n",
+                "1:14: `server_addr`: expected http://, https://, ws:// or wss:// (got `ftp://a`)",
+            ),
+            ("server_addr: a\nserver_addr: b\n", "2:1: `server_addr` is given twice, first in line 1; keep one"),
         ] {
-            let error = parse(text).expect_err(text);
-            assert!(error.contains(part), "{text}: {error}");
+            assert_eq!(mistakes(text), expected, "{text}");
         }
-        assert_eq!(parse("").expect("empty"), TunnelsFile::default());
+        for text in ["tunnels: [", "tunnels:\n\t- name: a\n", "a: b: c\n", "a: *nobody\n", "a: \"b\n"] {
+            let mistakes = parse(text).expect_err(text);
+            let [only] = mistakes.list() else { panic!("{mistakes}") };
+            assert!(only.line > 0 && only.message.starts_with("not valid YAML: "), "{text}: {only}");
+            assert!(!only.message.contains("at line") && !only.message.contains('\n'), "{text}: {only}");
+        }
+        for empty in ["", " \n", "# nothing\n", "---\n"] {
+            assert_eq!(parse(empty).expect("empty"), TunnelsFile::default(), "{empty:?}");
+        }
     }
 
     #[test]

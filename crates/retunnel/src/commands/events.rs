@@ -2,7 +2,7 @@
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use retunnel_client::Event;
+use retunnel_client::{Event, Refusal};
 use serde_json::{Value, json};
 
 /// Version of the schema. Fields and events may be added without a new one; none changes its meaning.
@@ -10,14 +10,6 @@ const VERSION: u32 = 1;
 
 /// A line about an event of the client; `None` for one that programs learn from another.
 pub(crate) fn of(event: &Event) -> Option<Value> {
-    let refused = |kind, name: &String, refusal: &retunnel_client::Refusal| {
-        line(
-            kind,
-            json!({
-                "tunnel": name, "code": refusal.code.as_str(), "message": refusal.message, "final": refusal.code.is_final()
-            }),
-        )
-    };
     Some(match event {
         Event::Connecting { attempt } => line("connecting", json!({ "attempt": attempt })),
         Event::Connected { session } => {
@@ -52,6 +44,16 @@ pub(crate) fn of(event: &Event) -> Option<Value> {
         }
         _ => return None,
     })
+}
+
+/// A line about a tunnel that is not open.
+pub(crate) fn refused(event: &str, tunnel: &str, refusal: &Refusal) -> Value {
+    line(
+        event,
+        json!({
+            "tunnel": tunnel, "code": refusal.code.as_str(), "message": refusal.message, "final": refusal.code.is_final()
+        }),
+    )
 }
 
 /// A line of another kind.

@@ -3,19 +3,21 @@
 use std::{path::PathBuf, time::Duration};
 
 use anyhow::{Context, Result};
+use retunnel_client::config::document::{Mistakes, Node};
 use retunnel_server::{
     Server,
     auth::Auth,
-    config::{ServerConfig, ServerFile},
+    config::{Limits, ServerConfig, ServerFile},
     store::Store,
 };
+use serde_json::{Map, Value};
 use tracing::{error, info};
 
 use crate::{
     args::{Global, LogFormat, ServerArgs},
     commands::{
-        descriptors, logging,
-        signals::{Hangups, Signals},
+        config, descriptors, logging,
+        signals::{Hangup, Signals},
     },
     exit::Usage,
     output::Output,
@@ -58,6 +60,9 @@ fn config_of(args: ServerArgs) -> Result<ServerConfig> {
         Some(path) => {
             let text = std::fs::read_to_string(path)
                 .map_err(|error| Usage(format!("cannot read {}: {error}", path.display())))?;
+            if let (Err(_), Err(mistakes)) = (ServerFile::parse(&text), check(&text)) {
+                return Err(config::mistaken(path, &mistakes).into());
+            }
             ServerFile::parse(&text).map_err(|reason| Usage(format!("{}: {reason}", path.display())))?
         }
         None => ServerFile::default(),
@@ -82,13 +87,71 @@ fn config_of(args: ServerArgs) -> Result<ServerConfig> {
     Ok(config)
 }
 
+/// Lists everything that is wrong with a server's file.
+///
+/// # Errors
+/// The mistakes.
+pub(crate) fn check(text: &str) -> Result<(), Mistakes> {
+    let is_right = |file: &ServerFile| file.clone().into_config("data".into()).is_ok();
+    if ServerFile::parse(text).is_ok_and(|file| is_right(&file)) {
+        return Ok(());
+    }
+    let document = Node::parse(text)?;
+    let mut mistakes = Mistakes::default();
+    let known = keys(&ServerFile::default());
+    let known: Vec<&str> = known.iter().map(String::as_str).collect();
+    let fields = document.fields(&known, "", &mut mistakes);
+    let mut right = Map::new();
+    for &key in &known {
+        let Some(node) = fields.find(key) else { continue };
+        if key == "limits" {
+            let known = keys(&Limits::default());
+            let known: Vec<&str> = known.iter().map(String::as_str).collect();
+            let limits = node.fields(&known, "limits: ", &mut mistakes);
+            for &key in &known {
+                let Some(node) = limits.find(key) else { continue };
+                if let Err(error) = one::<Limits>(key, node) {
+                    limits.wrong(key, &error.to_string(), &mut mistakes);
+                }
+            }
+        } else if let Err(error) = one::<ServerFile>(key, node) {
+            fields.wrong(key, &error.to_string(), &mut mistakes);
+        } else {
+            right.insert(key.into(), node.to_json());
+        }
+    }
+    // One after the other: what is wrong is told and taken away until the rest is right.
+    while let Ok(file) = serde_json::from_value::<ServerFile>(right.clone().into()) {
+        let Err(error) = file.into_config("data".into()) else { break };
+        if right.remove(error.key).is_none() {
+            break;
+        }
+        fields.wrong(error.key, &format!("{} (got `{}`)", error.reason, error.value), &mut mistakes);
+    }
+    mistakes.or(())
+}
+
+fn keys(of: &impl serde::Serialize) -> Vec<String> {
+    match serde_json::to_value(of) {
+        Ok(Value::Object(fields)) => fields.into_iter().map(|(key, _)| key).collect(),
+        _ => Vec::new(),
+    }
+}
+
+fn one<T: serde::de::DeserializeOwned>(key: &str, node: &Node) -> serde_json::Result<T> {
+    serde_json::from_value(Value::Object(Map::from_iter([(key.to_owned(), node.to_json())])))
+}
+
 async fn serve(config: ServerConfig, output: Output) -> Result<()> {
-    let mut signals = Signals::take()?;
+    // Only a certificate can be read anew.
+    let (mut signals, mut hangup) = match &config.tls {
+        Some(_) => (Signals::take_reloading()?, Some(Hangup::take()?)),
+        None => (Signals::take()?, None),
+    };
     let domain = config.domain.clone();
     let tcp_ports = config.tcp_ports.clone();
     let registration = config.registration;
     let urls = config.clone();
-    let mut hangups = if config.tls.is_some() { Some(Hangups::take()?) } else { None };
     let server = Server::start(config).await?;
     let address = server.address();
     if output.json {
@@ -114,7 +177,7 @@ async fn serve(config: ServerConfig, output: Output) -> Result<()> {
         tokio::select! {
             () = signals.next() => break,
             () = trigger.cancelled() => break,
-            () = next(&mut hangups) => match server.reload_certificate() {
+            () = reload(&mut hangup) => match server.reload_certificate() {
                 Ok(()) => info!("certificate read anew"),
                 Err(error) => error!(%error, "certificate not read anew; the one from before stays"),
             }
@@ -128,9 +191,9 @@ async fn serve(config: ServerConfig, output: Output) -> Result<()> {
     Ok(())
 }
 
-async fn next(hangups: &mut Option<Hangups>) {
-    match hangups {
-        Some(hangups) => hangups.next().await,
+async fn reload(hangup: &mut Option<Hangup>) {
+    match hangup {
+        Some(hangup) => hangup.reload().await,
         None => std::future::pending().await,
     }
 }

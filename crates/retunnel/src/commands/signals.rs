@@ -1,13 +1,20 @@
-//! Ctrl-C and SIGTERM, and SIGHUP for whoever has something to read anew.
+//! Ctrl-C, SIGTERM and SIGHUP.
 
 use anyhow::{Context, Result};
+#[cfg(unix)]
+use tokio::signal::unix::{Signal, SignalKind, signal};
 
 /// The wish of the user or the system that the program ends.
 pub(crate) struct Signals {
     #[cfg(unix)]
-    interrupt: tokio::signal::unix::Signal,
+    interrupt: Signal,
     #[cfg(unix)]
-    terminate: tokio::signal::unix::Signal,
+    terminate: Signal,
+    #[cfg(unix)]
+    hangup: Option<Hangup>,
+    /// SIGHUP ends the program only when it comes from a terminal that closes.
+    #[cfg(unix)]
+    reloads: bool,
 }
 
 impl Signals {
@@ -15,12 +22,22 @@ impl Signals {
     pub(crate) fn take() -> Result<Self> {
         #[cfg(unix)]
         {
-            use tokio::signal::unix::{SignalKind, signal};
-            let take = |kind| signal(kind).context("signals cannot be taken");
-            Ok(Self { interrupt: take(SignalKind::interrupt())?, terminate: take(SignalKind::terminate())? })
+            // Without a terminal there is nothing to give back, and `nohup` may have said to ignore it.
+            let is_shown = std::io::IsTerminal::is_terminal(&std::io::stdout());
+            let hangup = if is_shown { Some(Hangup::take()?) } else { None };
+            let (interrupt, terminate) = (of(SignalKind::interrupt())?, of(SignalKind::terminate())?);
+            Ok(Self { interrupt, terminate, hangup, reloads: false })
         }
         #[cfg(not(unix))]
         Ok(Self {})
+    }
+
+    /// The same where SIGHUP means that a file is to be read again ([`Hangup::reload`]).
+    pub(crate) fn take_reloading() -> Result<Self> {
+        #[cfg(unix)]
+        return Ok(Self { hangup: Some(Hangup::take()?), reloads: true, ..Self::take()? });
+        #[cfg(not(unix))]
+        Self::take()
     }
 
     /// Waits for the next one. Cancel-safe.
@@ -29,38 +46,69 @@ impl Signals {
         tokio::select! {
             _ = self.interrupt.recv() => {}
             _ = self.terminate.recv() => {}
+            () = hung_up(self.hangup.as_mut(), self.reloads) => {}
         }
         #[cfg(not(unix))]
         let _ = tokio::signal::ctrl_c().await;
     }
 }
 
-/// The wish that files are read anew. Only who has some takes it: otherwise SIGHUP ends the program, as it should when its
-/// terminal is closed.
-#[cfg(feature = "server")]
-pub(crate) struct Hangups {
-    #[cfg(unix)]
-    hangup: tokio::signal::unix::Signal,
+#[cfg(unix)]
+fn of(kind: SignalKind) -> Result<Signal> {
+    signal(kind).context("signals cannot be taken")
 }
 
-#[cfg(feature = "server")]
-impl Hangups {
+#[cfg(unix)]
+async fn hung_up(hangup: Option<&mut Hangup>, reloads: bool) {
+    let Some(hangup) = hangup else { return std::future::pending().await };
+    loop {
+        hangup.signal.recv().await;
+        if !reloads || hangup.is_terminal_gone() {
+            return;
+        }
+    }
+}
+
+/// SIGHUP, which means two things: the terminal was closed, or somebody wants a file to be read again.
+pub(crate) struct Hangup {
+    #[cfg(unix)]
+    signal: Signal,
+    /// Which of the standard streams were a terminal.
+    #[cfg(unix)]
+    terminals: [bool; 3],
+}
+
+impl Hangup {
     /// Takes the signal from now on. Must be called in a runtime.
     pub(crate) fn take() -> Result<Self> {
         #[cfg(unix)]
-        {
-            use tokio::signal::unix::{SignalKind, signal};
-            Ok(Self { hangup: signal(SignalKind::hangup()).context("SIGHUP cannot be taken")? })
-        }
+        return Ok(Self { signal: of(SignalKind::hangup())?, terminals: terminals() });
         #[cfg(not(unix))]
         Ok(Self {})
     }
 
-    /// Waits for the next one. Cancel-safe.
-    pub(crate) async fn next(&mut self) {
+    /// Waits for a wish to read files again. Cancel-safe.
+    pub(crate) async fn reload(&mut self) {
         #[cfg(unix)]
-        let _ = self.hangup.recv().await;
+        loop {
+            self.signal.recv().await;
+            if !self.is_terminal_gone() {
+                return;
+            }
+        }
         #[cfg(not(unix))]
-        std::future::pending::<()>().await;
+        std::future::pending().await
     }
+
+    /// The system hangs a terminal up before it sends the signal; then it is none any more.
+    #[cfg(unix)]
+    fn is_terminal_gone(&self) -> bool {
+        self.terminals.iter().zip(terminals()).any(|(was, is)| *was && !is)
+    }
+}
+
+#[cfg(unix)]
+fn terminals() -> [bool; 3] {
+    use std::io::IsTerminal;
+    [std::io::stdin().is_terminal(), std::io::stdout().is_terminal(), std::io::stderr().is_terminal()]
 }

@@ -6,7 +6,12 @@ use retunnel_client::config::yaml::TunnelsFile;
 
 use crate::{
     args::{Global, LogLevel, StartArgs},
-    commands::tunnels::{self, Wanted},
+    commands::{
+        config,
+        reload::Source,
+        tunnels::{self, Wanted},
+        watch,
+    },
     exit::Usage,
     inspector::Options,
     output::Output,
@@ -15,21 +20,15 @@ use crate::{
 
 pub(crate) fn run(args: StartArgs, global: &Global, variables: &Variables, output: Output) -> Result<()> {
     let shown = args.file.display();
-    let text = std::fs::read_to_string(&args.file).map_err(|error| {
+    let text = watch::read(&args.file).map_err(|error| {
         Usage(format!("cannot read {shown}: {error}; `retunnel config --example > retunnel.yml` makes one"))
     })?;
     let file = TunnelsFile::parse(&text, |name| variables.value(name))
-        .map_err(|reason| Usage(format!("{shown}: {reason}")))?;
+        .map_err(|mistakes| config::mistaken(&args.file, &mistakes))?;
     if let Some(unknown) = args.names.iter().find(|name| file.tunnels.iter().all(|tunnel| tunnel.name != **name)) {
         return Err(Usage(format!("{shown} has no tunnel `{unknown}`")).into());
     }
-    let mut specs = Vec::new();
-    for tunnel in &file.tunnels {
-        if args.names.is_empty() || args.names.contains(&tunnel.name) {
-            specs.push(tunnel.spec()?);
-        }
-    }
-    if specs.is_empty() {
+    if file.tunnels.is_empty() {
         return Err(Usage(format!("{shown} has no tunnels")).into());
     }
     // Option and environment win over the file.
@@ -46,5 +45,6 @@ pub(crate) fn run(args: StartArgs, global: &Global, variables: &Variables, outpu
     };
     let mut settings = Settings::new(&args.connection, variables, from_file, &global, output)?;
     settings.inspector = Options::new(&args.inspect, variables)?;
-    tunnels::run(Wanted::Several(specs), settings, &global, variables, output)
+    let source = Source { path: args.file, names: args.names, text, file, variables: variables.clone() };
+    tunnels::run(Wanted::File(Box::new(source)), settings, &global, variables, output)
 }

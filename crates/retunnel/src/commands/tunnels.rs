@@ -5,13 +5,17 @@ use std::{collections::HashSet, sync::Arc, time::Duration};
 use anyhow::Result;
 use indicatif::{ProgressBar, ProgressStyle};
 use retunnel_client::{
-    Client, Event, Events, RequestSummary, Tunnel, TunnelProtocol, TunnelSpec, config::file::ConfigFile,
+    Client, Event, Events, RequestSummary, Tunnel, TunnelError, TunnelProtocol, TunnelSpec, config::file::ConfigFile,
 };
 use serde_json::{Value, json};
 
 use crate::{
     args::Global,
-    commands::{descriptors, events, logging, signals::Signals},
+    commands::{
+        descriptors, events, logging,
+        reload::{Following, Report, Source, Step},
+        signals::Signals,
+    },
     inspector::Inspector,
     output::{self, Output},
     settings::{Settings, Variables},
@@ -30,7 +34,7 @@ pub(crate) enum Wanted {
     /// Of a command line: it opens, or the program ends.
     One(TunnelSpec),
     /// Of a file: one that does not open is reported and does not stop the others.
-    Several(Vec<TunnelSpec>),
+    File(Box<Source>),
 }
 
 /// Connects, opens and serves until Ctrl-C.
@@ -46,7 +50,10 @@ pub(crate) fn run(
     // One thread relays faster than two that share the work, and leaves the others to the local service.
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let result = runtime.block_on(async {
-        let mut signals = Signals::take()?;
+        let mut signals = match wanted {
+            Wanted::One(_) => Signals::take()?,
+            Wanted::File(_) => Signals::take_reloading()?,
+        };
         serve(wanted, settings, &mut signals, output).await
     });
     // A name lookup under way must not hold the end up.
@@ -104,34 +111,66 @@ async fn inspector(settings: &Settings, output: Output) -> Result<Option<Inspect
     }
 }
 
-/// Open tunnels, and whether they come from a command line.
+/// Open tunnels, and where they come from.
 pub(crate) struct Opened {
     pub(crate) tunnels: Vec<Tunnel>,
+    /// From a command line.
     single: bool,
+    /// From a file that may change.
+    following: Option<Following>,
 }
 
 impl Opened {
     #[cfg(feature = "server")]
     pub(crate) fn one(tunnel: Tunnel) -> Self {
-        Self { tunnels: vec![tunnel], single: true }
+        Self { tunnels: vec![tunnel], single: true, following: None }
+    }
+
+    /// Waits for something to do with the file of the tunnels, or until the server has closed them all. Cancel-safe.
+    pub(crate) async fn next(&mut self) -> Result<Step, TunnelError> {
+        let Some(following) = &mut self.following else { return Err(all_closed(&self.tunnels).await) };
+        let is_opening = following.is_opening();
+        tokio::select! {
+            step = following.next() => Ok(step),
+            error = all_closed(&self.tunnels), if !is_opening => Err(error),
+        }
+    }
+
+    /// Does it, and tells.
+    pub(crate) fn step(&mut self, step: Step, watcher: &mut Watcher) -> Option<Report> {
+        let report = self.following.as_mut()?.step(step, &mut self.tunnels);
+        watcher.report(&report);
+        Some(report)
     }
 }
 
-async fn open(client: &Client, wanted: Wanted, watcher: &mut Watcher, output: Output) -> Result<Opened> {
+async fn all_closed(tunnels: &[Tunnel]) -> TunnelError {
+    let mut last = TunnelError::Closed;
+    for tunnel in tunnels {
+        last = tunnel.closed().await;
+    }
+    if matches!(last, TunnelError::Closed) {
+        // The user closed them through the API, and may open others.
+        std::future::pending::<()>().await;
+    }
+    last
+}
+
+async fn open(client: &Arc<Client>, wanted: Wanted, watcher: &mut Watcher, output: Output) -> Result<Opened> {
     watcher.during(client.connected()).await?;
     match wanted {
         Wanted::One(spec) => {
             let tunnel = watcher.during(client.open(spec)).await?;
-            Ok(Opened { tunnels: vec![tunnel], single: true })
+            Ok(Opened { tunnels: vec![tunnel], single: true, following: None })
         }
-        Wanted::Several(specs) => {
+        Wanted::File(source) => {
             let mut tunnels = Vec::new();
             let mut failure = None;
-            for spec in specs {
-                match watcher.during(client.open(spec.clone())).await {
+            for entry in source.wanted(&source.file) {
+                match watcher.during(client.open(entry.spec()?)).await {
                     Ok(tunnel) => tunnels.push(tunnel),
                     Err(error) => {
-                        let name = spec.shown_name();
+                        let name = entry.name;
                         output.warning(&format!("tunnel `{name}` is not open: {error}"));
                         failure.get_or_insert(error);
                     }
@@ -139,7 +178,10 @@ async fn open(client: &Client, wanted: Wanted, watcher: &mut Watcher, output: Ou
             }
             match failure {
                 Some(error) if tunnels.is_empty() => Err(error.into()),
-                _ => Ok(Opened { tunnels, single: false }),
+                _ => {
+                    let following = Some(Following::new(Arc::clone(client), *source)?);
+                    Ok(Opened { tunnels, single: false, following })
+                }
             }
         }
     }
@@ -148,7 +190,7 @@ async fn open(client: &Client, wanted: Wanted, watcher: &mut Watcher, output: Ou
 /// Prints what was opened and stays until the user or the server ends it.
 pub(crate) async fn show(
     client: &Client,
-    opened: Opened,
+    mut opened: Opened,
     mut watcher: Watcher,
     signals: &mut Signals,
     output: Output,
@@ -157,9 +199,9 @@ pub(crate) async fn show(
     print(&opened, client, watcher.inspector.as_deref(), output, interactive);
     watcher.told_events = output.json_events;
     let outcome = if interactive {
-        ui::live(client, &opened.tunnels, &mut watcher, signals).await
+        ui::live(client, &mut opened, &mut watcher, signals).await
     } else {
-        plain(&opened.tunnels, client, &mut watcher, signals).await
+        plain(&mut opened, client, &mut watcher, signals).await
     };
     output.status("Shutting down...");
     let stats = client.stats();
@@ -234,20 +276,22 @@ fn described(tunnel: &Tunnel, client: &Client, inspector: Option<&str>) -> Value
 }
 
 /// Lines on stderr until the end.
-async fn plain(tunnels: &[Tunnel], client: &Client, watcher: &mut Watcher, signals: &mut Signals) -> Result<()> {
-    let closed = all_closed(tunnels);
-    tokio::pin!(closed);
+async fn plain(opened: &mut Opened, client: &Client, watcher: &mut Watcher, signals: &mut Signals) -> Result<()> {
     loop {
-        // Every arm is cancel-safe; the pinned future goes on.
-        tokio::select! {
+        // Every arm is cancel-safe.
+        let step = tokio::select! {
             event = watcher.events.next() => match event {
-                Some(event) => drop(watcher.handle(event)),
+                Some(event) => {
+                    watcher.handle(event);
+                    continue;
+                }
                 None => return Ok(()),
             },
-            error = &mut closed => return Err(error.into()),
+            step = opened.next() => step?,
             cause = client.ended() => return Err(ended(client, cause).await),
             () = signals.next() => return Ok(()),
-        }
+        };
+        opened.step(step, watcher);
     }
 }
 
@@ -257,19 +301,6 @@ pub(crate) async fn ended(client: &Client, cause: String) -> anyhow::Error {
         Err(error) => error.into(),
         Ok(_) => anyhow::anyhow!(cause),
     }
-}
-
-/// Waits until the server has closed every tunnel.
-pub(crate) async fn all_closed(tunnels: &[Tunnel]) -> retunnel_client::TunnelError {
-    let mut last = retunnel_client::TunnelError::Closed;
-    for tunnel in tunnels {
-        last = tunnel.closed().await;
-    }
-    if matches!(last, retunnel_client::TunnelError::Closed) {
-        // The user closed them through the API, and may open others.
-        std::future::pending::<()>().await;
-    }
-    last
 }
 
 /// Follows a client's events: saves tokens, tells of losses, shows requests.
@@ -348,6 +379,21 @@ impl Watcher {
             self.spinner.suspend(|| self.output.warning(&text));
         }
         self.trouble = Some(text);
+    }
+
+    /// What a changed file did.
+    fn report(&mut self, report: &Report) {
+        if let Some(event) = &report.event {
+            self.tell(event);
+        }
+        if report.is_bad {
+            self.warn(report.lines.join("\n"));
+            return;
+        }
+        if let Some(result) = report.result.as_ref().filter(|_| !self.silent && !self.output.json) {
+            self.output.result(result);
+        }
+        report.lines.iter().for_each(|line| self.say(line));
     }
 
     /// A line for programs that asked for events.

@@ -85,6 +85,7 @@ fn headline(model: &Model, look: Look, width: u16) -> Vec<Line<'static>> {
         }
         trouble = trouble.or_else(|| tunnel.trouble.clone());
     }
+    trouble = trouble.or_else(|| model.file.clone());
     let third = match (model.flashed(), trouble, &model.inspector) {
         (Some(text), ..) => Line::styled(format!(" {text}"), look.fg(Color::Cyan)),
         (None, Some(text), _) => {

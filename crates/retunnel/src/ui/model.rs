@@ -2,8 +2,10 @@
 
 use std::{collections::VecDeque, time::Duration};
 
-use retunnel_client::{Event, RequestSummary, StatsSnapshot};
+use retunnel_client::{Event, RequestSummary, StatsSnapshot, TunnelInfo};
 use tokio::time::Instant;
+
+use crate::commands::reload::Report;
 
 /// Requests that can be scrolled back to.
 const REQUESTS: usize = 500;
@@ -70,9 +72,10 @@ pub(crate) struct TunnelRow {
     pub(crate) url: String,
     pub(crate) target: String,
     pub(crate) requests: u64,
-    pub(crate) open: u64,
     /// Why it does not work, if it does not.
     pub(crate) trouble: Option<String>,
+    /// The server closed it for good; it is shown with the reason.
+    pub(crate) is_gone: bool,
 }
 
 /// Everything the view shows.
@@ -85,6 +88,8 @@ pub(crate) struct Model {
     pub(crate) latency: Option<Duration>,
     pub(crate) inspector: Option<String>,
     pub(crate) tunnels: Vec<TunnelRow>,
+    /// What is wrong with the tunnels' file as it is now.
+    pub(crate) file: Option<String>,
     pub(crate) stats: StatsSnapshot,
     requests: VecDeque<(String, RequestSummary)>,
     pub(crate) notes: VecDeque<Note>,
@@ -106,7 +111,7 @@ pub(crate) struct Model {
 }
 
 impl Model {
-    pub(crate) fn new(tunnels: Vec<TunnelRow>) -> Self {
+    pub(crate) fn new() -> Self {
         let now = Instant::now();
         Self {
             began: now,
@@ -115,7 +120,8 @@ impl Model {
             account: String::new(),
             latency: None,
             inspector: None,
-            tunnels,
+            tunnels: Vec::new(),
+            file: None,
             stats: StatsSnapshot::default(),
             requests: VecDeque::new(),
             notes: VecDeque::new(),
@@ -135,6 +141,44 @@ impl Model {
     /// The tunnel that keys are for.
     pub(crate) fn tunnel(&self) -> Option<&TunnelRow> {
         self.tunnels.get(self.selected).or_else(|| self.tunnels.first())
+    }
+
+    /// Takes the tunnels that are open now, whoever opened them.
+    pub(crate) fn show(&mut self, open: Vec<(TunnelInfo, StatsSnapshot)>) {
+        let selected = self.tunnel().map(|row| row.name.clone());
+        let before = std::mem::take(&mut self.tunnels);
+        let trouble = |name: &str| before.iter().find(|row| row.name == name && !row.is_gone)?.trouble.clone();
+        self.tunnels = open
+            .into_iter()
+            .map(|(info, stats)| TunnelRow {
+                trouble: trouble(&info.name),
+                name: info.name,
+                url: info.url,
+                target: info.target.to_string(),
+                requests: stats.requests,
+                is_gone: false,
+            })
+            .collect();
+        let is_open = |row: &TunnelRow| self.tunnels.iter().any(|open| open.name == row.name);
+        let gone: Vec<TunnelRow> = before.into_iter().filter(|row| row.is_gone && !is_open(row)).collect();
+        self.tunnels.extend(gone);
+        let place = self.tunnels.iter().position(|row| Some(&row.name) == selected.as_ref());
+        self.selected = place.unwrap_or(0);
+    }
+
+    /// Takes what a changed file did.
+    pub(crate) fn reported(&mut self, report: &Report) {
+        let weight = if report.is_bad { Weight::Bad } else { Weight::Note };
+        // Events are shown newest first.
+        for line in report.lines.iter().rev() {
+            self.note(weight, line.clone());
+        }
+        if report.is_taken {
+            self.tunnels.retain(|row| !row.is_gone);
+        }
+        if report.event.is_some() {
+            self.file = report.is_bad.then(|| report.lines.join("; "));
+        }
     }
 
     /// Takes the counts of now.
@@ -199,6 +243,9 @@ impl Model {
             }
             Event::TunnelFailed { name, refusal } | Event::TunnelClosed { name, refusal } => {
                 self.trouble(name, Some(refusal.to_string()));
+                if let Some(row) = self.tunnels.iter_mut().find(|row| row.name == *name) {
+                    row.is_gone = matches!(event, Event::TunnelClosed { .. });
+                }
                 self.note(Weight::Bad, format!("tunnel {name}: {refusal}"));
             }
             Event::LocalUnreachable { tunnel, reason } => {

@@ -26,15 +26,16 @@ fn request(method: &str, path: &str, status: u16, duration_ms: u32, bytes_out: u
 }
 
 fn tunnel(name: &str, url: &str, target: &str, requests: u64) -> TunnelRow {
-    TunnelRow { name: name.into(), url: url.into(), target: target.into(), requests, open: 1, trouble: None }
+    TunnelRow { name: name.into(), url: url.into(), target: target.into(), requests, trouble: None, is_gone: false }
 }
 
 /// A view as it is after a few minutes of work. Time stands still in these tests.
 async fn model() -> Model {
-    let mut model = Model::new(vec![
+    let mut model = Model::new();
+    model.tunnels = vec![
         tunnel("web", "http://my-app.tunnel.example.com", "localhost:8080", 41),
         tunnel("ssh", "tcp://tunnel.example.com:20022", "localhost:22", 1),
-    ]);
+    ];
     model.server = "https://tunnel.example.com:443".into();
     model.latency = Some(Duration::from_micros(23_400));
     model.note(Weight::Good, "http://my-app.tunnel.example.com is open".into());
