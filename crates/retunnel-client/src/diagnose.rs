@@ -6,6 +6,7 @@ mod way;
 
 use std::time::Duration;
 
+use retunnel_proto::stable_codes;
 use serde_json::{Value, json};
 use tokio::time::{Instant, timeout};
 
@@ -66,89 +67,68 @@ impl Step {
     }
 }
 
-macro_rules! problems {
-    ($($(#[$doc:meta])* $name:ident = $text:literal;)*) => {
-        /// What can be wrong: stable codes, listed in `docs/errors.md`.
-        #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-        #[non_exhaustive]
-        pub enum Problem {
-            $($(#[$doc])* $name,)*
-        }
-
-        impl Problem {
-            /// All of them.
-            pub const ALL: &'static [Self] = &[$(Self::$name),*];
-
-            /// The stable code.
-            #[must_use]
-            pub const fn code(self) -> &'static str {
-                match self {
-                    $(Self::$name => $text,)*
-                }
-            }
-        }
-    };
-}
-
-problems! {
-    /// Options, variables or files cannot be understood.
-    ConfigurationInvalid = "configuration_invalid";
-    /// The name has no address.
-    NameNotFound = "name_not_found";
-    /// Nothing listens at the address.
-    ConnectionRefused = "connection_refused";
-    /// No address answers.
-    Unreachable = "unreachable";
-    /// Some addresses of the server answer and others do not.
-    PartlyUnreachable = "partly_unreachable";
-    /// The proxy does not open the way.
-    ProxyFailed = "proxy_failed";
-    /// What is said to the server can be read on the way.
-    NotEncrypted = "not_encrypted";
-    /// No authority that is trusted vouches for the certificate.
-    CertificateUntrusted = "certificate_untrusted";
-    /// The certificate's time is over.
-    CertificateExpired = "certificate_expired";
-    /// The certificate's time is nearly over.
-    CertificateExpiresSoon = "certificate_expires_soon";
-    /// The certificate's time has not come.
-    CertificateNotYetValid = "certificate_not_yet_valid";
-    /// The certificate is for other names.
-    CertificateWrongName = "certificate_wrong_name";
-    /// Any certificate is accepted.
-    CertificateNotChecked = "certificate_not_checked";
-    /// The handshake failed for another reason.
-    TlsFailed = "tls_failed";
-    /// The server speaks TLS only, and was asked without.
-    HttpsRequired = "https_required";
-    /// Something else than a ReTunnel server answers.
-    NotAServer = "not_a_server";
-    /// It sends clients elsewhere.
-    Redirected = "redirected";
-    /// It answers that it cannot serve now.
-    ServerUnavailable = "server_unavailable";
-    /// The connection ended without an answer.
-    NoAnswer = "no_answer";
-    /// A server of a published dialect, which does not tell its version.
-    VersionUnknown = "version_unknown";
-    /// The server speaks another version of the link.
-    VersionDiffers = "version_differs";
-    /// Something in between does not pass the upgrade of links on, but WebSockets.
-    UpgradeStripped = "upgrade_stripped";
-    /// No kind of session can open.
-    UpgradeRefused = "upgrade_refused";
-    /// Our clock and the server's differ.
-    ClockDiffers = "clock_differs";
-    /// The server does not know the token.
-    TokenRefused = "token_refused";
-    /// There is no token, and the server registers nobody without an invitation.
-    TokenMissing = "token_missing";
-    /// The server did not say whether it knows the token.
-    TokenNotChecked = "token_not_checked";
-    /// The local service takes no connection.
-    LocalUnreachable = "local_unreachable";
-    /// There was no result in time.
-    TooSlow = "too_slow";
+stable_codes! {
+    /// What can be wrong.
+    pub enum Problem {
+        /// Options, variables or files cannot be understood.
+        ConfigurationInvalid = "configuration_invalid";
+        /// The name has no address.
+        NameNotFound = "name_not_found";
+        /// Nothing listens at the address.
+        ConnectionRefused = "connection_refused";
+        /// No address answers.
+        Unreachable = "unreachable";
+        /// Some addresses of the server answer and others do not.
+        PartlyUnreachable = "partly_unreachable";
+        /// The proxy does not open the way.
+        ProxyFailed = "proxy_failed";
+        /// What is said to the server can be read on the way.
+        NotEncrypted = "not_encrypted";
+        /// No authority that is trusted vouches for the certificate.
+        CertificateUntrusted = "certificate_untrusted";
+        /// The certificate's time is over.
+        CertificateExpired = "certificate_expired";
+        /// The certificate's time is nearly over.
+        CertificateExpiresSoon = "certificate_expires_soon";
+        /// The certificate's time has not come.
+        CertificateNotYetValid = "certificate_not_yet_valid";
+        /// The certificate is for other names.
+        CertificateWrongName = "certificate_wrong_name";
+        /// Any certificate is accepted.
+        CertificateNotChecked = "certificate_not_checked";
+        /// The handshake failed for another reason.
+        TlsFailed = "tls_failed";
+        /// The server speaks TLS only, and was asked without.
+        HttpsRequired = "https_required";
+        /// Something else than a ReTunnel server answers.
+        NotAServer = "not_a_server";
+        /// It sends clients elsewhere.
+        Redirected = "redirected";
+        /// It answers that it cannot serve now.
+        ServerUnavailable = "server_unavailable";
+        /// The connection ended without an answer.
+        NoAnswer = "no_answer";
+        /// A server of a published dialect, which does not tell its version.
+        VersionUnknown = "version_unknown";
+        /// The server speaks another version of the link.
+        VersionDiffers = "version_differs";
+        /// Something in between does not pass the upgrade of links on, but WebSockets.
+        UpgradeStripped = "upgrade_stripped";
+        /// No kind of session can open.
+        UpgradeRefused = "upgrade_refused";
+        /// Our clock and the server's differ.
+        ClockDiffers = "clock_differs";
+        /// The server does not know the token.
+        TokenRefused = "token_refused";
+        /// There is no token, and the server registers nobody without an invitation.
+        TokenMissing = "token_missing";
+        /// The server did not say whether it knows the token.
+        TokenNotChecked = "token_not_checked";
+        /// The local service takes no connection.
+        LocalUnreachable = "local_unreachable";
+        /// There was no result in time.
+        TooSlow = "too_slow";
+    }
 }
 
 /// How a check ended.

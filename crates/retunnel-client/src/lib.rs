@@ -39,7 +39,7 @@ pub use error::{ApiError, ConfigError, ConnectError, Error, RelayError, TunnelEr
 pub use event::{Event, Events, SessionInfo};
 pub use local::LocalConnection;
 pub use retunnel_proto::{
-    RequestId,
+    PageCode, RequestId,
     message::{Refusal, RefusalCode, RequestSummary, Token, TunnelProtocol},
 };
 pub use stats::StatsSnapshot;

@@ -26,7 +26,8 @@ mod server;
 pub mod store;
 mod tunnel;
 
-pub use edge::tls::TlsError;
+pub use edge::tls::{TlsCode, TlsError};
+pub use rest::ApiCode;
 pub use server::{Server, ServerHandle, StartError};
 
 /// Version of this server.

@@ -1,6 +1,7 @@
 //! The REST API: accounts, tokens, health. Paths and fields are those the published clients use
 //! (`docs/protocol.md`); every answer below `/api` is a JSON object.
 
+mod code;
 mod hostnames;
 
 use std::{
@@ -23,6 +24,8 @@ use retunnel_proto::{message::Token, native};
 use serde::{Deserialize, de::DeserializeOwned};
 use serde_json::{Value, json};
 use tracing::{error, info};
+
+pub use code::ApiCode;
 
 use crate::{
     auth::{Account, Auth, AuthError},
@@ -59,48 +62,48 @@ pub(crate) struct RestState {
 #[derive(Debug)]
 struct ApiError {
     status: StatusCode,
-    code: &'static str,
+    code: ApiCode,
     detail: String,
     retry_after: Option<u32>,
 }
 
 impl ApiError {
-    fn new(status: StatusCode, code: &'static str, detail: impl Into<String>) -> Self {
+    fn new(status: StatusCode, code: ApiCode, detail: impl Into<String>) -> Self {
         Self { status, code, detail: detail.into(), retry_after: None }
     }
 
     fn invalid_token() -> Self {
-        Self::new(StatusCode::UNAUTHORIZED, "unauthorized", "Invalid auth token")
+        Self::new(StatusCode::UNAUTHORIZED, ApiCode::Unauthorized, "Invalid auth token")
     }
 
     fn bad_request(detail: impl Into<String>) -> Self {
-        Self::new(StatusCode::BAD_REQUEST, "invalid_request", detail)
+        Self::new(StatusCode::BAD_REQUEST, ApiCode::InvalidRequest, detail)
     }
 }
 
 impl From<StoreError> for ApiError {
     fn from(cause: StoreError) -> Self {
         if matches!(cause, StoreError::EmailTaken) {
-            return Self::new(StatusCode::CONFLICT, "email_taken", cause.to_string());
+            return Self::new(StatusCode::CONFLICT, ApiCode::EmailTaken, cause.to_string());
         }
         if matches!(cause, StoreError::InviteInvalid) {
-            return Self::new(StatusCode::FORBIDDEN, "invite_invalid", cause.to_string());
+            return Self::new(StatusCode::FORBIDDEN, ApiCode::InviteInvalid, cause.to_string());
         }
         if matches!(cause, StoreError::HostnameTaken) {
-            return Self::new(StatusCode::CONFLICT, "hostname_taken", cause.to_string());
+            return Self::new(StatusCode::CONFLICT, ApiCode::HostnameTaken, cause.to_string());
         }
         if matches!(cause, StoreError::HostnameLimit(_)) {
-            return Self::new(StatusCode::FORBIDDEN, "hostname_limit", cause.to_string());
+            return Self::new(StatusCode::FORBIDDEN, ApiCode::HostnameLimit, cause.to_string());
         }
         error!(%cause, "accounts cannot be read or written");
         let detail = "the server cannot reach its accounts now; try again in a moment";
-        Self { retry_after: Some(2), ..Self::new(StatusCode::SERVICE_UNAVAILABLE, "store_unavailable", detail) }
+        Self { retry_after: Some(2), ..Self::new(StatusCode::SERVICE_UNAVAILABLE, ApiCode::StoreUnavailable, detail) }
     }
 }
 
 impl IntoResponse for ApiError {
     fn into_response(self) -> Response {
-        let body = json!({ "detail": self.detail, "code": self.code });
+        let body = json!({ "detail": self.detail, "code": self.code.as_str() });
         let mut response = (self.status, [(header::CACHE_CONTROL, "no-store")], axum::Json(body)).into_response();
         if let Some(seconds) = self.retry_after {
             response.headers_mut().insert(header::RETRY_AFTER, seconds.into());
@@ -134,9 +137,9 @@ pub(crate) fn router(state: RestState) -> Router {
         .route("/api/v1/link", get(upgrade_required))
         .route("/api/v1/ws/tunnel", get(upgrade_required))
         .route("/api/v1/ws/proxy", get(upgrade_required))
-        .fallback(|| async { ApiError::new(StatusCode::NOT_FOUND, "not_found", "there is nothing at this path") })
+        .fallback(|| async { ApiError::new(StatusCode::NOT_FOUND, ApiCode::NotFound, "there is nothing at this path") })
         .method_not_allowed_fallback(|| async {
-            ApiError::new(StatusCode::METHOD_NOT_ALLOWED, "method_not_allowed", "this path has another method")
+            ApiError::new(StatusCode::METHOD_NOT_ALLOWED, ApiCode::MethodNotAllowed, "this path has another method")
         })
         .layer(DefaultBodyLimit::max(MAX_BODY))
         .with_state(state)
@@ -144,7 +147,7 @@ pub(crate) fn router(state: RestState) -> Router {
 
 async fn upgrade_required() -> Response {
     let detail = "this path opens a session: it wants `Upgrade: retunnel` or `Upgrade: websocket`";
-    let mut response = ApiError::new(StatusCode::UPGRADE_REQUIRED, "upgrade_required", detail).into_response();
+    let mut response = ApiError::new(StatusCode::UPGRADE_REQUIRED, ApiCode::UpgradeRequired, detail).into_response();
     response.headers_mut().insert(header::UPGRADE, header::HeaderValue::from_static("retunnel, websocket"));
     response
 }
@@ -159,7 +162,7 @@ impl<S: Send + Sync, T: DeserializeOwned> FromRequest<S> for Input<T> {
         let body = Bytes::from_request(request, state).await.map_err(|refused| match refused.status() {
             StatusCode::PAYLOAD_TOO_LARGE => {
                 let detail = format!("the body is larger than {MAX_BODY} bytes");
-                ApiError::new(StatusCode::PAYLOAD_TOO_LARGE, "request_too_large", detail)
+                ApiError::new(StatusCode::PAYLOAD_TOO_LARGE, ApiCode::RequestTooLarge, detail)
             }
             _ => ApiError::bad_request("the body did not arrive"),
         })?;
@@ -177,7 +180,7 @@ fn bearer(headers: &HeaderMap) -> Result<Token, ApiError> {
         .filter(|(scheme, _)| scheme.eq_ignore_ascii_case("bearer"))
         .map(|(_, token)| Token::new(token.trim()))
         .ok_or_else(|| {
-            ApiError::new(StatusCode::UNAUTHORIZED, "auth_required", "the request has no `Authorization: Bearer`")
+            ApiError::new(StatusCode::UNAUTHORIZED, ApiCode::AuthRequired, "the request has no `Authorization: Bearer`")
         })
 }
 
@@ -189,7 +192,11 @@ impl RestState {
                 Ok(()) => ApiError::invalid_token(),
                 Err(seconds) => ApiError {
                     retry_after: Some(seconds),
-                    ..ApiError::new(StatusCode::TOO_MANY_REQUESTS, "rate_limited", "too many failed authentications")
+                    ..ApiError::new(
+                        StatusCode::TOO_MANY_REQUESTS,
+                        ApiCode::RateLimited,
+                        "too many failed authentications",
+                    )
                 },
             },
             AuthError::Store(cause) => cause.into(),
@@ -221,17 +228,17 @@ async fn register(
     }
     state.rates.registration(peer.0.ip()).map_err(|seconds| ApiError {
         retry_after: Some(seconds),
-        ..ApiError::new(StatusCode::TOO_MANY_REQUESTS, "rate_limited", "too many registrations from this address")
+        ..ApiError::new(StatusCode::TOO_MANY_REQUESTS, ApiCode::RateLimited, "too many registrations from this address")
     })?;
     let invite = match state.config.registration {
         Registration::Open => None,
         Registration::Invite => Some(request.invite.as_deref().ok_or_else(|| {
             let detail = "this server registers accounts by invitation only; ask its operator for a token or a code";
-            ApiError::new(StatusCode::FORBIDDEN, "invite_required", detail)
+            ApiError::new(StatusCode::FORBIDDEN, ApiCode::InviteRequired, detail)
         })?),
         Registration::Closed => {
             let detail = "this server registers no accounts; ask its operator for a token";
-            return Err(ApiError::new(StatusCode::FORBIDDEN, "registration_closed", detail));
+            return Err(ApiError::new(StatusCode::FORBIDDEN, ApiCode::RegistrationClosed, detail));
         }
     };
     let (id, token) = state.auth.register(email, invite).await?;
@@ -279,7 +286,7 @@ async fn reactivate(
             let refused = state.failed(peer, AuthError::Invalid);
             return Err(match refused.status {
                 StatusCode::UNAUTHORIZED => {
-                    ApiError::new(StatusCode::NOT_FOUND, "token_unknown", "this token is not known")
+                    ApiError::new(StatusCode::NOT_FOUND, ApiCode::TokenUnknown, "this token is not known")
                 }
                 _ => refused,
             });
@@ -318,9 +325,9 @@ async fn about(State(state): State<RestState>) -> axum::Json<Value> {
 
 async fn readyz(State(state): State<RestState>) -> Result<&'static str, ApiError> {
     let (code, detail) = if !state.ready.load(Ordering::Relaxed) {
-        ("shutting_down", "the server is stopping")
+        (ApiCode::ShuttingDown, "the server is stopping")
     } else if !state.auth.is_ready().await {
-        ("store_unavailable", "the database does not answer")
+        (ApiCode::StoreUnavailable, "the database does not answer")
     } else {
         return Ok("ready\n");
     };

@@ -18,6 +18,10 @@ pub(crate) const CONFIG: u8 = 78;
 /// Ctrl-C before there was a result (128 and the signal's number, as shells have it).
 pub(crate) const INTERRUPTED: u8 = 130;
 
+/// All of them.
+#[cfg(test)]
+pub(crate) const ALL: [u8; 7] = [0, FAILURE, USAGE, UNAVAILABLE, TEMPORARY, CONFIG, INTERRUPTED];
+
 /// A wrong option, with what is wrong with it.
 #[derive(Debug, thiserror::Error)]
 #[error("{0}")]

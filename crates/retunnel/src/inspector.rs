@@ -30,6 +30,9 @@ use hyper_util::{
 use retunnel_client::{Client, tap::Observer};
 use tokio::{net::TcpListener, task::JoinSet, time::sleep};
 
+#[cfg(all(test, feature = "server"))]
+pub(crate) use api::FailureCode;
+
 use crate::{args::InspectArgs, exit::Usage, settings::Variables};
 
 /// Where it listens when nobody says otherwise; the next ports are tried when it is taken.

@@ -4,6 +4,8 @@
 
 mod args;
 mod commands;
+#[cfg(all(test, feature = "server"))]
+mod error_list;
 mod exit;
 mod inspector;
 mod output;

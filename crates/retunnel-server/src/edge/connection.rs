@@ -7,7 +7,7 @@ use std::{
 };
 
 use bytes::{Buf, Bytes, BytesMut};
-use retunnel_proto::message::RequestSummary;
+use retunnel_proto::{PageCode, message::RequestSummary};
 use tokio::{
     io::AsyncWriteExt,
     time::{Instant, sleep_until, timeout},
@@ -26,7 +26,6 @@ use crate::{
             Framing,
             request::{self, RequestHead},
         },
-        origin::HOST_NOT_ALLOWED,
         page::EdgeError,
         socket::Socket,
         tls::Arrived,
@@ -166,7 +165,7 @@ impl Connection {
         let status = outcome.status();
         let error = match &outcome.error {
             Some(error) => error.code(),
-            None if outcome.host_refused => HOST_NOT_ALLOWED,
+            None if outcome.host_refused => PageCode::HostNotAllowed.as_str(),
             None => "",
         };
         if let Some(tunnel) = tunnel {

@@ -40,7 +40,7 @@ use crate::{
             response::{self, ResponseHead},
             write::{self, Answer, Visitor},
         },
-        origin::host_refused,
+        origin::{host_refused, restore},
         page::EdgeError,
         relay,
         socket::{ReadHalf, WriteHalf},
@@ -462,7 +462,7 @@ async fn receive_answer(
 ) -> Result<Finished, Failure> {
     let (mut head, mut rest) = answer_head(request, stream, to_visitor).await?;
     if let Some(local) = visitor.local {
-        local.restore(&mut head, &visitor.public_origin(request));
+        restore(local, &mut head, &visitor.public_origin(request));
     }
     if head.status == 101 {
         if request.upgrade.is_none() {

@@ -3,6 +3,7 @@
 use std::fmt::Write as _;
 
 use bytes::{BufMut, Bytes, BytesMut};
+use retunnel_proto::PageCode;
 
 /// Why the edge answers instead of the local service.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -53,27 +54,28 @@ impl EdgeError {
 
     /// The stable code: header `X-Retunnel-Error`, field `code`.
     pub(crate) const fn code(&self) -> &'static str {
-        match self {
-            Self::BadRequest(_) => "bad_request",
-            Self::HttpsRequired => "https_required",
-            Self::Unauthorized => "unauthorized",
-            Self::TunnelNotFound => "tunnel_not_found",
-            Self::TunnelOffline(_) => "tunnel_offline",
-            Self::MethodNotAllowed => "method_not_allowed",
-            Self::RequestTimeout => "request_timeout",
-            Self::RequestTooLarge(_) => "request_too_large",
-            Self::UriTooLong => "uri_too_long",
-            Self::HeadersTooLarge => "headers_too_large",
-            Self::ExpectationFailed => "expectation_failed",
-            Self::LocalUnreachable(_) => "local_unreachable",
-            Self::LocalClosedEarly => "local_closed_early",
-            Self::LocalInvalidResponse => "local_invalid_response",
-            Self::LocalTimeout => "local_timeout",
-            Self::UpgradeUnsupported => "upgrade_unsupported",
-            Self::TooManyConnections => "too_many_connections",
-            Self::ShuttingDown => "shutting_down",
-            Self::HttpVersion => "http_version",
-        }
+        let code = match self {
+            Self::BadRequest(_) => PageCode::BadRequest,
+            Self::HttpsRequired => PageCode::HttpsRequired,
+            Self::Unauthorized => PageCode::Unauthorized,
+            Self::TunnelNotFound => PageCode::TunnelNotFound,
+            Self::TunnelOffline(_) => PageCode::TunnelOffline,
+            Self::MethodNotAllowed => PageCode::MethodNotAllowed,
+            Self::RequestTimeout => PageCode::RequestTimeout,
+            Self::RequestTooLarge(_) => PageCode::RequestTooLarge,
+            Self::UriTooLong => PageCode::UriTooLong,
+            Self::HeadersTooLarge => PageCode::HeadersTooLarge,
+            Self::ExpectationFailed => PageCode::ExpectationFailed,
+            Self::LocalUnreachable(_) => PageCode::LocalUnreachable,
+            Self::LocalClosedEarly => PageCode::LocalClosedEarly,
+            Self::LocalInvalidResponse => PageCode::LocalInvalidResponse,
+            Self::LocalTimeout => PageCode::LocalTimeout,
+            Self::UpgradeUnsupported => PageCode::UpgradeUnsupported,
+            Self::TooManyConnections => PageCode::TooManyConnections,
+            Self::ShuttingDown => PageCode::ShuttingDown,
+            Self::HttpVersion => PageCode::HttpVersion,
+        };
+        code.as_str()
     }
 
     const fn title(&self) -> &'static str {

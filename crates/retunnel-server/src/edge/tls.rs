@@ -63,6 +63,36 @@ pub enum TlsError {
     },
 }
 
+retunnel_proto::stable_codes! {
+    /// The code at the end of a [`TlsError`]'s text.
+    pub enum TlsCode {
+        /// A file is not there or may not be read.
+        FileUnreadable = "tls_file_unreadable";
+        /// There is no certificate in its file.
+        NoCertificate = "tls_no_certificate";
+        /// There is no key in its file, or it has a passphrase.
+        NoKey = "tls_no_key";
+        /// What a file holds cannot be understood.
+        Invalid = "tls_invalid";
+        /// The key belongs to another certificate.
+        KeyMismatch = "tls_key_mismatch";
+    }
+}
+
+impl TlsError {
+    /// The stable code.
+    #[must_use]
+    pub const fn code(&self) -> TlsCode {
+        match self {
+            Self::Unreadable { .. } => TlsCode::FileUnreadable,
+            Self::NoCertificate(_) => TlsCode::NoCertificate,
+            Self::NoKey(_) => TlsCode::NoKey,
+            Self::Invalid { .. } => TlsCode::Invalid,
+            Self::Mismatch { .. } => TlsCode::KeyMismatch,
+        }
+    }
+}
+
 /// TLS on the server's port.
 pub(crate) struct Tls {
     acceptor: TlsAcceptor,
@@ -185,4 +215,24 @@ fn read(files: &TlsFiles, provider: &CryptoProvider) -> Result<Arc<CertifiedKey>
 
 fn bytes_of(path: &Path) -> Result<Vec<u8>, TlsError> {
     fs::read(path).map_err(|source| TlsError::Unreadable { path: path.to_owned(), source })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn texts_end_with_their_codes() {
+        let (cert, key) = (PathBuf::from("cert"), PathBuf::from("key"));
+        for error in [
+            TlsError::Unreadable { path: cert.clone(), source: io::ErrorKind::NotFound.into() },
+            TlsError::NoCertificate(cert.clone()),
+            TlsError::NoKey(key.clone()),
+            TlsError::Invalid { path: cert.clone(), reason: "no".into() },
+            TlsError::Mismatch { cert, key },
+        ] {
+            let text = error.to_string();
+            assert!(text.contains(&format!("[{}]", error.code().as_str())), "{text}");
+        }
+    }
 }

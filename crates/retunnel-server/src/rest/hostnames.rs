@@ -11,7 +11,7 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 use tracing::info;
 
-use super::{Answer, ApiError, Input, PeerAddr, RestState};
+use super::{Answer, ApiCode, ApiError, Input, PeerAddr, RestState};
 use crate::{hostnames::Claim, registry::Key};
 
 pub(super) fn routes() -> Router<RestState> {
@@ -40,12 +40,12 @@ fn object(claim: &Claim) -> Value {
 }
 
 fn invalid(refusal: Refusal) -> ApiError {
-    ApiError::new(StatusCode::BAD_REQUEST, "hostname_invalid", refusal.message)
+    ApiError::new(StatusCode::BAD_REQUEST, ApiCode::HostnameInvalid, refusal.message)
 }
 
 fn unknown(hostname: &str) -> ApiError {
     let detail = format!("the host name `{hostname}` is not registered for this account");
-    ApiError::new(StatusCode::NOT_FOUND, "hostname_not_registered", detail)
+    ApiError::new(StatusCode::NOT_FOUND, ApiCode::HostnameNotRegistered, detail)
 }
 
 async fn list(State(state): State<RestState>, Extension(peer): Extension<PeerAddr>, headers: HeaderMap) -> Answer {

@@ -162,7 +162,7 @@ impl Report {
         self.output.result(&format!("{mark} {:<13} {took:>8}  {found}", check.step.as_str()));
         if let Some(problem) = check.outcome.problem() {
             let arrow = self.look.arrow();
-            let next = self.wrapped(&format!("{arrow} {} [{}]", advice::next(problem), problem.code()));
+            let next = self.wrapped(&format!("{arrow} {} [{}]", advice::next(problem), problem.as_str()));
             self.output.result(&format!("{:INDENT$}{}", "", next.cyan()));
         }
     }
@@ -226,7 +226,7 @@ fn described(check: &Check) -> Value {
             Outcome::Failed(_) => "failed",
             Outcome::NotChecked => "not_checked",
         },
-        "code": problem.map(Problem::code),
+        "code": problem.map(Problem::as_str),
         "found": check.found,
         "next": problem.map(advice::next),
         "took_ms": milliseconds(check.took),

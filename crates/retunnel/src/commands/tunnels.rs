@@ -5,7 +5,8 @@ use std::{collections::HashSet, sync::Arc, time::Duration};
 use anyhow::Result;
 use indicatif::{ProgressBar, ProgressStyle};
 use retunnel_client::{
-    Client, Event, Events, RequestSummary, Tunnel, TunnelError, TunnelProtocol, TunnelSpec, config::file::ConfigFile,
+    Client, Event, Events, PageCode, RequestSummary, Tunnel, TunnelError, TunnelProtocol, TunnelSpec,
+    config::file::ConfigFile,
 };
 use serde_json::{Value, json};
 
@@ -23,7 +24,7 @@ use crate::{
 };
 
 /// The server's code for answers of local services that serve only hosts they know.
-const HOST_NOT_ALLOWED: &str = "host_not_allowed";
+const HOST_NOT_ALLOWED: &str = PageCode::HostNotAllowed.as_str();
 const HOST_HINT: &str =
     "the local service does not answer to the public host name; start again with `--host-header rewrite`";
 /// How long a goodbye may take.

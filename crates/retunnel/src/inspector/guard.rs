@@ -11,7 +11,7 @@ use axum::{
 };
 use subtle::ConstantTimeEq;
 
-use super::api::{Failure, Inspected};
+use super::api::{Failure, FailureCode, Inspected};
 
 /// Header with the token of the pages.
 const TOKEN: &str = "x-retunnel-token";
@@ -45,7 +45,7 @@ impl Guard {
             (Some(host), None) if self.knows(host) => host,
             _ => {
                 return refused(
-                    "host_not_allowed",
+                    FailureCode::HostNotAllowed,
                     "this name does not belong to the inspector; use its address, or name it with --inspect-host",
                 );
             }
@@ -58,7 +58,7 @@ impl Guard {
         let navigates = is_read && text(header::HeaderName::from_static("sec-fetch-mode")) == Some("navigate");
         let is_foreign = !fetch.is_none_or(|site| matches!(site, "same-origin" | "none") || navigates);
         if !is_ours || is_foreign {
-            return refused("origin_not_allowed", "pages of other sites may not use the inspector");
+            return refused(FailureCode::OriginNotAllowed, "pages of other sites may not use the inspector");
         }
         if is_read {
             return Ok(());
@@ -67,7 +67,7 @@ impl Guard {
             if bool::from(token.as_bytes().ct_eq(self.token.as_bytes())) {
                 return Ok(());
             }
-            return refused("token_invalid", "the page is of an earlier run; load it again");
+            return refused(FailureCode::TokenInvalid, "the page is of an earlier run; load it again");
         }
         // A browser that acts for a page names its origin or its site, and cannot send JSON elsewhere without asking. So
         // what names neither and does not look like a form is a script.
@@ -81,7 +81,10 @@ impl Guard {
         if is_script {
             return Ok(());
         }
-        refused("token_required", "pages send the inspector's token; scripts send Content-Type: application/json")
+        refused(
+            FailureCode::TokenRequired,
+            "pages send the inspector's token; scripts send Content-Type: application/json",
+        )
     }
 
     /// Whether a `Host` names this program: an address cannot be rebound, a name could.
@@ -134,7 +137,7 @@ mod tests {
                 value.parse().expect("a value"),
             );
         }
-        guard.check(&method, &map).map_err(|failure| failure.code)
+        guard.check(&method, &map).map_err(|failure| failure.code.as_str())
     }
 
     fn local() -> Guard {

@@ -13,7 +13,7 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 
 use super::{
-    api::{Answer, Failure, Inspected, Shown, replay_times},
+    api::{Answer, Failure, FailureCode, Inspected, Shown, replay_times},
     head::Head,
     replay::Edits,
     store::Entry,
@@ -124,7 +124,7 @@ impl Wanted {
 }
 
 async fn open(State(state): State<Inspected>, Json(wanted): Json<Wanted>) -> Result<Response, Failure> {
-    let invalid = |detail: String| Failure::new(StatusCode::BAD_REQUEST, "tunnel_invalid", detail);
+    let invalid = |detail: String| Failure::new(StatusCode::BAD_REQUEST, FailureCode::TunnelInvalid, detail);
     let spec = wanted.spec().map_err(invalid)?;
     if state.client.tunnels().iter().any(|(info, _)| info.name == wanted.name) {
         return Err(invalid(format!("there is a tunnel `{}` already", wanted.name)));
@@ -133,7 +133,8 @@ async fn open(State(state): State<Inspected>, Json(wanted): Json<Wanted>) -> Res
         return Err(invalid(format!("{MAX_OPENED} tunnels were opened here; close some")));
     }
     let tunnel = state.client.open(spec).await;
-    let tunnel = tunnel.map_err(|error| Failure::new(StatusCode::BAD_GATEWAY, "tunnel_refused", error.to_string()))?;
+    let tunnel =
+        tunnel.map_err(|error| Failure::new(StatusCode::BAD_GATEWAY, FailureCode::TunnelRefused, error.to_string()))?;
     let answer = described(tunnel.info(), &tunnel.stats());
     state.opened.lock().expect("no code panics while it holds the tunnels").push(tunnel);
     Ok((StatusCode::CREATED, Json(answer)).into_response())

@@ -7,7 +7,7 @@ use axum::{
 };
 use rust_embed::RustEmbed;
 
-use super::api::{Failure, Inspected};
+use super::api::{Failure, FailureCode, Inspected};
 
 /// Read from the source tree in debug builds, so that an edit needs no new build.
 #[derive(RustEmbed)]
@@ -19,7 +19,7 @@ pub(crate) async fn page(State(state): State<Inspected>, uri: Uri) -> Response {
     let path = uri.path().trim_start_matches('/');
     let name = if path.is_empty() || path == "inspect/http" { "index.html" } else { path };
     let Some(file) = Files::get(name) else {
-        return Failure::new(StatusCode::NOT_FOUND, "not_found", "there is no such page").into_response();
+        return Failure::new(StatusCode::NOT_FOUND, FailureCode::NotFound, "there is no such page").into_response();
     };
     if name == "index.html" {
         let text = String::from_utf8_lossy(&file.data).replace("{{token}}", &state.guard.token);

@@ -11,7 +11,7 @@ use tokio::{
 };
 
 use super::{
-    api::Failure,
+    api::{Failure, FailureCode},
     head::Head,
     mask::{MASK, Mask},
     record::Record,
@@ -46,7 +46,7 @@ impl Prepared {
     pub(crate) fn new(record: &Record, edits: &Edits, mask: &Mask) -> Result<Self, Failure> {
         let original = Head::parse(&record.request().head);
         let shown = mask.head(&original);
-        let unusable = |detail: &str| Failure::new(StatusCode::BAD_REQUEST, "replay_invalid", detail);
+        let unusable = |detail: &str| Failure::new(StatusCode::BAD_REQUEST, FailureCode::ReplayInvalid, detail);
         if original.header("upgrade").is_some() {
             return Err(unusable("a WebSocket cannot be replayed"));
         }
@@ -67,7 +67,7 @@ impl Prepared {
             None if part.size > part.body.len() as u64 => {
                 return Err(Failure::new(
                     StatusCode::CONFLICT,
-                    "body_not_captured",
+                    FailureCode::BodyNotCaptured,
                     "only the beginning of the body was captured; give one, or raise --inspect-body-limit",
                 ));
             }
@@ -145,7 +145,9 @@ impl Prepared {
         match answered {
             // Where the answer ended is part of what was seen.
             Ok(Ok(()) | Err(RelayError::Io(_))) | Err(_) => Ok(id),
-            Ok(Err(error)) => Err(Failure::new(StatusCode::BAD_GATEWAY, "local_unreachable", error.to_string())),
+            Ok(Err(error)) => {
+                Err(Failure::new(StatusCode::BAD_GATEWAY, FailureCode::LocalUnreachable, error.to_string()))
+            }
         }
     }
 

@@ -1,0 +1,64 @@
+//! `docs/errors.md` lists every stable code of all crates with its cause and what to do, and no other.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use retunnel_client::{PageCode, RefusalCode, diagnose::Problem};
+use retunnel_server::{ApiCode, TlsCode};
+
+use crate::{exit, inspector::FailureCode};
+
+type Codes = BTreeSet<String>;
+
+fn codes<T: AsRef<str>>(all: impl IntoIterator<Item = T>) -> Codes {
+    all.into_iter().map(|code| code.as_ref().to_owned()).collect()
+}
+
+/// The codes of each part of the list, by the part's heading.
+fn known() -> BTreeMap<&'static str, Codes> {
+    BTreeMap::from([
+        ("Pages of the edge", codes(PageCode::ALL.iter().map(|code| code.as_str()))),
+        ("Refusals of sessions and tunnels", codes(RefusalCode::KNOWN.iter().map(RefusalCode::as_str))),
+        ("REST API", codes(ApiCode::ALL.iter().map(|code| code.as_str()))),
+        ("The inspector", codes(FailureCode::ALL.iter().map(|code| code.as_str()))),
+        ("A server that does not start", codes(TlsCode::ALL.iter().map(|code| code.as_str()))),
+        ("`retunnel diagnose`", codes(Problem::ALL.iter().map(|code| code.as_str()))),
+        ("Exit codes of the program", codes(exit::ALL.iter().map(u8::to_string))),
+    ])
+}
+
+/// The codes that are listed, by heading; panics at a row that says too little.
+fn listed() -> BTreeMap<String, Codes> {
+    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../../docs/errors.md");
+    let text = std::fs::read_to_string(path).expect("the list");
+    let mut parts: BTreeMap<String, Codes> = BTreeMap::new();
+    let mut heading = String::new();
+    for line in text.lines() {
+        if let Some(title) = line.strip_prefix("## ") {
+            heading = title.to_owned();
+        }
+        let Some(row) = line.strip_prefix("| ") else { continue };
+        if row.starts_with("Code ") {
+            continue;
+        }
+        let cells: Vec<&str> = row.trim_end_matches('|').split(" | ").map(str::trim).collect();
+        assert!(cells.len() >= 2 && cells.iter().all(|cell| !cell.is_empty()), "a cell is empty: {line}");
+        for code in cells[0].split(',').map(|code| code.trim().trim_matches('`')) {
+            let is_new = parts.entry(heading.clone()).or_default().insert(code.to_owned());
+            assert!(is_new, "`{code}` is listed twice under {heading}");
+        }
+    }
+    parts
+}
+
+#[test]
+fn every_code_is_listed_with_cause_and_remedy_and_no_other_is() {
+    let (known, listed) = (known(), listed());
+    for (heading, codes) in &known {
+        let there = listed.get(*heading).unwrap_or_else(|| panic!("docs/errors.md has no part `{heading}`"));
+        let missing: Vec<_> = codes.difference(there).collect();
+        let unknown: Vec<_> = there.difference(codes).collect();
+        assert!(missing.is_empty() && unknown.is_empty(), "{heading}: not listed {missing:?}, no code {unknown:?}");
+    }
+    let strange: Vec<_> = listed.keys().filter(|heading| !known.contains_key(heading.as_str())).collect();
+    assert!(strange.is_empty(), "parts whose codes are not checked: {strange:?}");
+}
