@@ -79,6 +79,18 @@ impl fmt::Debug for Shared {
 }
 
 impl Shared {
+    pub(crate) fn new(commands: mpsc::UnboundedSender<Command>, observer: Option<Arc<dyn Observer>>) -> Self {
+        Self {
+            state: Mutex::default(),
+            changed: Notify::new(),
+            commands,
+            events: broadcast::channel(event::QUEUE).0,
+            observer,
+            closing: CancellationToken::new(),
+            done: CancellationToken::new(),
+        }
+    }
+
     pub(crate) fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().expect("no code panics while it holds the client's state")
     }
@@ -191,15 +203,7 @@ impl ClientBuilder {
     #[must_use]
     pub fn start(self) -> Client {
         let (commands, receiver) = mpsc::unbounded_channel();
-        let shared = Arc::new(Shared {
-            state: Mutex::default(),
-            changed: Notify::new(),
-            commands,
-            events: broadcast::channel(event::QUEUE).0,
-            observer: self.observer.clone(),
-            closing: CancellationToken::new(),
-            done: CancellationToken::new(),
-        });
+        let shared = Arc::new(Shared::new(commands, self.observer.clone()));
         let dialer = self.dialer();
         let stats = Arc::new(Stats::default());
         let local_trust = self.local_trust.clone();

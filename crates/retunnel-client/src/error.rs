@@ -3,7 +3,7 @@
 use std::{io, path::PathBuf, time::Duration};
 
 use retunnel_link::LinkError;
-use retunnel_proto::message::Refusal;
+use retunnel_proto::{PageCode, message::Refusal};
 use thiserror::Error;
 
 use crate::transport::ServerEndpoint;
@@ -199,11 +199,11 @@ pub enum RelayError {
 
 impl RelayError {
     /// Stable code, as error pages have it (`docs/errors.md`).
-    pub(crate) fn code(&self) -> &'static str {
+    pub(crate) fn code(&self) -> PageCode {
         match self {
-            Self::LocalUnreachable { .. } => "local_unreachable",
-            Self::Answer(error) if error.is_parse() => "local_invalid_response",
-            Self::Io(_) | Self::Answer(_) => "local_closed_early",
+            Self::LocalUnreachable { .. } => PageCode::LocalUnreachable,
+            Self::Answer(error) if error.is_parse() => PageCode::LocalInvalidResponse,
+            Self::Io(_) | Self::Answer(_) => PageCode::LocalClosedEarly,
         }
     }
 }

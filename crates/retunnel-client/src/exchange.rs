@@ -17,12 +17,19 @@ use hyper::{
     header::{self, HeaderName, HeaderValue},
 };
 use hyper_util::rt::TokioIo;
+use retunnel_proto::origin::{LocalOrigin, RESTORED};
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
     task::JoinSet,
 };
 
-use crate::{error::RelayError, relay, session::Served, stats::Stats, tap::TappedSocket};
+use crate::{
+    error::RelayError,
+    relay,
+    session::Served,
+    stats::Stats,
+    tap::{Side, TappedSocket},
+};
 
 /// Headers that concern one connection only (RFC 9110, 7.6.1), and an expectation that the server has answered.
 const OF_ONE_HOP: [HeaderName; 8] = [
@@ -110,19 +117,73 @@ pub(crate) struct Exchange {
 /// # Errors
 /// [`RelayError`].
 pub(crate) async fn send(served: &Served, mut request: Request<RequestBody>) -> Result<Exchange, RelayError> {
-    let local = Counted::connect(served).await?;
+    let public_origin = served.local_origin.as_ref().map(|local| show(local, request.headers_mut()));
     if !request.headers().contains_key(header::HOST) {
         let host = HeaderValue::try_from(served.target.authority()).unwrap_or(HeaderValue::from_static("localhost"));
         request.headers_mut().insert(header::HOST, host);
     }
+    let local = Counted::connect(served).await.inspect_err(|error| {
+        if let Some(mut tap) = served.tap() {
+            tap.seen(Side::Request, &head_of(&request));
+            tap.failed(&error.to_string());
+        }
+    })?;
     let (mut sender, driver) = http1::Builder::new().title_case_headers(true).handshake(TokioIo::new(local)).await?;
     let mut connection = JoinSet::new();
     connection.spawn(async move {
         // Its failure is the failure of the answer.
         let _ = driver.with_upgrades().await;
     });
-    let response = sender.send_request(request).await?;
+    let mut response = sender.send_request(request).await?;
+    if let (Some(local), Some(public)) = (&served.local_origin, public_origin) {
+        restore(local, response.headers_mut(), &public);
+    }
     Ok(Exchange { response, _connection: connection })
+}
+
+/// Shows the local service its own address in the place of the public one, as servers do it on the native link; gives the public
+/// one.
+fn show(local: &LocalOrigin, headers: &mut HeaderMap) -> Vec<u8> {
+    const HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
+    const PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
+    let value = |headers: &HeaderMap, name: &HeaderName| headers.get(name).cloned();
+    let host = value(headers, &header::HOST).or_else(|| value(headers, &HOST));
+    let host = host.unwrap_or(HeaderValue::from_static(""));
+    let proto = value(headers, &PROTO).unwrap_or(HeaderValue::from_static("http"));
+    let set = |headers: &mut HeaderMap, name: HeaderName, bytes: &[u8]| {
+        if let Ok(value) = HeaderValue::from_bytes(bytes) {
+            headers.insert(name, value);
+        }
+    };
+    if let Some(origin) = value(headers, &header::ORIGIN) {
+        set(headers, header::ORIGIN, local.translate(origin.as_bytes(), host.as_bytes()));
+    }
+    set(headers, header::HOST, local.host());
+    set(headers, HOST, local.host());
+    set(headers, PROTO, local.scheme());
+    set(headers, HeaderName::from_static("x-original-host"), host.as_bytes());
+    set(headers, HeaderName::from_static("x-original-proto"), proto.as_bytes());
+    [proto.as_bytes(), b"://", host.as_bytes()].concat()
+}
+
+/// Turns the local service's address in an answer back into the public one.
+fn restore(local: &LocalOrigin, headers: &mut HeaderMap, public_origin: &[u8]) {
+    for name in RESTORED {
+        let restored = headers.get(name).and_then(|value| local.restored(value.as_bytes(), public_origin));
+        if let Some(value) = restored.and_then(|value| HeaderValue::from_bytes(&value).ok()) {
+            headers.insert(name, value);
+        }
+    }
+}
+
+/// A request's head as HTTP/1.1 has it.
+fn head_of(request: &Request<RequestBody>) -> Vec<u8> {
+    let mut head = format!("{} {} HTTP/1.1\r\n", request.method(), request.uri()).into_bytes();
+    for (name, value) in request.headers() {
+        head.extend_from_slice(&[name.as_str().as_bytes(), b": ", value.as_bytes(), b"\r\n"].concat());
+    }
+    head.extend_from_slice(b"\r\n");
+    head
 }
 
 /// Whether an answer to `method` has a body, whatever its headers say.

@@ -155,6 +155,7 @@ class Server(Strict):
             else:
                 exact(message, stream_id=int, reason=str)
                 require(len(message["reason"]) <= 200, "a long reason")
+                print(f"reset: {message['reason']}", flush=True)
             stream = session.streams.get(message["stream_id"])
             require(stream is not None, f"{kind} of a stream that never was")
             require(not getattr(stream, "ended", False), f"{kind} behind the end of its stream")
@@ -179,7 +180,7 @@ class Server(Strict):
             await session.send(Type="TunnelCreated", url=f"tcp://tunnel.test:{port}", subdomain=name, remote_port=port)
         else:
             require(message["protocol"] == "http", f"protocol {message['protocol']}")
-            host = message.get("hostname")
+            host = None if self.args.ignore_hostnames else message.get("hostname")
             url = f"http://{host}" if host else self.url(name)
             await session.send(Type="TunnelCreated", url=url, subdomain=name)
 

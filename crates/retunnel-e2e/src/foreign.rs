@@ -48,6 +48,12 @@ impl Foreign {
         Self::start_in(state, address.port(), dialect, options).await
     }
 
+    /// The reason of the next stream that the client resets.
+    pub async fn reset(&mut self) -> String {
+        let line = self.process.line().await;
+        line.strip_prefix("reset: ").expect(&line).to_owned()
+    }
+
     /// Public host name of a tunnel.
     #[must_use]
     pub fn host(&self, name: &str) -> String {

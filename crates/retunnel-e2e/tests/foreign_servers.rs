@@ -7,10 +7,10 @@ use std::net::SocketAddr;
 use futures_util::{SinkExt, StreamExt};
 use retunnel_e2e::{
     PATIENCE,
-    apps::App,
+    apps::{self, App},
     eventually,
     foreign::Foreign,
-    process::{Server, Tunnel, User, port_range},
+    process::{Running, Server, Tunnel, User, port_range},
     service::{self, pattern},
     sha256,
     visitor::{Answer, Visitor, get, post, request},
@@ -298,6 +298,128 @@ async fn carries_tcp(port: u16) {
     sent.unwrap();
     received.unwrap();
     assert_eq!(sha256(&back), sha256(&body));
+}
+
+/// `--host-header` is the client's matter where the server does not know it.
+async fn shows_the_service_its_own_address(dialect: &'static str) {
+    let (server, service, user) = (Foreign::start(dialect, &[]).await, service::http().await, User::default());
+    let rewrite = ["http", &service.port(), "--subdomain", "dev", "--host-header", "rewrite"];
+    let tunnel = open(&server, &user, dialect, &rewrite).await;
+    let (host, own) = (server.host("dev"), format!("localhost:{}", service.port()));
+    let head = format!("GET /echo HTTP/1.1\r\nHost: {host}\r\nOrigin: http://{host}\r\nConnection: close");
+    let echo = json(&request(server.address, &head, b"").await);
+    assert_eq!(header(&echo, "host"), Some(&*own));
+    assert_eq!(header(&echo, "origin"), Some(&*format!("http://{own}")));
+    assert_eq!(header(&echo, "x-forwarded-host"), Some(&*own));
+    assert_eq!(header(&echo, "x-original-host"), Some(&*host));
+    drop(tunnel);
+
+    // A real service that refuses other hosts, and forms of other pages.
+    let django = apps::django().await;
+    let mut tunnel = open(&server, &user, dialect, &["http", &django.port(), "--host-header", "rewrite"]).await;
+    let host = server.host(tunnel.name());
+    let page = get(server.address, &host, "/").await;
+    assert_eq!(page.status, 200, "{}", page.text());
+    let cookie = page.header("set-cookie").unwrap().split(';').next().unwrap().to_owned();
+    let token = page.text().split("value=\"").nth(1).unwrap().split('"').next().unwrap().to_owned();
+    let form = format!("csrfmiddlewaretoken={token}");
+    let head = format!(
+        "POST /form HTTP/1.1\r\nHost: {host}\r\nOrigin: http://{host}\r\nCookie: {cookie}\r\nConnection: close\r\n\
+         Content-Type: application/x-www-form-urlencoded\r\nContent-Length: {}",
+        form.len()
+    );
+    let answer = request(server.address, &head, form.as_bytes()).await;
+    assert_eq!((answer.status, answer.header("location")), (302, Some(&*format!("http://{host}/done"))));
+    tunnel.process.signal("TERM").await;
+    assert_eq!(tunnel.process.exit().await, Some(0));
+
+    // Without it the refusal is seen, and the program says what to do.
+    let mut command = user.command(&["--json-events", "http", &django.port(), "--dialect", dialect]);
+    command.args(["--server", &server.address.to_string()]);
+    let mut plain = Running::start(command).await;
+    let info: Value = serde_json::from_str(&plain.line().await).unwrap();
+    let host = server.host(info["subdomain"].as_str().unwrap());
+    assert_eq!(get(server.address, &host, "/").await.status, 400);
+    let hint = loop {
+        let event: Value = serde_json::from_str(&plain.line().await).unwrap();
+        if event["event"] == "hint" {
+            break event;
+        }
+    };
+    assert_eq!(hint["code"], "host_not_allowed");
+    assert!(hint["text"].as_str().unwrap().contains("--host-header rewrite"), "{hint}");
+    plain.kill().await;
+    server.finish().await;
+}
+
+#[tokio::test]
+async fn dialect_2_shows_the_service_its_own_address() {
+    shows_the_service_its_own_address("2").await;
+}
+
+#[tokio::test]
+async fn dialect_3_shows_the_service_its_own_address() {
+    shows_the_service_its_own_address("3").await;
+}
+
+#[tokio::test]
+async fn a_host_name_that_the_server_ignores_is_said_and_ends_the_client() {
+    let (server, user) = (Foreign::start("3", &["--ignore-hostnames"]).await, User::default());
+    let service = service::http().await;
+    let address = server.address.to_string();
+    let args = ["http", &service.port(), "--hostname", "shop.example.org", "--dialect", "3", "--server", &address];
+    let (code, stdout, stderr) = user.run(&args).await;
+    assert_eq!((code, &*stdout), (69, ""), "{stderr}");
+    assert!(stderr.contains("[hostname_ignored]") && stderr.contains("instead of shop.example.org"), "{stderr}");
+    server.finish().await;
+}
+
+/// The dialect has no credit: what nobody reads is cut, and the server learns of it.
+#[tokio::test]
+async fn dialect_3_resets_streams_whose_service_does_not_read() {
+    let (mut server, user) = (Foreign::start("3", &[]).await, User::default());
+    let stalled = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let port = stalled.local_addr().unwrap().port().to_string();
+    let tunnel = open(&server, &user, "3", &["tcp", &port]).await;
+    let mut visitor = Visitor::connect(SocketAddr::from(([127, 0, 0, 1], tunnel.port()))).await;
+    let (_never_read, _) = timeout(PATIENCE, stalled.accept()).await.unwrap().unwrap();
+    let flood = async {
+        let piece = pattern(1_000_000);
+        while visitor.socket.write_all(&piece).await.is_ok() {}
+    };
+    timeout(PATIENCE, flood).await.expect("the visitor is cut off");
+    let reason = server.reset().await;
+    assert!(reason.starts_with("buffer overflow"), "{reason}");
+    // The session and its other streams go on.
+    let mut other = Visitor::connect(SocketAddr::from(([127, 0, 0, 1], tunnel.port()))).await;
+    let (mut socket, _) = timeout(PATIENCE, stalled.accept()).await.unwrap().unwrap();
+    other.send(b"hello".to_vec()).await;
+    let mut read = [0; 5];
+    timeout(PATIENCE, socket.read_exact(&mut read)).await.unwrap().unwrap();
+    assert_eq!(&read, b"hello");
+    drop(tunnel);
+    server.finish().await;
+}
+
+#[tokio::test]
+async fn the_inspector_shows_requests_that_no_service_took() {
+    for dialect in ["2", "3"] {
+        let (server, user) = (Foreign::start(dialect, &[]).await, User::default());
+        let nobody = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap().port();
+        let tunnel = open(&server, &user, dialect, &["http", &nobody.to_string(), "--subdomain", "down"]).await;
+        let path = format!("/lost?dialect={dialect}");
+        assert_eq!(get(server.address, &server.host("down"), &path).await.status, 502);
+        let inspector = tunnel.inspector();
+        let shown = eventually("the exchange", || async {
+            let list = json(&get(inspector, &inspector.to_string(), "/api/requests").await);
+            list["requests"].as_array().and_then(|all| all.first()).filter(|one| one["state"] == "failed").cloned()
+        })
+        .await;
+        assert_eq!((&shown["method"], &shown["path"]), (&"GET".into(), &path.into()), "{shown}");
+        assert!(shown["error"].as_str().unwrap().contains("connection refused"), "{shown}");
+        drop(tunnel);
+        server.finish().await;
+    }
 }
 
 #[tokio::test]

@@ -5,6 +5,7 @@ use std::{collections::HashMap, sync::Arc, time::Duration};
 use retunnel_proto::{
     RequestId, TunnelId,
     message::{HttpAuth, NewTunnel, Refusal, ReqTunnel, RequestSummary, Requests, TunnelProtocol},
+    origin::LocalOrigin,
 };
 use tokio::{
     sync::mpsc,
@@ -63,6 +64,8 @@ pub(crate) struct Served {
     /// The password that visitors must give, where this side asks for it.
     pub(crate) auth: Option<HttpAuth>,
     pub(crate) protocol: TunnelProtocol,
+    /// What the local service takes for its address, where this side shows it.
+    pub(crate) local_origin: Option<LocalOrigin>,
     shared: Arc<Shared>,
 }
 
@@ -243,9 +246,70 @@ impl Tunnels {
             target: entry.spec.target.clone(),
             auth: entry.spec.auth.clone(),
             protocol: entry.spec.protocol,
+            local_origin: entry.spec.local_origin().as_deref().and_then(LocalOrigin::parse),
             stats: Arc::clone(&entry.stats),
             observer: self.shared.observer.clone().filter(|_| entry.spec.is_inspected()),
             shared: Arc::clone(&self.shared),
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use retunnel_proto::message::RefusalCode;
+    use tokio::sync::watch;
+
+    use super::*;
+    use crate::{client::Entry, dialect::Dialect};
+
+    const KEY: u64 = 1;
+
+    fn session(shared: &Arc<Shared>) -> Tunnels {
+        let info = SessionInfo {
+            account: String::new(),
+            client_id: String::new(),
+            server: String::new(),
+            server_version: String::new(),
+            dialect: Dialect::V3,
+        };
+        Tunnels::new(Arc::clone(shared), info)
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_tunnel_that_is_refused_for_now_is_asked_for_after_growing_pauses_in_every_session() {
+        let (commands, mut receiver) = mpsc::unbounded_channel();
+        let shared = Arc::new(Shared::new(commands, None));
+        let entry = Entry {
+            spec: TunnelSpec::tcp(22),
+            info: None,
+            stats: Arc::default(),
+            waiter: None,
+            closed: watch::Sender::new(None),
+            held: None,
+        };
+        shared.lock().tunnels.insert(KEY, entry);
+        let mut tunnels = session(&shared);
+        assert_eq!(tunnels.wanted(&mut receiver), [KEY], "at once for the first time");
+        for pause in [3, 6, 12, 24, 48, 60, 60] {
+            let request = tunnels.request(KEY).expect("wanted");
+            let refusal = Refusal::new(RefusalCode::PortsExhausted, "none is free");
+            assert!(tunnels.refused(&request.request_id, refusal));
+            // A refusal ends the session in some dialects; the next one waits as long.
+            tunnels = session(&shared);
+            assert!(tunnels.wanted(&mut receiver).is_empty(), "not before its time");
+            let began = Instant::now();
+            assert_eq!(tunnels.due().await, KEY);
+            assert_eq!(began.elapsed().as_secs(), pause);
+        }
+        let request = tunnels.request(KEY).expect("wanted");
+        tunnels.opened(NewTunnel {
+            request_id: request.request_id,
+            tunnel_id: TunnelId::from_text("t"),
+            protocol: TunnelProtocol::Tcp,
+            url: "tcp://a.test:1".into(),
+            subdomain: String::new(),
+            remote_port: Some(1),
+        });
+        assert!(shared.lock().tunnels[&KEY].held.is_none(), "what was open begins anew");
     }
 }

@@ -2,7 +2,7 @@
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use retunnel_proto::message::RequestSummary;
+use retunnel_proto::{PageCode, message::RequestSummary};
 use tokio::time::Instant;
 
 use super::tunnels::Served;
@@ -32,9 +32,9 @@ impl Visit {
     }
 
     /// The local service did not answer it.
-    pub(crate) fn failed(&mut self, status: u16, code: &str) {
+    pub(crate) fn failed(&mut self, status: u16, code: PageCode) {
         self.summary.status = status;
-        self.summary.error = code.to_owned();
+        self.summary.error = code.as_str().to_owned();
     }
 }
 

@@ -11,9 +11,11 @@ use hyper::{
     header::{CONTENT_LENGTH, SET_COOKIE, UPGRADE},
 };
 use retunnel_proto::{
+    PageCode,
     dialect::v2,
     limits::{V2_MAX_MESSAGE_TO_CLIENT, V2_MAX_RESPONSE},
     message::{ClientMessage, ProxyRequest, ProxyResponse, RegProxy, ServerMessage, StartProxy},
+    origin,
 };
 use tokio::{
     sync::{OwnedSemaphorePermit, Semaphore},
@@ -127,12 +129,12 @@ async fn answer(
     let wants_upgrade = request.headers.iter().any(|(name, _)| name.eq_ignore_ascii_case(UPGRADE.as_str()));
     if wants_upgrade {
         let text = "the server speaks dialect 2, which cannot carry WebSocket";
-        return Some((own(&mut visit, StatusCode::NOT_IMPLEMENTED, "upgrade_unsupported", text), None));
+        return Some((own(&mut visit, StatusCode::NOT_IMPLEMENTED, PageCode::UpgradeUnsupported, text), None));
     }
     let made = exchange::request(&request.method, &target, &request.headers, exchange::whole(request.body));
     let mut outgoing = match made {
         Ok(outgoing) => outgoing,
-        Err(reason) => return Some((own(&mut visit, StatusCode::BAD_REQUEST, "bad_request", reason), None)),
+        Err(reason) => return Some((own(&mut visit, StatusCode::BAD_REQUEST, PageCode::BadRequest, reason), None)),
     };
     // The body is here as a whole; its length is what it is.
     outgoing.headers_mut().remove(CONTENT_LENGTH);
@@ -149,26 +151,29 @@ async fn answer(
         }
         Err(Uncollected::TooLarge) => {
             let text = "the server speaks dialect 2, which cannot carry an answer of this size";
-            return Some((own(&mut visit, StatusCode::BAD_GATEWAY, "response_too_large", text), None));
+            return Some((own(&mut visit, StatusCode::BAD_GATEWAY, PageCode::ResponseTooLarge, text), None));
         }
     };
     if has_body {
         head.headers.insert(CONTENT_LENGTH, body.len().into());
     }
     visit.summary.status = head.status.as_u16();
+    if origin::host_refused(head.status.as_u16(), &body) {
+        visit.failed(head.status.as_u16(), PageCode::HostNotAllowed);
+    }
     visit.summary.bytes_out = body.len() as u64;
     let headers = one_per_name(exchange::answer_headers(&mut head.headers, exchange::latin_1));
     Some((ProxyResponse { status: head.status.as_u16(), headers, body }, permit))
 }
 
 /// What this side answers in the place of the local service.
-fn own(visit: &mut Visit, status: StatusCode, code: &str, text: &str) -> ProxyResponse {
+fn own(visit: &mut Visit, status: StatusCode, code: PageCode, text: &str) -> ProxyResponse {
     visit.failed(status.as_u16(), code);
-    let headers = [("content-type", "text/plain; charset=utf-8"), ("x-retunnel-error", code)];
+    let headers = [("content-type", "text/plain; charset=utf-8"), ("x-retunnel-error", code.as_str())];
     ProxyResponse {
         status: status.as_u16(),
         headers: headers.map(|(name, value)| (name.to_owned(), value.to_owned())).into(),
-        body: format!("{text} [{code}]\n").into(),
+        body: format!("{text} [{}]\n", code.as_str()).into(),
     }
 }
 
@@ -177,7 +182,7 @@ fn failed(visit: &mut Visit, error: &RelayError) -> Option<ProxyResponse> {
     debug!(tunnel = visit.served.name, %error, "no answer of the local service");
     if matches!(error, RelayError::LocalUnreachable { .. }) {
         visit.served.unreachable(error);
-        visit.failed(502, "local_unreachable");
+        visit.failed(502, PageCode::LocalUnreachable);
         return None;
     }
     Some(own(visit, StatusCode::BAD_GATEWAY, error.code(), &error.to_string()))

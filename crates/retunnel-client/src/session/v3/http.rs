@@ -6,7 +6,11 @@ use bytes::Bytes;
 use futures_util::stream;
 use http_body_util::{BodyExt, StreamBody};
 use hyper::{StatusCode, body::Frame, header::CONTENT_LENGTH};
-use retunnel_proto::dialect::v3::{HttpMeta, StreamEvent, StreamOpen};
+use retunnel_proto::{
+    PageCode,
+    dialect::v3::{HttpMeta, StreamEvent, StreamOpen},
+    origin,
+};
 use tokio::sync::mpsc;
 use tracing::debug;
 
@@ -52,8 +56,9 @@ pub(super) async fn serve(mut open: StreamOpen, stream: Stream, served: Served) 
     } else {
         (None, exchange::whole(std::mem::take(&mut open.body)))
     };
-    let mut received = 0;
+    let (mut received, overflow) = (0, inbox.overflow());
     let answered = tokio::select! {
+        () = overflow.cancelled() => Err(Gone::Overflow.into()),
         answered = answer(open, body, &outbox, &mut visit) => answered,
         gone = follow(&mut inbox, feed, &mut received) => Err(gone.into()),
     };
@@ -110,14 +115,14 @@ async fn follow(inbox: &mut Inbox, mut feed: Option<Feed>, received: &mut u64) -
 async fn answer(open: StreamOpen, body: RequestBody, outbox: &Outbox, visit: &mut Visit) -> Result<(), Failure> {
     let StreamOpen { method, path, mut headers, has_body, .. } = open;
     if !access::is_granted(visit.served.auth.as_ref(), &mut headers) {
-        visit.failed(401, "unauthorized");
+        visit.failed(401, PageCode::Unauthorized);
         return own(outbox, StatusCode::UNAUTHORIZED, &[access::CHALLENGE], "Unauthorized").await;
     }
     let mut request = match exchange::request(&method, &path, &headers, body) {
         Ok(request) => request,
         Err(reason) => {
-            visit.failed(400, "bad_request");
-            let headers = [("x-retunnel-error", "bad_request")];
+            visit.failed(400, PageCode::BadRequest);
+            let headers = [("x-retunnel-error", PageCode::BadRequest.as_str())];
             return own(outbox, StatusCode::BAD_REQUEST, &headers, &format!("{reason} [bad_request]\n")).await;
         }
     };
@@ -131,9 +136,14 @@ async fn answer(open: StreamOpen, body: RequestBody, outbox: &Outbox, visit: &mu
     let headers = exchange::answer_headers(&mut head.headers, exchange::utf_8);
     let meta = HttpMeta { status: head.status.as_u16(), headers };
     outbox.message(meta.encode(), None).await?;
+    let status = head.status.as_u16();
+    let mut is_first = true;
     while let Some(frame) = body.frame().await {
         // Trailers have no place in this dialect.
         let Ok(data) = frame.map_err(|error| Failure::Local(error.into()))?.into_data() else { continue };
+        if std::mem::take(&mut is_first) && origin::host_refused(status, &data) {
+            visit.failed(status, PageCode::HostNotAllowed);
+        }
         visit.summary.bytes_out += data.len() as u64;
         outbox.bytes(data).await?;
     }

@@ -10,6 +10,7 @@ use hyper::{
 };
 use hyper_util::rt::TokioIo;
 use retunnel_proto::{
+    PageCode,
     dialect::v3::{Assembly, MessageKind, SocketMeta, StreamEvent, StreamOpen, WireVersion},
     limits::V3_MAX_MESSAGE,
 };
@@ -60,7 +61,7 @@ pub(super) async fn serve(mut open: StreamOpen, stream: Stream, served: Served) 
     let visitor = visitor_in(&open.headers).unwrap_or_default().to_owned();
     let mut visit = Visit::new(served, "GET", &open.path, &visitor);
     if !access::is_granted(visit.served.auth.as_ref(), &mut open.headers) {
-        visit.failed(401, "unauthorized");
+        visit.failed(401, PageCode::Unauthorized);
         let (name, value) = access::CHALLENGE;
         return refuse(&outbox, StatusCode::UNAUTHORIZED, vec![(name.to_owned(), value.to_owned())]).await;
     }
@@ -79,7 +80,7 @@ pub(super) async fn serve(mut open: StreamOpen, stream: Stream, served: Served) 
             return outbox.reset(&error.to_string()).await;
         }
         Err(Failure::Other(reason)) => {
-            visit.failed(502, "local_invalid_response");
+            visit.failed(502, PageCode::LocalInvalidResponse);
             return outbox.reset(reason).await;
         }
     };
@@ -173,8 +174,9 @@ enum End {
 
 async fn relay(local: Local, inbox: &mut Inbox, outbox: &Outbox, visit: &mut Visit) {
     let (mut sink, mut source) = local.split();
-    let summary = &mut visit.summary;
+    let (summary, overflow) = (&mut visit.summary, inbox.overflow());
     let end = tokio::select! {
+        () = overflow.cancelled() => End::Gone(Gone::Overflow),
         end = to_local(inbox, &mut sink, &mut summary.bytes_in) => end,
         end = to_server(&mut source, outbox, &mut summary.bytes_out) => end,
     };

@@ -2,7 +2,7 @@
 
 use std::sync::{
     Arc,
-    atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed},
+    atomic::{AtomicUsize, Ordering::Relaxed},
 };
 
 use bytes::Bytes;
@@ -11,6 +11,7 @@ use retunnel_proto::{
     limits::{V3_CHUNK, V3_MAX_MESSAGE},
 };
 use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
 use tokio_websockets::Message;
 
 /// Frames of one stream that may wait. The published clients take 256; small ones come in bursts.
@@ -36,7 +37,8 @@ impl Load {
 #[derive(Debug)]
 struct Waiting {
     bytes: AtomicUsize,
-    overflowed: AtomicBool,
+    /// Cancelled when the queue ran over.
+    overflow: CancellationToken,
     all: Arc<Load>,
 }
 
@@ -63,7 +65,7 @@ pub(super) struct Inbox {
 /// The queue of one stream.
 pub(super) fn queue(all: Arc<Load>) -> (Entrance, Inbox) {
     let (sender, receiver) = mpsc::channel(MAX_FRAMES);
-    let waiting = Arc::new(Waiting { bytes: AtomicUsize::new(0), overflowed: AtomicBool::new(false), all });
+    let waiting = Arc::new(Waiting { bytes: AtomicUsize::new(0), overflow: CancellationToken::new(), all });
     (Entrance { events: sender, waiting: Arc::clone(&waiting) }, Inbox { events: receiver, waiting })
 }
 
@@ -83,7 +85,7 @@ impl Entrance {
         let has_room = waiting <= MAX_BYTES && of_all <= MAX_BYTES_OF_ALL;
         let fits = has_room && !matches!(self.events.try_send(event), Err(mpsc::error::TrySendError::Full(_)));
         if !fits {
-            self.waiting.overflowed.store(true, Relaxed);
+            self.waiting.overflow.cancel();
         }
         fits
     }
@@ -104,9 +106,14 @@ impl Inbox {
         Some(event)
     }
 
+    /// Cancelled when the queue runs over. Who waits for the local service does not look at what comes next, so it must be told.
+    pub(super) fn overflow(&self) -> CancellationToken {
+        self.waiting.overflow.clone()
+    }
+
     /// Why there is nothing more.
     pub(super) fn end(&self) -> Gone {
-        if self.waiting.overflowed.load(Relaxed) { Gone::Overflow } else { Gone::Session }
+        if self.waiting.overflow.is_cancelled() { Gone::Overflow } else { Gone::Session }
     }
 }
 

@@ -35,8 +35,9 @@ pub(super) async fn serve(stream: Stream, served: Served) {
         }
     };
     let (mut reader, mut writer) = split(local);
-    let summary = &mut visit.summary;
+    let (summary, overflow) = (&mut visit.summary, inbox.overflow());
     let end = tokio::select! {
+        () = overflow.cancelled() => End::Gone(Gone::Overflow),
         end = to_local(&mut inbox, &mut writer, &mut summary.bytes_in) => end,
         end = to_server(&mut reader, &outbox, &mut summary.bytes_out) => end,
     };
