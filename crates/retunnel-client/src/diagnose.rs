@@ -72,7 +72,7 @@ stable_codes! {
     pub enum Problem {
         /// Options, variables or files cannot be understood.
         ConfigurationInvalid = "configuration_invalid";
-        /// The name has no address.
+        /// The server's name has no address.
         NameNotFound = "name_not_found";
         /// Nothing listens at the address.
         ConnectionRefused = "connection_refused";
@@ -80,7 +80,7 @@ stable_codes! {
         Unreachable = "unreachable";
         /// Some addresses of the server answer and others do not.
         PartlyUnreachable = "partly_unreachable";
-        /// The proxy does not open the way.
+        /// The proxy is not there, or does not open the way.
         ProxyFailed = "proxy_failed";
         /// What is said to the server can be read on the way.
         NotEncrypted = "not_encrypted";

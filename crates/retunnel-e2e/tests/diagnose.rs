@@ -190,6 +190,8 @@ async fn proxies_refuse_connect_and_are_left_out() {
     let nobody = format!("http://{}", closed().await);
     let report = diagnose_with(&user, &args, &[("ALL_PROXY", &nobody)]).await;
     report.fails_at("tcp", "proxy_failed");
+    let report = diagnose_with(&user, &args, &[("ALL_PROXY", "http://nowhere.invalid:3128")]).await;
+    assert!(found(report.fails_at("dns", "proxy_failed")).contains("the proxy's name"), "{}", report.json);
     let excepted = [("ALL_PROXY", &*nobody), ("NO_PROXY", "nowhere.invalid")];
     let report = diagnose_with(&user, &["--server", "http://nowhere.invalid"], &excepted).await;
     report.fails_at("dns", "name_not_found");

@@ -62,3 +62,19 @@ fn every_code_is_listed_with_cause_and_remedy_and_no_other_is() {
     let strange: Vec<_> = listed.keys().filter(|heading| !known.contains_key(heading.as_str())).collect();
     assert!(strange.is_empty(), "parts whose codes are not checked: {strange:?}");
 }
+
+#[test]
+fn what_is_said_to_be_final_is() {
+    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../../docs/errors.md");
+    let text = std::fs::read_to_string(path).expect("the list");
+    for code in RefusalCode::KNOWN {
+        let name = format!("`{code}`");
+        let rows = text.lines().filter(|line| line.contains(&name) && line.starts_with("| `"));
+        let says = rows.filter_map(|row| match row.split(" | ").nth(1) {
+            Some("yes") => Some(true),
+            Some("no") => Some(false),
+            _ => None,
+        });
+        assert_eq!(says.collect::<Vec<_>>(), [code.is_final()], "{code}");
+    }
+}

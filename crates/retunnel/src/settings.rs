@@ -197,7 +197,7 @@ impl Settings {
         };
         match &token {
             Some(token) => note("token", token.masked(), &from),
-            None => note("token", "none".into(), &format!("no option, no variable, none in {shown}")),
+            None => note("token", "none".into(), &format!("neither option nor variable nor {shown}")),
         }
 
         let named = by_option(&connection.dialect, "--dialect")

@@ -48,7 +48,11 @@ pub(super) async fn look_up(dialer: &Dialer) -> (Finding, Option<Vec<SocketAddr>
     let addresses: Vec<SocketAddr> = match lookup_host((host, port)).await {
         Ok(found) => found.take(MAX_ADDRESSES).collect(),
         Err(error) => {
-            let finding = Finding::failed(Problem::NameNotFound, format!("`{host}` has no address: {error}"));
+            let (problem, whose) = match &dialer.proxy {
+                Some(_) => (Problem::ProxyFailed, "the proxy's name "),
+                None => (Problem::NameNotFound, ""),
+            };
+            let finding = Finding::failed(problem, format!("{whose}`{host}` has no address: {error}"));
             return (finding.with(json!({ "name": host })), None);
         }
     };
