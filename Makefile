@@ -20,6 +20,7 @@ help: ## Show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
 
 install-dev: $(foreach version,$(PYTHON_CLIENTS),$(VENVS)/$(version)/.ready) $(VENVS)/node/.ready $(VENVS)/django/.ready $(WEB)/.ready \
+	$(BUILD)/nginx/.ready \
 	## Prepare what the tests need
 	$(CARGO) fetch --locked
 
@@ -54,6 +55,13 @@ $(VENVS)/node/.ready:
 		$(@D)/bin/node --version && touch $@ || \
 		{ echo "the tests need Node.js: install it, or let pip reach PyPI"; exit 1; }; \
 	fi
+
+# nginx from the system's packages; what it runs and where is the tests' business.
+$(BUILD)/nginx/.ready:
+	@[ -x /usr/sbin/nginx ] || command -v nginx >/dev/null || \
+		{ apt-get update -q >/dev/null && apt-get install -qy --no-install-recommends nginx-light >/dev/null; } || \
+		{ echo "the tests of servers behind a proxy need nginx: apt-get install nginx-light"; exit 1; }
+	@mkdir -p $(@D) && touch $@
 
 # Chromium from the system's packages, and what drives it and checks its files from the npm registry.
 $(WEB)/.ready:

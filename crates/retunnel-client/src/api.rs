@@ -10,7 +10,7 @@ use tokio::time::timeout;
 
 use crate::{
     error::{ApiError, ConnectError},
-    transport::{ANSWER_WITHIN, Dialer, HTTPS_REQUIRED, ServerEndpoint, Socket, tls::Trust},
+    transport::{ANSWER_WITHIN, Dialer, ServerEndpoint, Socket, tls::Trust, upgrade::HTTPS_REQUIRED},
 };
 
 /// Largest answer that is read.
@@ -40,7 +40,7 @@ impl ApiClient {
     #[must_use]
     pub fn new(endpoint: ServerEndpoint, insecure: bool) -> Self {
         let trust = if insecure { Trust::anybody() } else { Trust::default() };
-        Self { dialer: Dialer { endpoint, trust, proxy: None } }
+        Self { dialer: Dialer::direct(endpoint, trust) }
     }
 
     pub(crate) const fn over(dialer: Dialer) -> Self {

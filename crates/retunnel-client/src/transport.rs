@@ -2,7 +2,7 @@
 
 pub(crate) mod proxy;
 pub(crate) mod tls;
-
+pub(crate) mod upgrade;
 pub(crate) mod websocket;
 
 use std::{
@@ -10,16 +10,16 @@ use std::{
     net::{IpAddr, SocketAddr},
     pin::Pin,
     str::FromStr,
+    sync::{Arc, Mutex},
     task::{Context, Poll},
     time::Duration,
 };
 
-use bytes::{Buf, Bytes, BytesMut};
-use retunnel_link::{Lane, MaybeTcp, TlsSocket};
-use retunnel_proto::message::Token;
+use bytes::{Buf, Bytes};
+use retunnel_link::{Lane, MaybeTcp, MessageSocket, TlsSocket};
 use socket2::SockRef;
 use tokio::{
-    io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf},
+    io::{AsyncRead, AsyncWrite, ReadBuf},
     net::{TcpStream, lookup_host},
     time::timeout,
 };
@@ -27,6 +27,7 @@ use tokio::{
 use self::{
     proxy::{Proxies, Proxy, Refused},
     tls::Trust,
+    upgrade::Way,
 };
 use crate::error::{ConnectError, ValidationError};
 
@@ -36,8 +37,6 @@ const DEFAULT_PORT: u16 = 6400;
 const DIAL_WITHIN: Duration = Duration::from_secs(8);
 /// How long the server may take for the upgrade.
 pub(crate) const ANSWER_WITHIN: Duration = Duration::from_secs(10);
-/// Largest answer to the upgrade.
-const MAX_ANSWER: usize = 16 * 1024;
 /// Bytes of a link that may wait in its socket; the rest waits where streams take turns.
 const NOTSENT_LOWAT: u32 = 32 * 1024;
 
@@ -151,12 +150,18 @@ pub(crate) struct Dialer {
     pub(crate) trust: Trust,
     /// What stands between here and the server.
     pub(crate) proxy: Option<Proxy>,
+    pub(crate) way: Arc<Mutex<Way>>,
 }
 
 impl Dialer {
     pub(crate) fn new(endpoint: ServerEndpoint, trust: Trust, proxies: &Proxies) -> Self {
         let proxy = proxies.choose(&endpoint.host, endpoint.port, endpoint.tls).cloned();
-        Self { endpoint, trust, proxy }
+        Self { endpoint, trust, proxy, way: Arc::default() }
+    }
+
+    /// Without a proxy.
+    pub(crate) fn direct(endpoint: ServerEndpoint, trust: Trust) -> Self {
+        Self { endpoint, trust, proxy: None, way: Arc::default() }
     }
 
     /// A connection, encrypted when the endpoint says so.
@@ -238,66 +243,6 @@ impl Dialer {
     pub(crate) fn too_slow(&self, patience: Duration) -> ConnectError {
         ConnectError::Timeout { endpoint: self.endpoint.clone(), patience }
     }
-
-    /// A connection that carries link frames from here on.
-    pub(crate) async fn link(&self) -> Result<Socket, ConnectError> {
-        self.upgraded("").await
-    }
-
-    /// A connection that carries one bulk stream of a link.
-    pub(crate) async fn lane(&self, nonce: &Token) -> Result<Socket, ConnectError> {
-        let socket = self.upgraded(&format!("Authorization: Lane {}\r\n", nonce.expose())).await?;
-        if let Socket::Plain(socket) = &socket {
-            // Nothing waits behind a lane's bytes, and the kernel moves many at a time.
-            let _ = SockRef::from(socket).set_tcp_notsent_lowat(u32::MAX);
-        }
-        Ok(socket)
-    }
-
-    async fn upgraded(&self, headers: &str) -> Result<Socket, ConnectError> {
-        let mut socket = self.connect().await?;
-        let lost = |source| ConnectError::Unreachable { endpoint: self.endpoint.clone(), source };
-        let request = format!(
-            "GET /api/v1/link HTTP/1.1\r\nHost: {}\r\nConnection: Upgrade\r\nUpgrade: retunnel\r\n\
-             User-Agent: retunnel/{}\r\n{headers}\r\n",
-            self.endpoint.authority(),
-            crate::VERSION,
-        );
-        let answer = timeout(ANSWER_WITHIN, async {
-            socket.write_all(request.as_bytes()).await?;
-            socket.flush().await?;
-            let mut answer = BytesMut::with_capacity(512);
-            loop {
-                if let Some(end) = answer.windows(4).position(|part| part == b"\r\n\r\n") {
-                    return Ok(Some((end + 4, answer)));
-                }
-                if answer.len() > MAX_ANSWER || socket.read_buf(&mut answer).await? == 0 {
-                    return Ok(if answer.is_empty() { None } else { Some((answer.len(), answer)) });
-                }
-            }
-        });
-        let (end, mut answer) = match answer.await {
-            Ok(Ok(Some(answer))) => answer,
-            Ok(Ok(None)) => return Err(lost(io::ErrorKind::UnexpectedEof.into())),
-            Ok(Err(source)) => return Err(lost(source)),
-            Err(_) => return Err(self.too_slow(ANSWER_WITHIN)),
-        };
-        let head = answer.split_to(end).freeze();
-        let status_line = head.split(|byte| *byte == b'\r').next().unwrap_or_default();
-        let status_line: String =
-            String::from_utf8_lossy(status_line).chars().filter(|c| !c.is_control()).take(120).collect();
-        if wants_tls(&head) {
-            return Err(ConnectError::TlsRequired { endpoint: self.endpoint.clone() });
-        }
-        match status_line.split(' ').nth(1) {
-            Some("101") => {
-                Ok(if answer.is_empty() { socket } else { Socket::Prefixed(answer.freeze(), Box::new(socket)) })
-            }
-            // A server that restarts, or the proxy in front of it.
-            Some("429" | "502" | "503" | "504") => Err(lost(io::Error::other(format!("answered `{status_line}`")))),
-            _ => Err(ConnectError::NotAServer { endpoint: self.endpoint.clone(), answer: status_line }),
-        }
-    }
 }
 
 /// Sets what long connections to the server wish for; a system that lacks some of it works without.
@@ -338,6 +283,8 @@ pub(crate) enum Socket {
     Nested(Box<TlsSocket<Self>>),
     /// Bytes that came with the answer to the upgrade are read first.
     Prefixed(Bytes, Box<Self>),
+    /// A byte stream in messages.
+    Messages(Box<MessageSocket<Self>>),
     #[cfg(unix)]
     Unix(tokio::net::UnixStream),
 }
@@ -374,6 +321,7 @@ impl Socket {
             Self::Tls(stream) => Some(stream.below()),
             Self::Nested(stream) => stream.below().below(),
             Self::Prefixed(_, inner) => inner.below(),
+            Self::Messages(messages) => messages.get_ref().below(),
             #[cfg(unix)]
             Self::Unix(_) => None,
         }
@@ -402,6 +350,7 @@ macro_rules! each {
             Socket::Tls($socket) => $call,
             Socket::Nested($socket) => $call,
             Socket::Prefixed(_, $socket) => $call,
+            Socket::Messages($socket) => $call,
             #[cfg(unix)]
             Socket::Unix($socket) => $call,
         }
@@ -441,6 +390,7 @@ impl AsyncWrite for Socket {
             Self::Tls(socket) => socket.is_write_vectored(),
             Self::Nested(socket) => socket.is_write_vectored(),
             Self::Prefixed(_, socket) => socket.is_write_vectored(),
+            Self::Messages(socket) => socket.is_write_vectored(),
             #[cfg(unix)]
             Self::Unix(socket) => socket.is_write_vectored(),
         }
@@ -453,17 +403,6 @@ impl AsyncWrite for Socket {
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         each!(self, socket => Pin::new(socket).poll_shutdown(cx))
     }
-}
-
-/// The code of a server that speaks TLS only, in the header of the same name as all its errors.
-pub(crate) const HTTPS_REQUIRED: (&str, &str) = ("x-retunnel-error", "https_required");
-
-fn wants_tls(head: &[u8]) -> bool {
-    head.split(|byte| *byte == b'\n').any(|line| {
-        let mut parts = line.splitn(2, |byte| *byte == b':').map(<[u8]>::trim_ascii);
-        let is = |part: Option<&[u8]>, text: &str| part.is_some_and(|part| part.eq_ignore_ascii_case(text.as_bytes()));
-        is(parts.next(), HTTPS_REQUIRED.0) && is(parts.next(), HTTPS_REQUIRED.1)
-    })
 }
 
 /// Whether what came back for a TLS handshake was no TLS at all.

@@ -13,6 +13,7 @@ pub mod apps;
 pub mod authority;
 pub mod foreign;
 pub mod gateway;
+pub mod nginx;
 pub mod process;
 pub mod proxy;
 pub mod published_3;

@@ -16,6 +16,9 @@ pub const MAX_TEXT: usize = 1024;
 /// well under a millisecond, large enough that the header is noise.
 pub const MAX_DATA_PAYLOAD: usize = 64 * 1024;
 
+/// Largest WebSocket message of a link that rides in one, in bytes.
+pub const MAX_LINK_MESSAGE: usize = 64 * 1024;
+
 /// Longest reason text of a native reset or go-away, in bytes.
 pub const MAX_REASON: usize = 256;
 

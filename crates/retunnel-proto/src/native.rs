@@ -23,6 +23,9 @@ use crate::{DecodeError, limits};
 /// Version of the link protocol, sent in [`control::Hello`].
 pub const VERSION: u16 = 1;
 
+/// Name of a link that rides in a WebSocket, for `Sec-WebSocket-Protocol`.
+pub const SUBPROTOCOL: &str = "retunnel-link.1";
+
 /// Size of a frame header in bytes.
 pub const HEADER_LEN: usize = 8;
 

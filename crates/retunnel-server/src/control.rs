@@ -17,14 +17,19 @@ use hyper_util::{
     rt::{TokioIo, TokioTimer},
     service::TowerToHyperService,
 };
-use retunnel_proto::{dialect::v3::is_dialect_3, message::Token};
+use retunnel_link::Lane;
+use retunnel_proto::{dialect::v3::is_dialect_3, message::Token, native::SUBPROTOCOL};
 use socket2::SockRef;
-use tokio::io::AsyncWriteExt;
+use tokio::{io::AsyncWriteExt, time::timeout};
 use tracing::debug;
 
 use crate::{
     core::Core,
-    edge::{http1::request::RequestHead, rewind::Rewind, socket::Socket},
+    edge::{
+        http1::{request::RequestHead, tokens},
+        rewind::Rewind,
+        socket::Socket,
+    },
     rest::PeerAddr,
 };
 
@@ -34,6 +39,9 @@ const NOTSENT_LOWAT: u32 = 32 * 1024;
 /// How long a REST request may take to arrive.
 const REST_WITHIN: Duration = Duration::from_secs(10);
 
+/// How long the WebSocket's handshake of a lane may take.
+const LANE_WITHIN: Duration = Duration::from_secs(10);
+
 const SWITCHING: &[u8] = b"HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: retunnel\r\n\r\n";
 
 /// Serves a request for the base domain. `received` holds the request's head and whatever came behind it.
@@ -42,18 +50,30 @@ pub(crate) async fn serve(core: &Arc<Core>, mut socket: Socket, head: &RequestHe
     // A server address with a slash at its end gives the published clients a path with two in front.
     let path = head.path();
     let path = path.strip_prefix(b"/").filter(|rest| rest.starts_with(b"/")).unwrap_or(path);
-    let wants_link = path == b"/api/v1/link" && upgrade.eq_ignore_ascii_case(b"retunnel");
-    let wants_socket =
-        matches!(path, b"/api/v1/ws/tunnel" | b"/api/v1/ws/proxy") && upgrade.eq_ignore_ascii_case(b"websocket");
+    let is_websocket = upgrade.eq_ignore_ascii_case(b"websocket");
+    let in_messages = is_websocket && offers_link(head);
+    let wants_link = path == b"/api/v1/link" && (in_messages || upgrade.eq_ignore_ascii_case(b"retunnel"));
+    let wants_socket = matches!(path, b"/api/v1/ws/tunnel" | b"/api/v1/ws/proxy") && is_websocket;
     if !wants_link && !wants_socket {
         return rest(core, Rewind::new(received, socket), peer).await;
     }
     if wants_link && let Some(nonce) = authorization(head, "lane") {
-        return lane(core, socket, &nonce, peer).await;
+        let messages = in_messages.then_some(received);
+        return lane(core, socket, messages, &nonce, peer).await;
     }
     let permit = core.gate.enter(peer.ip());
     tune(&socket);
     let this = Arc::clone(core);
+    if in_messages && wants_link {
+        let io = Rewind::new(received, socket);
+        core.tasks.spawn(async move {
+            let deadline = this.config.limits.unauthenticated_deadline;
+            if let Some(Some(io)) = permit.within(deadline, websocket::link(io)).await {
+                native::serve(this, io, peer, permit).await;
+            }
+        });
+        return;
+    }
     if wants_link {
         let rest_of_it = received.slice(head.len..);
         if socket.write_all(SWITCHING).await.is_ok() {
@@ -78,6 +98,11 @@ pub(crate) async fn serve(core: &Arc<Core>, mut socket: Socket, head: &RequestHe
     });
 }
 
+/// Whether a WebSocket is meant to carry a link.
+fn offers_link(head: &RequestHead) -> bool {
+    tokens(head.headers.all("sec-websocket-protocol")).any(|offer| offer == SUBPROTOCOL.as_bytes())
+}
+
 /// The secret of an `Authorization` header with this scheme.
 fn authorization(head: &RequestHead, wanted: &str) -> Option<Token> {
     let value = head.header("authorization")?;
@@ -86,15 +111,20 @@ fn authorization(head: &RequestHead, wanted: &str) -> Option<Token> {
     scheme.eq_ignore_ascii_case(wanted).then(|| Token::new(token.trim()))
 }
 
-/// A connection for one bulk stream of a session. Its nonce came over the session's link.
-async fn lane(core: &Core, mut socket: Socket, nonce: &Token, peer: SocketAddr) {
+/// A connection for one bulk stream of a session. Its nonce came over the session's link. `messages`: its bytes ride in a
+/// WebSocket, whose handshake this is.
+async fn lane(core: &Core, mut socket: Socket, messages: Option<Bytes>, nonce: &Token, peer: SocketAddr) {
     let Some(place) = core.lanes.take(nonce) else {
         debug!(%peer, "unknown lane");
         let _ = socket.write_all(NO_SUCH_LANE).await;
         return;
     };
     socket.with(|socket| drop(SockRef::from(socket).set_tcp_congestion(b"bbr")));
-    if socket.write_all(SWITCHING).await.is_ok() {
+    if let Some(handshake) = messages {
+        if let Ok(Some(socket)) = timeout(LANE_WITHIN, websocket::link(Rewind::new(handshake, socket))).await {
+            place.fill(Lane::other(socket));
+        }
+    } else if socket.write_all(SWITCHING).await.is_ok() {
         place.fill(socket.into());
     }
 }

@@ -11,7 +11,7 @@ use crate::{
     ClientBuilder, Dialect,
     api::{self, ApiClient},
     error::{ApiError, ConnectError},
-    transport::{Dialer, HTTPS_REQUIRED, Socket, websocket},
+    transport::{Dialer, Socket, upgrade::HTTPS_REQUIRED, websocket},
 };
 
 /// Clocks may differ by so much. Certificates and sessions bear more; people who compare logs do not.
@@ -107,9 +107,19 @@ pub(super) async fn upgrade(dialer: &Dialer, wanted: Option<Dialect>, server: &S
     let knows_links = !server.about.is_null();
     let mut answered = None;
     if wanted.is_none_or(|dialect| dialect == Dialect::Native) {
-        match dialer.link().await {
+        match dialer.upgraded(None).await {
             Ok(_) => return (Finding::fine("a link opens").with(json!({ "transport": "link" })), Some(())),
-            Err(ConnectError::NotAServer { answer, .. }) => answered = Some(answer),
+            Err(ConnectError::NotAServer { answer, .. }) => {
+                if knows_links && dialer.in_messages(None).await.is_ok() {
+                    let found = format!(
+                        "something in between does not pass the upgrade of links on (it answers `{answer}`); WebSockets pass, \
+                         and links ride in them"
+                    );
+                    let details = json!({ "transport": "websocket", "link_answer": answer });
+                    return (Finding::warning(Problem::UpgradeStripped, found).with(details), Some(()));
+                }
+                answered = Some(answer);
+            }
             Err(error) => return (Finding::failed(Problem::UpgradeRefused, plain(&error.to_string())), None),
         }
     }

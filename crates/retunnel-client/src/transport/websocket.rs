@@ -1,10 +1,10 @@
-//! A WebSocket to the server, for the published dialects.
+//! A WebSocket to the server, for the published dialects, and for links where nothing else passes.
 
 use std::{io, sync::Arc};
 
 use bytes::Bytes;
 use futures_util::{SinkExt, StreamExt};
-use hyper::header::{AUTHORIZATION, HeaderValue};
+use hyper::header::{AUTHORIZATION, HeaderName, HeaderValue, SEC_WEBSOCKET_PROTOCOL};
 use retunnel_link::LinkError;
 use retunnel_proto::message::Token;
 use tokio::time::{Duration, timeout};
@@ -28,22 +28,42 @@ impl Dialer {
         token: Option<&Token>,
         max: usize,
     ) -> Result<WebSocket, ConnectError> {
+        let mut headers = Vec::new();
+        if let Some(token) = token {
+            let lost = |source| ConnectError::Unreachable { endpoint: self.endpoint.clone(), source };
+            let mut value = HeaderValue::try_from(format!("Bearer {}", token.expose()))
+                .map_err(|_| lost(io::Error::other("the token has characters that no header can carry")))?;
+            value.set_sensitive(true);
+            headers.push((AUTHORIZATION, value));
+        }
+        let form = (Config::default().flush_threshold(BATCH), Limits::default().max_payload_len(Some(max)));
+        Ok(self.handshake(path, headers, form).await?.0)
+    }
+
+    /// A WebSocket at `path`, and the subprotocol that the server agreed to.
+    pub(super) async fn handshake(
+        &self,
+        path: &str,
+        headers: Vec<(HeaderName, HeaderValue)>,
+        (config, limits): (Config, Limits),
+    ) -> Result<(WebSocket, Option<String>), ConnectError> {
         let lost = |source| ConnectError::Unreachable { endpoint: self.endpoint.clone(), source };
         let not_a_server = |answer| ConnectError::NotAServer { endpoint: self.endpoint.clone(), answer };
         let mut builder = ClientBuilder::new()
             .uri(&format!("ws://{}{path}", self.endpoint.authority()))
             .map_err(|error| lost(io::Error::other(error)))?
-            .limits(Limits::default().max_payload_len(Some(max)))
-            .config(Config::default().flush_threshold(BATCH));
-        if let Some(token) = token {
-            let mut value = HeaderValue::try_from(format!("Bearer {}", token.expose()))
-                .map_err(|_| lost(io::Error::other("the token has characters that no header can carry")))?;
-            value.set_sensitive(true);
-            builder = builder.add_header(AUTHORIZATION, value).map_err(|error| lost(io::Error::other(error)))?;
+            .limits(limits)
+            .config(config);
+        for (name, value) in headers {
+            builder = builder.add_header(name, value).map_err(|error| lost(io::Error::other(error)))?;
         }
         let socket = self.connect().await?;
         match timeout(ANSWER_WITHIN, builder.connect_on(socket)).await {
-            Ok(Ok((socket, _))) => Ok(socket),
+            Ok(Ok((socket, response))) => {
+                let agreed = response.headers().get(SEC_WEBSOCKET_PROTOCOL);
+                let agreed = agreed.and_then(|value| value.to_str().ok()).map(str::to_owned);
+                Ok((socket, agreed))
+            }
             Ok(Err(Error::Upgrade(upgrade::Error::DidNotSwitchProtocols(status)))) => {
                 // A server that restarts, or the proxy in front of it.
                 if matches!(status, 429 | 502 | 503 | 504) {

@@ -1,4 +1,4 @@
-//! WebSockets of the published clients: how they begin and end, whichever dialect they speak.
+//! WebSockets of clients: how they begin and end, whatever they carry.
 
 use std::{
     io::{self, IoSlice},
@@ -10,7 +10,9 @@ use std::{
 
 use bytes::Bytes;
 use futures_util::{SinkExt, StreamExt};
-use retunnel_proto::limits::MAX_UNAUTHENTICATED_MESSAGE;
+use http::{HeaderValue, header::SEC_WEBSOCKET_PROTOCOL};
+use retunnel_link::{MessageSocket, message_form};
+use retunnel_proto::{limits::MAX_UNAUTHENTICATED_MESSAGE, native::SUBPROTOCOL};
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
     time::timeout,
@@ -129,6 +131,21 @@ impl<IO: AsyncWrite + Unpin> AsyncWrite for Counted<IO> {
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         Pin::new(&mut self.io).poll_shutdown(cx)
     }
+}
+
+/// Accepts a WebSocket that carries the bytes of a link or a lane.
+pub(super) async fn link<IO>(io: IO) -> Option<MessageSocket<IO>>
+where
+    IO: AsyncRead + AsyncWrite + Unpin,
+{
+    let (config, limits) = message_form();
+    let builder = ServerBuilder::new()
+        .config(config)
+        .limits(limits)
+        .add_header(SEC_WEBSOCKET_PROTOCOL, HeaderValue::from_static(SUBPROTOCOL))
+        .expect("the header is none of the handshake's own");
+    let accepted = builder.accept(io).await;
+    accepted.map(|(_, socket)| MessageSocket::new(socket)).ok()
 }
 
 /// Largest message that is taken.

@@ -1,0 +1,190 @@
+//! The HTTP upgrade that turns a connection into a link or a lane. Where somebody in between refuses it, the same bytes ride
+//! in a WebSocket, which almost everybody lets through (`docs/decisions/0007-websocket-fallback.md`).
+
+use std::{io, time::Duration};
+
+use bytes::BytesMut;
+use hyper::header::{AUTHORIZATION, HeaderValue, SEC_WEBSOCKET_PROTOCOL};
+use retunnel_link::{MessageSocket, message_form};
+use retunnel_proto::{message::Token, native::SUBPROTOCOL};
+use socket2::SockRef;
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    time::{Instant, timeout},
+};
+use tracing::info;
+
+use super::{ANSWER_WITHIN, Dialer, Socket};
+use crate::error::ConnectError;
+
+const PATH: &str = "/api/v1/link";
+/// Largest answer to the upgrade.
+const MAX_ANSWER: usize = 16 * 1024;
+/// How long a refusal of the upgrade is remembered. Then, when the link is lost, it is tried again: machines move between
+/// networks, and proxies get mended.
+const REMEMBERED: Duration = Duration::from_secs(600);
+
+/// What is known about the way to the server.
+#[derive(Debug, Default)]
+pub(crate) struct Way {
+    /// The upgrade has passed. Who ends a connection without an answer then is a server that restarts.
+    passed: bool,
+    /// Only a WebSocket passed, at this time.
+    refused: Option<Instant>,
+}
+
+/// How the server is asked.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum By {
+    Upgrade,
+    WebSocket,
+}
+
+impl Way {
+    fn next(&self) -> By {
+        match self.refused {
+            Some(at) if at.elapsed() < REMEMBERED => By::WebSocket,
+            _ => By::Upgrade,
+        }
+    }
+
+    /// Whether a failed upgrade is the work of somebody in between, or of a server that has no links at all.
+    fn is_refusal(&self, error: &ConnectError) -> bool {
+        use io::ErrorKind::{BrokenPipe, ConnectionAborted, ConnectionReset, UnexpectedEof};
+        match error {
+            ConnectError::NotAServer { .. } => true,
+            ConnectError::Unreachable { source, .. } => {
+                let is_silent =
+                    matches!(source.kind(), UnexpectedEof | ConnectionReset | ConnectionAborted | BrokenPipe);
+                is_silent && !self.passed
+            }
+            _ => false,
+        }
+    }
+}
+
+impl Dialer {
+    fn way(&self) -> std::sync::MutexGuard<'_, Way> {
+        self.way.lock().expect("no code panics while it holds what is known of the way")
+    }
+
+    /// A connection that carries link frames from here on.
+    pub(crate) async fn link(&self) -> Result<Socket, ConnectError> {
+        let mut refusal = None;
+        if self.way().next() == By::Upgrade {
+            match self.upgraded(None).await {
+                Ok(socket) => {
+                    *self.way() = Way { passed: true, refused: None };
+                    return Ok(socket);
+                }
+                Err(error) if self.way().is_refusal(&error) => refusal = Some(error),
+                Err(error) => return Err(error),
+            }
+        }
+        match self.in_messages(None).await {
+            Ok(socket) => {
+                if let Some(refusal) = refusal {
+                    info!(%refusal, "the link rides in a WebSocket: the upgrade did not pass");
+                    *self.way() = Way { passed: false, refused: Some(Instant::now()) };
+                }
+                Ok(socket)
+            }
+            Err(error) => {
+                if matches!(error, ConnectError::NotAServer { .. }) {
+                    // The way has changed: the next try begins anew.
+                    self.way().refused = None;
+                }
+                // The first answer names the server best.
+                Err(refusal.unwrap_or(error))
+            }
+        }
+    }
+
+    /// A connection that carries one bulk stream of a link, by the same way as the link.
+    pub(crate) async fn lane(&self, nonce: &Token) -> Result<Socket, ConnectError> {
+        let by = if self.way().refused.is_some() { By::WebSocket } else { By::Upgrade };
+        let socket = match by {
+            By::Upgrade => self.upgraded(Some(nonce)).await?,
+            By::WebSocket => self.in_messages(Some(nonce)).await?,
+        };
+        if let Socket::Plain(socket) = &socket {
+            // Nothing waits behind a lane's bytes, and the kernel moves many at a time.
+            let _ = SockRef::from(socket).set_tcp_notsent_lowat(u32::MAX);
+        }
+        Ok(socket)
+    }
+
+    /// The same within a WebSocket.
+    pub(crate) async fn in_messages(&self, nonce: Option<&Token>) -> Result<Socket, ConnectError> {
+        let mut headers = vec![(SEC_WEBSOCKET_PROTOCOL, HeaderValue::from_static(SUBPROTOCOL))];
+        headers.extend(nonce.and_then(|nonce| {
+            let mut value = HeaderValue::try_from(format!("Lane {}", nonce.expose())).ok()?;
+            value.set_sensitive(true);
+            Some((AUTHORIZATION, value))
+        }));
+        let (socket, agreed) = self.handshake(PATH, headers, message_form()).await?;
+        if agreed.as_deref() != Some(SUBPROTOCOL) {
+            let answer = "a WebSocket that is no link".into();
+            return Err(ConnectError::NotAServer { endpoint: self.endpoint.clone(), answer });
+        }
+        Ok(Socket::Messages(Box::new(MessageSocket::new(socket))))
+    }
+
+    /// A connection behind its upgrade; with a nonce it is a lane.
+    pub(crate) async fn upgraded(&self, nonce: Option<&Token>) -> Result<Socket, ConnectError> {
+        let mut socket = self.connect().await?;
+        let lost = |source| ConnectError::Unreachable { endpoint: self.endpoint.clone(), source };
+        let lane = nonce.map(|nonce| format!("Authorization: Lane {}\r\n", nonce.expose())).unwrap_or_default();
+        let request = format!(
+            "GET {PATH} HTTP/1.1\r\nHost: {}\r\nConnection: Upgrade\r\nUpgrade: retunnel\r\n\
+             User-Agent: retunnel/{}\r\n{lane}\r\n",
+            self.endpoint.authority(),
+            crate::VERSION,
+        );
+        let answer = timeout(ANSWER_WITHIN, async {
+            socket.write_all(request.as_bytes()).await?;
+            socket.flush().await?;
+            let mut answer = BytesMut::with_capacity(512);
+            loop {
+                if let Some(end) = answer.windows(4).position(|part| part == b"\r\n\r\n") {
+                    return Ok(Some((end + 4, answer)));
+                }
+                if answer.len() > MAX_ANSWER || socket.read_buf(&mut answer).await? == 0 {
+                    return Ok(if answer.is_empty() { None } else { Some((answer.len(), answer)) });
+                }
+            }
+        });
+        let (end, mut answer) = match answer.await {
+            Ok(Ok(Some(answer))) => answer,
+            Ok(Ok(None)) => return Err(lost(io::ErrorKind::UnexpectedEof.into())),
+            Ok(Err(source)) => return Err(lost(source)),
+            Err(_) => return Err(self.too_slow(ANSWER_WITHIN)),
+        };
+        let head = answer.split_to(end).freeze();
+        let status_line = head.split(|byte| *byte == b'\r').next().unwrap_or_default();
+        let status_line: String =
+            String::from_utf8_lossy(status_line).chars().filter(|c| !c.is_control()).take(120).collect();
+        if wants_tls(&head) {
+            return Err(ConnectError::TlsRequired { endpoint: self.endpoint.clone() });
+        }
+        match status_line.split(' ').nth(1) {
+            Some("101") => {
+                Ok(if answer.is_empty() { socket } else { Socket::Prefixed(answer.freeze(), Box::new(socket)) })
+            }
+            // A server that restarts, or the proxy in front of it.
+            Some("429" | "502" | "503" | "504") => Err(lost(io::Error::other(format!("answered `{status_line}`")))),
+            _ => Err(ConnectError::NotAServer { endpoint: self.endpoint.clone(), answer: status_line }),
+        }
+    }
+}
+
+/// The code of a server that speaks TLS only, in the header of the same name as all its errors.
+pub(crate) const HTTPS_REQUIRED: (&str, &str) = ("x-retunnel-error", "https_required");
+
+fn wants_tls(head: &[u8]) -> bool {
+    head.split(|byte| *byte == b'\n').any(|line| {
+        let mut parts = line.splitn(2, |byte| *byte == b':').map(<[u8]>::trim_ascii);
+        let is = |part: Option<&[u8]>, text: &str| part.is_some_and(|part| part.eq_ignore_ascii_case(text.as_bytes()));
+        is(parts.next(), HTTPS_REQUIRED.0) && is(parts.next(), HTTPS_REQUIRED.1)
+    })
+}
