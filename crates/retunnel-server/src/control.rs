@@ -30,6 +30,7 @@ use crate::{
         rewind::Rewind,
         socket::Socket,
     },
+    guarded::guarded,
     rest::PeerAddr,
 };
 
@@ -66,25 +67,26 @@ pub(crate) async fn serve(core: &Arc<Core>, mut socket: Socket, head: &RequestHe
     let this = Arc::clone(core);
     if in_messages && wants_link {
         let io = Rewind::new(received, socket);
-        core.tasks.spawn(async move {
+        core.tasks.spawn(guarded("link", peer, async move {
             let deadline = this.config.limits.unauthenticated_deadline;
             if let Some(Some(io)) = permit.within(deadline, websocket::link(io)).await {
                 native::serve(this, io, peer, permit).await;
             }
-        });
+        }));
         return;
     }
     if wants_link {
         let rest_of_it = received.slice(head.len..);
         if socket.write_all(SWITCHING).await.is_ok() {
-            core.tasks.spawn(native::serve(this, Rewind::new(rest_of_it, socket), peer, permit));
+            let session = native::serve(this, Rewind::new(rest_of_it, socket), peer, permit);
+            core.tasks.spawn(guarded("link", peer, session));
         }
         return;
     }
     let token = authorization(head, "bearer");
     let is_control = path == b"/api/v1/ws/tunnel";
     let io = Rewind::new(received, socket);
-    core.tasks.spawn(async move {
+    core.tasks.spawn(guarded("WebSocket", peer, async move {
         let deadline = this.config.limits.unauthenticated_deadline;
         let Some((socket, first)) = websocket::accept(io, &permit, deadline).await else {
             debug!(%peer, is_control, "WebSocket without a first message");
@@ -95,7 +97,7 @@ pub(crate) async fn serve(core: &Arc<Core>, mut socket: Socket, head: &RequestHe
             true => v2::serve_control(this, (socket, first), token, peer, permit).await,
             false => v2::serve_proxy(this, (socket, first), token, peer, permit).await,
         }
-    });
+    }));
 }
 
 /// Whether a WebSocket is meant to carry a link.

@@ -18,6 +18,7 @@ mod core;
 mod edge;
 #[doc(hidden)]
 pub mod fuzzing;
+mod guarded;
 mod hostnames;
 pub mod limits;
 mod registry;

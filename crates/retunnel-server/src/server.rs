@@ -29,8 +29,10 @@ use crate::{
     core::{BODY_PIECE, Core},
     edge::{
         accept, connection,
+        socket::Socket,
         tls::{Tls, TlsError},
     },
+    guarded::guarded,
     hostnames::Hostnames,
     limits::{ConnectionGate, RateLimits},
     registry::{Key, Quota, Registry},
@@ -130,7 +132,7 @@ impl Server {
             stopping: CancellationToken::new(),
             config,
         });
-        core.tasks.spawn(accept_all(Arc::clone(&core), listener));
+        core.tasks.spawn(accept_all(Arc::clone(&core), listener, connection::serve_owned));
         core.tasks.spawn(keep_up(Arc::clone(&core)));
         core.tasks.spawn(save_leases(Arc::clone(&core), store));
         info!(%address, data = %core.config.data_dir.display(), "server started");
@@ -204,7 +206,12 @@ impl Drop for ServerHandle {
     }
 }
 
-async fn accept_all(core: Arc<Core>, listener: TcpListener) {
+/// Accepts connections and owns their handlers.
+async fn accept_all<H, F>(core: Arc<Core>, listener: TcpListener, serve: H)
+where
+    H: Fn(Arc<Core>, Socket, SocketAddr) -> F,
+    F: Future<Output = ()> + Send + 'static,
+{
     let turned_away = Arc::new(Semaphore::new(MAX_TURNED_AWAY));
     loop {
         // Both arms are cancel-safe.
@@ -214,15 +221,16 @@ async fn accept_all(core: Arc<Core>, listener: TcpListener) {
         };
         let this = Arc::clone(&core);
         if let Ok(permit) = Arc::clone(&core.visitors).try_acquire_owned() {
-            core.relays.spawn(async move {
-                connection::serve(&this, socket, peer).await;
+            let serving = serve(this, socket, peer);
+            core.relays.spawn(guarded("visitor", peer, async move {
+                serving.await;
                 drop(permit);
-            });
+            }));
         } else if let Ok(permit) = Arc::clone(&turned_away).try_acquire_owned() {
-            core.relays.spawn(async move {
+            core.relays.spawn(guarded("turned away", peer, async move {
                 connection::turn_away(&this, socket, peer).await;
                 drop(permit);
-            });
+            }));
         }
         // Beyond both bounds a connection is closed without a word.
     }
@@ -279,5 +287,86 @@ fn stored_key(key: &Key) -> LeaseKey {
         Key::Name(name) => LeaseKey::Name(name.clone()),
         Key::Host(hostname) => LeaseKey::Host(hostname.clone()),
         Key::Port(port) => LeaseKey::Port(*port),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Mutex;
+
+    use tokio::{
+        io::{AsyncReadExt, AsyncWriteExt},
+        net::TcpStream,
+    };
+    use tracing_subscriber::fmt::MakeWriter;
+
+    use super::*;
+
+    /// Echoes bytes, and panics at a `!`.
+    async fn echo(_: Arc<Core>, mut socket: Socket, _: SocketAddr) {
+        let mut byte = [0];
+        while socket.read_exact(&mut byte).await.is_ok() {
+            assert!(byte != *b"!", "asked to");
+            let _ = socket.write_all(&byte).await;
+        }
+    }
+
+    #[derive(Clone, Default)]
+    struct Log(Arc<Mutex<Vec<u8>>>);
+
+    impl io::Write for Log {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            self.0.lock().expect("no panic").extend_from_slice(bytes);
+            Ok(bytes.len())
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    impl MakeWriter<'_> for Log {
+        type Writer = Self;
+
+        fn make_writer(&self) -> Self {
+            self.clone()
+        }
+    }
+
+    #[tokio::test]
+    async fn row_59_a_panic_in_one_handler_ends_that_connection_only() {
+        let log = Log::default();
+        let subscriber = tracing_subscriber::fmt().with_writer(log.clone()).with_ansi(false).finish();
+        let _logged = tracing::subscriber::set_default(subscriber);
+        let data = tempfile::tempdir().expect("a directory");
+        let mut config = ServerConfig::new(data.path().into());
+        config.listen.set_port(0);
+        let server = Server::start(config).await.expect("a server");
+        let core = &server.core;
+        let listener = accept::listen(SocketAddr::from(([127, 0, 0, 1], 0)), 16).expect("a listener");
+        let address = listener.local_addr().expect("an address");
+        core.tasks.spawn(accept_all(Arc::clone(core), listener, echo));
+
+        let places = core.visitors.available_permits();
+        let mut before = TcpStream::connect(address).await.expect("a connection");
+        let mut panicking = TcpStream::connect(address).await.expect("a connection");
+        panicking.write_all(b"!").await.expect("sent");
+        assert_eq!(panicking.read(&mut [0]).await.unwrap_or(0), 0, "the connection has ended");
+        let mut after = TcpStream::connect(address).await.expect("a connection");
+        for socket in [&mut before, &mut after] {
+            let mut byte = [0];
+            socket.write_all(b"a").await.expect("sent");
+            socket.read_exact(&mut byte).await.expect("an echo");
+        }
+        assert_eq!(core.visitors.available_permits(), places - 2, "the place is free again");
+        let text = String::from_utf8(log.0.lock().expect("no panic").clone()).expect("text");
+        let line = text.lines().find(|line| line.contains("handler_panicked")).expect(&text);
+        assert!(line.contains("ERROR") && line.contains("asked to") && line.contains("peer=127.0.0.1:"), "{line}");
+        // And the server itself still answers.
+        let mut visitor = TcpStream::connect(server.address()).await.expect("a connection");
+        visitor.write_all(b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n").await.expect("sent");
+        let mut answer = Vec::new();
+        visitor.read_to_end(&mut answer).await.expect("an answer");
+        assert!(answer.starts_with(b"HTTP/1.1 200"));
     }
 }

@@ -273,7 +273,7 @@ impl Session {
             }
         }
         let cause = self.link.closed().await;
-        self.end(&cause);
+        info!(%cause, clean = self.clean, "native session ended");
     }
 
     async fn event(&mut self, event: LinkEvent) {
@@ -373,9 +373,11 @@ impl Session {
     async fn still_valid(&self) -> bool {
         self.core.auth.is_valid(&self.account).await
     }
+}
 
-    fn end(self, cause: &LinkError) {
-        info!(%cause, clean = self.clean, "native session ended");
+impl Drop for Session {
+    /// Also when a panic ended it: nobody may be sent to a link that is gone.
+    fn drop(&mut self) {
         for tunnel in self.tunnels.values() {
             if self.clean {
                 self.core.registry.release(tunnel);

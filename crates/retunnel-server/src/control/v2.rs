@@ -251,7 +251,18 @@ struct ControlSession {
     queue: mpsc::Receiver<ServerMessage>,
 }
 
+impl Drop for ControlSession {
+    /// Also when a panic ended it.
+    fn drop(&mut self) {
+        self.lose_tunnels();
+    }
+}
+
 impl ControlSession {
+    fn lose_tunnels(&mut self) {
+        self.tunnels.drain().for_each(|(_, tunnel)| self.core.registry.lose(&tunnel));
+    }
+
     async fn run<IO>(mut self, mut socket: WebSocketStream<IO>, revoked: Receiver<Revoked>)
     where
         IO: AsyncRead + AsyncWrite + Unpin,
@@ -259,9 +270,7 @@ impl ControlSession {
         info!("2.x session started");
         let cause = self.serve(&mut socket, revoked).await;
         info!(cause, "2.x session ended");
-        for tunnel in self.tunnels.values() {
-            self.core.registry.lose(tunnel);
-        }
+        self.lose_tunnels();
         self.queue.close();
         // Visitors that wait learn at once that nobody will answer.
         self.shared.lock().clear();

@@ -151,7 +151,18 @@ struct Watch {
     fullest: Option<(u64, u64)>,
 }
 
+impl Drop for Session {
+    /// Also when a panic ended it.
+    fn drop(&mut self) {
+        self.lose_tunnels();
+    }
+}
+
 impl Session {
+    fn lose_tunnels(&mut self) {
+        self.tunnels.drain().for_each(|(_, tunnel)| self.core.registry.lose(&tunnel));
+    }
+
     async fn run<IO>(mut self, mut wire: Wire<IO>, revoked: Receiver<Revoked>)
     where
         IO: AsyncRead + AsyncWrite + Unpin,
@@ -160,9 +171,7 @@ impl Session {
         let cause = self.serve(&mut wire, revoked).await;
         info!(cause, "3.x session ended");
         self.mux.end();
-        for tunnel in self.tunnels.values() {
-            self.core.registry.lose(tunnel);
-        }
+        self.lose_tunnels();
         // A refusal leaves before the closing handshake.
         let _ = timeout(SILENCE, wire.finish()).await;
         close(wire.socket).await;

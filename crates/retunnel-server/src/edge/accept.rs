@@ -38,6 +38,7 @@ pub(crate) fn listen(address: SocketAddr, backlog: u32) -> io::Result<TcpListene
 
 /// The next connection, however often accepting fails.
 pub(crate) async fn next(listener: &TcpListener) -> (Socket, SocketAddr) {
+    let mut told = false;
     loop {
         match listener.accept().await {
             Ok((socket, peer)) => {
@@ -48,7 +49,10 @@ pub(crate) async fn next(listener: &TcpListener) -> (Socket, SocketAddr) {
             // The peer gave up between connecting and being accepted.
             Err(error) if is_of_connection(&error) => {}
             Err(error) => {
-                warn!(%error, "cannot accept connections now");
+                if !told {
+                    warn!(%error, "cannot accept connections now; trying until it works");
+                    told = true;
+                }
                 sleep(PAUSE).await;
             }
         }

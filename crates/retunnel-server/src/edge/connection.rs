@@ -80,6 +80,11 @@ async fn secured(core: &Core, socket: Socket, peer: SocketAddr) -> Option<Socket
     None
 }
 
+/// [`serve`] with a share of its own.
+pub(crate) async fn serve_owned(core: Arc<Core>, socket: Socket, peer: SocketAddr) {
+    serve(&core, socket, peer).await;
+}
+
 /// Serves a connection until it ends. The task's size is what an idle visitor costs, so that everything but the wait for
 /// the next head is in a box of its own.
 pub(crate) async fn serve(core: &Arc<Core>, socket: Socket, peer: SocketAddr) {

@@ -22,6 +22,7 @@ use crate::{
         relay,
         socket::Socket,
     },
+    guarded::guarded,
     registry::{Found, Key},
     tunnel::{Tunnel, Upstream},
 };
@@ -59,10 +60,10 @@ async fn serve(core: Arc<Core>, listener: TcpListener, port: u16, stop: Cancella
             continue;
         };
         let this = Arc::clone(&core);
-        core.relays.spawn(async move {
+        core.relays.spawn(guarded("visitor of a port", peer, async move {
             serve_visitor(&this, visitor, peer, port).await;
             drop(permit);
-        });
+        }));
     }
     info!(port, "public port closed");
 }
