@@ -40,6 +40,8 @@ pub struct Driver<IO> {
     /// Bytes that arrived behind the frame that filled the event queue.
     leftover: Vec<u8>,
     out: VecDeque<Bytes>,
+    /// Whom a poll wakes; empty between polls.
+    wakers: Vec<Waker>,
     tick: Pin<Box<Sleep>>,
     close_deadline: Option<Instant>,
 }
@@ -68,6 +70,7 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> Driver<IO> {
             frame: NO_FRAME,
             leftover: Vec::new(),
             out: VecDeque::new(),
+            wakers: Vec::new(),
             tick: Box::pin(sleep_until(first)),
             close_deadline: None,
         }
@@ -188,6 +191,7 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> Driver<IO> {
             if silence >= state.config.dead_after {
                 return Err(LinkError::Silent(silence));
             }
+            state.release_memory();
             state.queue_ping(now);
             state.reap_detached(now, wakers);
             // The next look is early enough to notice `dead_after` on time.
@@ -281,12 +285,13 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> Future for Driver<IO> {
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<LinkError> {
         let this = &mut *self;
-        let mut wakers = Vec::new();
+        let mut wakers = std::mem::take(&mut this.wakers);
         let result = this.poll_link(cx, &mut wakers);
         if let Poll::Ready(error) = &result {
             this.shared.lock().end(error.clone(), &mut wakers);
         }
-        wakers.into_iter().for_each(Waker::wake);
+        wakers.drain(..).for_each(Waker::wake);
+        this.wakers = wakers;
         result
     }
 }

@@ -25,7 +25,7 @@ mod tls;
 use std::{
     future::poll_fn,
     sync::{Arc, Mutex, MutexGuard},
-    task::Poll,
+    task::{Poll, Waker},
     time::Duration,
 };
 
@@ -122,9 +122,7 @@ impl Link {
                 return Poll::Pending;
             }
             state.queue_control(payload.take().unwrap_or_default());
-            let waker = state.driver_waker.take();
-            drop(state);
-            wake(waker);
+            release(state, Vec::new());
             Poll::Ready(Ok(()))
         })
         .await
@@ -137,9 +135,7 @@ impl Link {
     pub fn open(&self, open: &Open) -> Result<LinkStream, OpenError> {
         let mut state = self.shared.lock();
         let id = state.open_stream(&open.encode())?;
-        let waker = state.driver_waker.take();
-        drop(state);
-        wake(waker);
+        release(state, Vec::new());
         Ok(LinkStream::new(Arc::clone(&self.shared), id))
     }
 
@@ -147,9 +143,7 @@ impl Link {
     pub fn go_away(&self, code: ReasonCode, reason: &str) {
         let mut state = self.shared.lock();
         state.queue_go_away(code, reason);
-        let waker = state.driver_waker.take();
-        drop(state);
-        wake(waker);
+        release(state, Vec::new());
     }
 
     /// Ends the link: what is queued on the control channel and a go-away are flushed for at most
@@ -158,18 +152,14 @@ impl Link {
         let mut state = self.shared.lock();
         state.queue_go_away(code, reason);
         state.closing.get_or_insert(LinkError::ClosedHere { code, reason: reason.into() });
-        let waker = state.driver_waker.take();
-        drop(state);
-        wake(waker);
+        release(state, Vec::new());
     }
 
     /// The window the peer announced for each stream, from its hello. Until then streams send nothing.
     pub fn set_peer_window(&self, bytes: u32) {
         let mut state = self.shared.lock();
         state.set_peer_window(bytes);
-        let waker = state.driver_waker.take();
-        drop(state);
-        wake(waker);
+        release(state, Vec::new());
     }
 
     /// Lets streams move to lanes ([`LinkEvent::LaneWanted`]): the peer can open them.
@@ -182,9 +172,7 @@ impl Link {
         let mut wakers = Vec::new();
         let mut state = self.shared.lock();
         state.add_lane(number, lane, &mut wakers);
-        wakers.extend(state.driver_waker.take());
-        drop(state);
-        wakers.into_iter().for_each(std::task::Waker::wake);
+        release(state, wakers);
     }
 
     /// A lane that was asked for will not come; streams stay on the link.
@@ -250,9 +238,7 @@ impl Events {
                 return Poll::Pending;
             };
             // The driver stops reading while the queue is full.
-            let waker = state.driver_waker.take();
-            drop(state);
-            wake(waker);
+            release(state, Vec::new());
             Poll::Ready(Some(match event {
                 state::QueuedEvent::Control(payload) => LinkEvent::Control(payload),
                 state::QueuedEvent::Opened(open, id) => {
@@ -266,8 +252,9 @@ impl Events {
     }
 }
 
-pub(crate) fn wake(waker: Option<std::task::Waker>) {
-    if let Some(waker) = waker {
-        waker.wake();
-    }
+/// Ends a change of the state: the driver looks at what it left, and `wakers` at what became of theirs.
+pub(crate) fn release(mut state: MutexGuard<'_, State>, wakers: Vec<Waker>) {
+    let driver = state.driver_waker.take();
+    drop(state);
+    driver.into_iter().chain(wakers).for_each(Waker::wake);
 }

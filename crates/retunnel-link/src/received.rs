@@ -3,12 +3,16 @@
 
 use std::collections::VecDeque;
 
+use bytes::{Buf, Bytes};
+
 /// Largest piece that small frames are gathered in.
 const PIECE: usize = 16 * 1024;
 
 #[derive(Debug, Default)]
 pub(crate) struct Received {
-    pieces: VecDeque<Vec<u8>>,
+    /// The oldest bytes; most of the time there are no others.
+    first: Vec<u8>,
+    more: VecDeque<Vec<u8>>,
     /// Bytes of the first piece that were read already.
     taken: usize,
     len: usize,
@@ -24,42 +28,52 @@ impl Received {
     }
 
     pub(crate) fn push(&mut self, mut bytes: &[u8]) {
-        if let Some(last) = self.pieces.back_mut() {
-            let room = (last.capacity() - last.len()).min(bytes.len());
-            last.extend_from_slice(&bytes[..room]);
-            self.len += room;
-            bytes = &bytes[room..];
-        }
+        let last = self.more.back_mut().unwrap_or(&mut self.first);
+        let room = (last.capacity() - last.len()).min(bytes.len());
+        last.extend_from_slice(&bytes[..room]);
+        bytes = &bytes[room..];
         if !bytes.is_empty() {
             // The first piece is exact; where more comes before it is read, the next ones have room.
             let mut piece = Vec::with_capacity(bytes.len().max(self.len.min(PIECE)));
             piece.extend_from_slice(bytes);
-            self.pieces.push_back(piece);
-            self.len += bytes.len();
+            if self.len == 0 { self.first = piece } else { self.more.push_back(piece) }
         }
+        self.len += room + bytes.len();
     }
 
     /// Moves as much as fits and gives the count.
     pub(crate) fn read(&mut self, into: &mut [u8]) -> usize {
         let mut count = 0;
-        while count < into.len()
-            && let Some(piece) = self.pieces.front()
-        {
-            let rest = &piece[self.taken..];
+        while count < into.len() && count < self.len {
+            let rest = &self.first[self.taken..];
             let step = rest.len().min(into.len() - count);
             into[count..count + step].copy_from_slice(&rest[..step]);
             count += step;
             self.taken += step;
-            if self.taken == piece.len() {
-                self.pieces.pop_front();
-                self.taken = 0;
+            if self.taken == self.first.len() {
+                self.next_piece();
             }
         }
         self.len -= count;
-        if self.len == 0 {
-            self.pieces = VecDeque::new();
-        }
         count
+    }
+
+    /// Gives the oldest piece; empty when there is none.
+    pub(crate) fn take(&mut self) -> Bytes {
+        let (piece, taken) = (std::mem::take(&mut self.first), self.taken);
+        self.next_piece();
+        self.len -= piece.len() - taken;
+        let mut piece = Bytes::from(piece);
+        piece.advance(taken);
+        piece
+    }
+
+    fn next_piece(&mut self) {
+        self.taken = 0;
+        self.first = self.more.pop_front().unwrap_or_default();
+        if self.more.is_empty() {
+            self.more = VecDeque::new();
+        }
     }
 }
 
@@ -77,9 +91,18 @@ mod tests {
             for (push, read) in steps {
                 received.push(&(next_in..next_in + push).map(byte).collect::<Vec<_>>());
                 next_in += push;
-                let mut into = vec![0; read];
-                let count = received.read(&mut into);
-                prop_assert_eq!(count, read.min(next_in - next_out));
+                let into = if read % 5 == 0 {
+                    let piece = received.take();
+                    prop_assert_eq!(piece.is_empty(), next_in == next_out);
+                    piece.to_vec()
+                } else {
+                    let mut into = vec![0; read];
+                    let count = received.read(&mut into);
+                    prop_assert_eq!(count, read.min(next_in - next_out));
+                    into.truncate(count);
+                    into
+                };
+                let count = into.len();
                 prop_assert!(into[..count].iter().enumerate().all(|(n, found)| *found == byte(next_out + n)));
                 next_out += count;
                 prop_assert_eq!(received.len(), next_in - next_out);
@@ -93,8 +116,8 @@ mod tests {
         for _ in 0..100_000 {
             received.push(b"x");
         }
-        let held: usize = received.pieces.iter().map(Vec::capacity).sum();
+        let held: usize = received.first.capacity() + received.more.iter().map(Vec::capacity).sum::<usize>();
         assert!(held < 100_000 + 2 * PIECE, "{held}");
-        assert!(received.pieces.len() < 40, "{}", received.pieces.len());
+        assert!(received.more.len() < 40, "{}", received.more.len());
     }
 }

@@ -11,6 +11,7 @@ use std::{
 };
 
 use bytes::{Bytes, BytesMut};
+use foldhash::fast::FixedState;
 use retunnel_proto::{
     limits::MAX_DATA_PAYLOAD,
     native::{self, FLAG_ACK, FLAG_FIN, FrameHeader, FrameKind, HEADER_LEN, ReasonCode, control::Open},
@@ -37,6 +38,8 @@ const MAX_PONGS: usize = 16;
 /// Unasked small frames (credit, resets, pongs) that wait to be sent, in bytes. A peer that makes us answer but does
 /// not read runs into it.
 const MAX_URGENT: usize = 1024 * 1024;
+/// Bytes that the frames of small writes are gathered in, kept while a link is in use.
+const URGENT_BUFFER: usize = 16 * 1024;
 /// How long a stream that nobody holds any more may take to finish.
 const DETACHED_GRACE: Duration = Duration::from_secs(10);
 
@@ -115,6 +118,14 @@ impl Stream {
     }
 }
 
+/// What became of bytes given to a stream.
+pub(crate) enum WriteOutcome {
+    /// So many were taken; 0 when the writer must wait.
+    Took(usize),
+    /// They go to the lane.
+    Lane(Arc<Lane>),
+}
+
 /// Result of a read from a stream's buffer.
 pub(crate) enum ReadOutcome {
     Bytes(usize),
@@ -132,15 +143,17 @@ pub(crate) struct State {
     pub(crate) max_control: usize,
     /// `None` until the peer's hello was read; streams opened before start without credit.
     peer_window: Option<u32>,
-    pub(crate) streams: HashMap<u32, Stream>,
+    pub(crate) streams: HashMap<u32, Stream, FixedState>,
     pub(crate) lanes: Lanes,
     /// Id of the newest stream, 0 before the first.
     last_id: u32,
     turns: VecDeque<u32>,
     waiting_to_send: usize,
     buffered: usize,
-    /// Encoded small frames that go before everything else.
+    /// Encoded small frames that go before everything else, in the order they were made.
     urgent: BytesMut,
+    /// Bytes of data frames among them.
+    inlined: usize,
     pongs: usize,
     control: VecDeque<Vec<u8>>,
     pub(crate) control_waiters: Vec<Waker>,
@@ -167,13 +180,14 @@ impl State {
             role,
             max_control: config.max_control,
             peer_window: None,
-            streams: HashMap::new(),
+            streams: HashMap::default(),
             lanes: Lanes::default(),
             last_id: 0,
             turns: VecDeque::new(),
             waiting_to_send: 0,
             buffered: 0,
             urgent: BytesMut::new(),
+            inlined: 0,
             pongs: 0,
             control: VecDeque::new(),
             control_waiters: Vec::new(),
@@ -268,15 +282,19 @@ impl State {
         Ok(id)
     }
 
-    /// Room for bytes of this stream, 0 when the writer must wait.
+    /// Takes bytes of a stream. A small write with nothing before it becomes a frame at once; the rest waits for the
+    /// stream's turn.
     pub(crate) fn write(
         &mut self,
         id: u32,
         bytes: &[u8],
         wakers: &mut Vec<Waker>,
-    ) -> Result<usize, (ReasonCode, String)> {
+    ) -> Result<WriteOutcome, (ReasonCode, String)> {
         if let Some(error) = &self.ended {
             return Err((ReasonCode::CANCELLED, error.to_string()));
+        }
+        if let Some(lane) = self.lane_to_write(id) {
+            return Ok(WriteOutcome::Lane(lane));
         }
         let crowded = self.waiting_to_send >= CROWDED;
         let Some(stream) = self.streams.get_mut(&id) else {
@@ -288,6 +306,23 @@ impl State {
         if stream.send_end != SendEnd::Open {
             return Err((ReasonCode::NONE, "written after the end".into()));
         }
+        if bytes.len() <= COPY_BELOW
+            && bytes.len() <= stream.send_credit as usize
+            && self.urgent.len() < BATCH
+            && stream.sending.is_empty()
+            && !stream.queued
+        {
+            stream.send_credit -= bytes.len() as u32;
+            stream.moving.sent += bytes.len() as u64;
+            self.inlined += HEADER_LEN + bytes.len();
+            if self.urgent.is_empty() {
+                // Once the last batch is written, this is the same memory again.
+                self.urgent.reserve(URGENT_BUFFER);
+            }
+            self.urgent_frame(FrameKind::Data, 0, id, bytes);
+            self.consider_lane(id, wakers);
+            return Ok(WriteOutcome::Took(bytes.len()));
+        }
         let limit = if crowded { SEND_BUFFER_CROWDED } else { SEND_BUFFER };
         let room = limit.saturating_sub(stream.sending.len()).min(bytes.len());
         stream.sending.extend_from_slice(&bytes[..room]);
@@ -295,7 +330,7 @@ impl State {
         self.waiting_to_send += room;
         self.want_turn(id);
         self.consider_lane(id, wakers);
-        Ok(room)
+        Ok(WriteOutcome::Took(room))
     }
 
     pub(crate) fn end_sending(&mut self, id: u32) {
@@ -322,47 +357,61 @@ impl State {
     /// until [`BATCH`] bytes are gathered. Whatever a control message announces (a tunnel, the reason of a farewell) so
     /// arrives before the frames that follow from it. `wakers` receives writers that have room again.
     pub(crate) fn gather(&mut self, out: &mut VecDeque<Bytes>, wakers: &mut Vec<Waker>) {
-        let mut head = BytesMut::new();
         let mut gathered = 0;
-        while gathered < BATCH
-            && let Some(payload) = self.control.pop_front()
-        {
-            let header = FrameHeader { kind: FrameKind::Control, flags: 0, len: payload.len() as u32, stream: 0 };
-            head.extend_from_slice(&header.encode());
-            head.extend_from_slice(&payload);
-            gathered += HEADER_LEN + payload.len();
+        if !self.control.is_empty() {
+            let mut messages = BytesMut::new();
+            while gathered < BATCH
+                && let Some(payload) = self.control.pop_front()
+            {
+                let header = FrameHeader { kind: FrameKind::Control, flags: 0, len: payload.len() as u32, stream: 0 };
+                messages.extend_from_slice(&header.encode());
+                messages.extend_from_slice(&payload);
+                gathered += HEADER_LEN + payload.len();
+            }
+            out.push_back(messages.freeze());
+            if !self.control.is_empty() {
+                return;
+            }
         }
-        if !self.control_is_full() {
-            wakers.append(&mut self.control_waiters);
-        }
-        if self.control.is_empty() {
-            head.extend_from_slice(&self.urgent);
-            gathered += self.urgent.len();
-            self.urgent = BytesMut::new();
-            self.pongs = 0;
-        } else {
-            gathered = BATCH;
-        }
+        wakers.append(&mut self.control_waiters);
+        let mut small = std::mem::take(&mut self.urgent);
+        gathered += small.len();
+        self.inlined = 0;
+        self.pongs = 0;
         if self.closing.is_none() {
             while gathered < BATCH
                 && let Some(id) = self.turns.pop_front()
             {
-                gathered += self.take_turn(id, &mut head, out, wakers);
+                gathered += self.take_turn(id, &mut small, out, wakers);
             }
         }
-        if !head.is_empty() {
-            out.push_back(head.freeze());
+        if !small.is_empty() {
+            out.push_back(small.split().freeze());
+        }
+        self.urgent = small;
+    }
+
+    /// An idle link owns no memory.
+    pub(crate) fn release_memory(&mut self) {
+        if self.urgent.is_empty() {
+            self.urgent = BytesMut::new();
         }
     }
 
-    fn take_turn(&mut self, id: u32, head: &mut BytesMut, out: &mut VecDeque<Bytes>, wakers: &mut Vec<Waker>) -> usize {
+    fn take_turn(
+        &mut self,
+        id: u32,
+        small: &mut BytesMut,
+        out: &mut VecDeque<Bytes>,
+        wakers: &mut Vec<Waker>,
+    ) -> usize {
         let Some(stream) = self.streams.get_mut(&id) else { return 0 };
         stream.queued = false;
         if !stream.wants_turn() {
             return 0;
         }
         if stream.sending.is_empty()
-            && let Some(len) = self.moving_frame(id, head)
+            && let Some(len) = self.moving_frame(id, small)
         {
             self.want_turn(id);
             self.forget_if_finished(id);
@@ -379,13 +428,13 @@ impl State {
         }
         let flags = if fin { FLAG_FIN } else { 0 };
         let header = FrameHeader { kind: FrameKind::Data, flags, len: len as u32, stream: id };
-        head.extend_from_slice(&header.encode());
+        small.extend_from_slice(&header.encode());
         if len < COPY_BELOW {
-            head.extend_from_slice(&stream.sending[..len]);
+            small.extend_from_slice(&stream.sending[..len]);
             bytes::Buf::advance(&mut stream.sending, len);
         } else {
             let payload = stream.sending.split_to(len).freeze();
-            out.push_back(head.split().freeze());
+            out.push_back(small.split().freeze());
             out.push_back(payload);
         }
         if stream.sending.is_empty() {
@@ -550,7 +599,7 @@ impl State {
                 }
             }
         }
-        if self.urgent.len() > MAX_URGENT {
+        if self.urgent.len() - self.inlined > MAX_URGENT {
             return Err(LinkError::Protocol("peer makes us answer but does not read"));
         }
         Ok(())
@@ -592,6 +641,20 @@ impl State {
         self.config.budget.sub(len);
         self.give_credit(id);
         ReadOutcome::Bytes(len)
+    }
+
+    /// The oldest bytes that wait, without a copy; `None` where [`Self::read`] has to be asked.
+    pub(crate) fn read_piece(&mut self, id: u32) -> Option<Bytes> {
+        let stream = self.streams.get_mut(&id)?;
+        if stream.received.is_empty() || (stream.reset.is_some() && !stream.receive_ended) {
+            return None;
+        }
+        let piece = stream.received.take();
+        stream.consumed += piece.len() as u32;
+        self.buffered -= piece.len();
+        self.config.budget.sub(piece.len());
+        self.give_credit(id);
+        Some(piece)
     }
 
     /// Gives credit back once half of the window was read. A window that is used up faster than credit can travel

@@ -7,11 +7,18 @@ use std::{
     task::{Context, Poll, ready},
 };
 
+use bytes::Bytes;
 use retunnel_proto::native::ReasonCode;
 use thiserror::Error;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
-use crate::{Lane, Shared, state::ReadOutcome, wake};
+use crate::{
+    Lane, Shared, release,
+    state::{ReadOutcome, WriteOutcome},
+};
+
+/// Bytes read from a lane at a time by [`LinkStream::read_frame`].
+const LANE_PIECE: usize = 16 * 1024;
 
 /// One stream of a link.
 ///
@@ -71,6 +78,35 @@ impl LinkStream {
         .await;
     }
 
+    /// Waits for bytes and gives those that arrived together, at most so many as one frame holds; empty at the end. Saves the
+    /// copy of a read where the caller keeps the bytes. Cancel-safe.
+    ///
+    /// # Errors
+    /// As those of a read.
+    pub async fn read_frame(&self) -> io::Result<Bytes> {
+        std::future::poll_fn(|cx| {
+            let mut state = self.shared.lock();
+            if let Some(bytes) = state.read_piece(self.id) {
+                release(state, Vec::new());
+                return Poll::Ready(Ok(bytes));
+            }
+            let on_lane = state.lane_to_read(self.id).is_some();
+            drop(state);
+            let (mut one, mut many) = ([0; 1], Vec::new());
+            let storage = if on_lane {
+                many.resize(LANE_PIECE, 0);
+                &mut many[..]
+            } else {
+                // Nothing waits: this registers the reader, or tells of the end.
+                &mut one[..]
+            };
+            let (mut this, mut buf) = (self, ReadBuf::new(storage));
+            ready!(Pin::new(&mut this).poll_read(cx, &mut buf))?;
+            Poll::Ready(Ok(Bytes::copy_from_slice(buf.filled())))
+        })
+        .await
+    }
+
     /// Another exchange begins on this stream. Only what one exchange moves decides whether it is bulk.
     pub fn begin_exchange(&self) {
         self.shared.lock().begin_exchange(self.id);
@@ -93,9 +129,7 @@ impl LinkStream {
         let mut wakers = Vec::new();
         let mut state = self.shared.lock();
         state.want_lane(self.id, &mut wakers);
-        wakers.extend(state.driver_waker.take());
-        drop(state);
-        wakers.into_iter().for_each(std::task::Waker::wake);
+        release(state, wakers);
     }
 
     /// The lane that this stream's next bytes come from, and the most bytes to take there. Reading it must be reported
@@ -169,9 +203,7 @@ impl LinkStream {
         let mut wakers = Vec::new();
         let mut state = self.shared.lock();
         state.reset_here(self.id, code, reason, &mut wakers);
-        wakers.extend(state.driver_waker.take());
-        drop(state);
-        wakers.into_iter().for_each(std::task::Waker::wake);
+        release(state, wakers);
     }
 
     /// Half-closes this side and lets the stream finish by itself: what the peer still sends is thrown away, and the
@@ -179,9 +211,7 @@ impl LinkStream {
     pub fn finish(self) {
         let mut state = self.shared.lock();
         state.detach(self.id);
-        let waker = state.driver_waker.take();
-        drop(state);
-        wake(waker);
+        release(state, Vec::new());
     }
 }
 
@@ -198,9 +228,7 @@ impl AsyncRead for &LinkStream {
         let mut state = self.shared.lock();
         match state.read(self.id, buf.initialize_unfilled()) {
             ReadOutcome::Bytes(len) => {
-                let waker = state.driver_waker.take();
-                drop(state);
-                wake(waker);
+                release(state, Vec::new());
                 buf.advance(len);
                 Poll::Ready(Ok(()))
             }
@@ -228,25 +256,25 @@ impl AsyncWrite for &LinkStream {
         if buf.is_empty() {
             return Poll::Ready(Ok(0));
         }
-        if let Some(lane) = self.poll_lane_to_write(cx) {
-            let count = ready!(lane.poll_write(cx, buf))?;
-            self.sent_on_lane(count);
-            return Poll::Ready(Ok(count));
-        }
         let mut wakers = Vec::new();
         let mut state = self.shared.lock();
-        match state.write(self.id, buf, &mut wakers) {
-            Ok(0) => {
-                if let Some(stream) = state.streams.get_mut(&self.id) {
-                    stream.write_waker = Some(cx.waker().clone());
-                }
-                Poll::Pending
-            }
-            Ok(len) => {
-                wakers.extend(state.driver_waker.take());
-                drop(state);
-                wakers.into_iter().for_each(std::task::Waker::wake);
+        let outcome = state.write(self.id, buf, &mut wakers);
+        if matches!(outcome, Ok(WriteOutcome::Took(0) | WriteOutcome::Lane(_)))
+            && let Some(stream) = state.streams.get_mut(&self.id)
+        {
+            stream.write_waker = Some(cx.waker().clone());
+        }
+        match outcome {
+            Ok(WriteOutcome::Took(0)) => Poll::Pending,
+            Ok(WriteOutcome::Took(len)) => {
+                release(state, wakers);
                 Poll::Ready(Ok(len))
+            }
+            Ok(WriteOutcome::Lane(lane)) => {
+                drop(state);
+                let count = ready!(lane.poll_write(cx, buf))?;
+                self.sent_on_lane(count);
+                Poll::Ready(Ok(count))
             }
             Err((code, reason)) => Poll::Ready(Err(reset_error(code, reason))),
         }
@@ -265,9 +293,7 @@ impl AsyncWrite for &LinkStream {
         ready!(self.as_mut().poll_flush(cx))?;
         let mut state = self.shared.lock();
         state.end_sending(self.id);
-        let waker = state.driver_waker.take();
-        drop(state);
-        wake(waker);
+        release(state, Vec::new());
         Poll::Ready(Ok(()))
     }
 }
@@ -297,8 +323,6 @@ impl Drop for LinkStream {
         let mut wakers = Vec::new();
         let mut state = self.shared.lock();
         state.drop_handle(self.id, &mut wakers);
-        wakers.extend(state.driver_waker.take());
-        drop(state);
-        wakers.into_iter().for_each(std::task::Waker::wake);
+        release(state, wakers);
     }
 }
