@@ -200,13 +200,13 @@ impl Registry {
         }
     }
 
-    /// The tunnel that serves an address, waiting up to `patience` for its owner to come back.
-    pub(crate) async fn find(&self, key: &Key, patience: Duration) -> Found<Arc<Tunnel>> {
-        let deadline = Instant::now() + patience;
+    /// The tunnel that serves an address, waiting up to `patience` from `now` on for its owner to come back.
+    pub(crate) async fn find(&self, key: &Key, mut now: Instant, patience: Duration) -> Found<Arc<Tunnel>> {
+        let deadline = now + patience;
         loop {
             let (found, waiting) = {
                 let mut inner = self.lock();
-                match inner.leases.find(key, Instant::now()) {
+                match inner.leases.find(key, now) {
                     Found::Live(Holder(tunnel)) => return Found::Live(tunnel),
                     Found::Free => return Found::Free,
                     Found::Held(until) => {
@@ -219,6 +219,7 @@ impl Registry {
             if timeout_at(deadline, waiting).await.is_err() {
                 return found;
             }
+            now = Instant::now();
         }
     }
 

@@ -49,7 +49,7 @@ pub(crate) struct Tunnel {
     pub(crate) local_origin: Option<LocalOrigin>,
     pub(crate) upstream: Upstream,
     pub(crate) activity: Activity,
-    /// Ends the tunnel's relays.
+    /// Ends the tunnel's relays; cancelled when the server stops, too.
     pub(crate) closed: CancellationToken,
     /// Why the server closed it.
     pub(crate) refusal: OnceLock<Refusal>,

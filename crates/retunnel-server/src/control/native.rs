@@ -9,7 +9,7 @@ use std::{
 };
 
 use futures_util::FutureExt;
-use retunnel_link::{Driver, Events, Link, LinkConfig, LinkError, LinkEvent, LinkStream, OpenError, Role, link};
+use retunnel_link::{Events, Link, LinkConfig, LinkError, LinkEvent, LinkStream, OpenError, Role, link};
 use retunnel_proto::{
     ClientId, TunnelId,
     limits::{MAX_CONTROL_MESSAGE, MAX_UNAUTHENTICATED_MESSAGE},
@@ -138,15 +138,11 @@ where
     };
     let window = config.initial_window;
     let (link, events, driver) = link(io, Role::Server, config);
-    drive(driver, session(core, link, events, window, peer, permit)).await;
-}
-
-/// Polls the link and what is done on it in one task, until the link has ended and both are done.
-async fn drive<IO>(driver: Driver<IO>, session: impl Future<Output = ()>)
-where
-    IO: AsyncRead + AsyncWrite + Unpin,
-{
-    tokio::join!(driver, session);
+    // Two tasks: the link is polled for every visitor, the session only when something is said.
+    let session = core.tasks.spawn(session(Arc::clone(&core), link, events, window, peer, permit));
+    driver.await;
+    // It ends with its link.
+    let _ = session.await;
 }
 
 async fn session(

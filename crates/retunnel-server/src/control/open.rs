@@ -10,7 +10,6 @@ use retunnel_proto::{
 };
 use sha2::{Digest, Sha256};
 use tokio::sync::Notify;
-use tokio_util::sync::CancellationToken;
 use tracing::info;
 
 use crate::{
@@ -209,7 +208,7 @@ fn claim(
         access: options.access,
         local_origin: options.origin,
         activity: Activity::new(Arc::clone(opening.changed)),
-        closed: CancellationToken::new(),
+        closed: core.stopping.child_token(),
         refusal: OnceLock::new(),
     });
     core.registry.claim(&tunnel)?;

@@ -15,11 +15,12 @@ use tokio::io::{AsyncRead, ReadBuf};
 
 /// Bytes of a buffer: a few turns of a link, and small enough for a thousand stalled readers (32 MiB).
 pub(crate) const BUFFER: usize = 32 * 1024;
-/// Buffers kept by each thread.
-const KEPT: usize = 32;
+/// Buffers kept by each thread. Most writes do not wait, so that one or two are in use at a time.
+const KEPT: usize = 4;
 
 thread_local! {
     static POOL: RefCell<Vec<Box<[u8]>>> = const { RefCell::new(Vec::new()) };
+    static DRAFTS: RefCell<Vec<BytesMut>> = const { RefCell::new(Vec::new()) };
 }
 
 /// A buffer of [`BUFFER`] bytes with old contents.
@@ -49,6 +50,43 @@ impl Buffer {
             Poll::Ready(result.map(|()| (buffer, count)))
         })
         .await
+    }
+}
+
+/// A buffer for bytes that are put together before they leave, empty at first. It grows as it must; its memory goes to the
+/// next one.
+#[derive(Debug, Default)]
+pub(crate) struct Draft(BytesMut);
+
+impl Draft {
+    pub(crate) fn new() -> Self {
+        Self(DRAFTS.with_borrow_mut(Vec::pop).unwrap_or_default())
+    }
+}
+
+impl Deref for Draft {
+    type Target = BytesMut;
+
+    fn deref(&self) -> &BytesMut {
+        &self.0
+    }
+}
+
+impl DerefMut for Draft {
+    fn deref_mut(&mut self) -> &mut BytesMut {
+        &mut self.0
+    }
+}
+
+impl Drop for Draft {
+    fn drop(&mut self) {
+        let mut bytes = std::mem::take(&mut self.0);
+        bytes.clear();
+        DRAFTS.with_borrow_mut(|pool| {
+            if pool.len() < KEPT && bytes.capacity() <= BUFFER {
+                pool.push(bytes);
+            }
+        });
     }
 }
 

@@ -2,6 +2,7 @@
 
 use std::{
     net::{IpAddr, SocketAddr},
+    pin::{Pin, pin},
     sync::Arc,
     time::Duration,
 };
@@ -10,8 +11,9 @@ use bytes::{Buf, Bytes, BytesMut};
 use retunnel_proto::{PageCode, message::RequestSummary};
 use tokio::{
     io::AsyncWriteExt,
-    time::{Instant, sleep_until, timeout},
+    time::{Instant, Sleep, sleep_until, timeout},
 };
+use tokio_util::sync::WaitForCancellationFuture;
 use tracing::{debug, info};
 
 use crate::{
@@ -91,8 +93,14 @@ pub(crate) async fn serve(core: &Arc<Core>, socket: Socket, peer: SocketAddr) {
     let Some(socket) = secured(core, socket, peer).await else { return };
     let mut connection = Connection { socket, peer, received: BytesMut::new() };
     let mut patience = core.config.limits.header_timeout;
+    // One timer and two signals for all requests of a connection: to wait for them anew each time costs more than to parse.
+    let mut timer = pin!(sleep_until(Instant::now() + patience));
+    let mut draining = pin!(core.draining.cancelled());
+    let mut stopping = pin!(core.stopping.cancelled());
     loop {
-        let (head, bytes) = match connection.next_head(core, patience).await {
+        timer.as_mut().reset(Instant::now() + patience);
+        let ends = Ends { timer: timer.as_mut(), draining: draining.as_mut(), stopping: stopping.as_mut() };
+        let (head, bytes) = match connection.next_head(core, ends).await {
             Ok(Arrival::Request(head, bytes)) => (head, bytes),
             Ok(Arrival::End) => return,
             Err(error) => {
@@ -120,10 +128,16 @@ pub(crate) async fn serve(core: &Arc<Core>, socket: Socket, peer: SocketAddr) {
     }
 }
 
+/// What ends the wait for a head.
+struct Ends<'a, 'core> {
+    timer: Pin<&'a mut Sleep>,
+    draining: Pin<&'a mut WaitForCancellationFuture<'core>>,
+    stopping: Pin<&'a mut WaitForCancellationFuture<'core>>,
+}
+
 impl Connection {
     /// Waits for the next head. The connection owns no buffer while nothing has arrived.
-    async fn next_head(&mut self, core: &Core, patience: Duration) -> Result<Arrival, EdgeError> {
-        let mut deadline = Instant::now() + patience;
+    async fn next_head(&mut self, core: &Core, mut ends: Ends<'_, '_>) -> Result<Arrival, EdgeError> {
         let mut scanned = 0;
         let mut begun = false;
         loop {
@@ -135,38 +149,38 @@ impl Connection {
             if self.received.is_empty() {
                 self.received = BytesMut::new();
             } else {
+                if let Some(end) = request::find_end(&self.received, &mut scanned)? {
+                    let bytes = std::mem::take(&mut self.received).freeze();
+                    return Ok(Arrival::Request(Box::new(request::parse(bytes.slice(..end))?), bytes));
+                }
                 if !begun {
                     begun = true;
-                    deadline = Instant::now() + core.config.limits.header_timeout;
-                }
-                if let Some(end) = request::find_end(&self.received, &mut scanned)? {
-                    let bytes = self.received.split().freeze();
-                    return Ok(Arrival::Request(Box::new(request::parse(bytes.slice(..end))?), bytes));
+                    ends.timer.as_mut().reset(Instant::now() + core.config.limits.header_timeout);
                 }
             }
             // Every arm is cancel-safe.
             tokio::select! {
+                biased;
                 read = buffer::read_behind(&mut self.socket, &mut self.received) => {
                     if matches!(read, Ok(0) | Err(_)) {
                         return Ok(Arrival::End);
                     }
                 }
-                () = sleep_until(deadline) => {
+                () = &mut ends.timer => {
                     return if begun { Err(EdgeError::RequestTimeout) } else { Ok(Arrival::End) };
                 }
-                () = core.draining.cancelled(), if !begun => return Ok(Arrival::End),
-                () = core.stopping.cancelled() => return Ok(Arrival::End),
+                () = &mut ends.draining, if !begun => return Ok(Arrival::End),
+                () = &mut ends.stopping => return Ok(Arrival::End),
             }
         }
     }
 
     /// Serves one request; says whether another may follow.
     async fn request(&mut self, core: &Arc<Core>, head: &RequestHead, route: Route) -> bool {
-        let started = (Instant::now(), unix_millis());
-        let accept = head.header("accept").unwrap_or_default().to_vec();
+        let started = Instant::now();
         let visitor = visitor_address(core, head, self.peer);
-        let (outcome, tunnel) = self.pass_on(core, head, route, visitor).await;
-        let keep_alive = self.finish(&outcome, head, &accept).await;
+        let (outcome, tunnel) = self.pass_on(core, head, route, visitor, started).await;
+        let keep_alive = self.finish(&outcome, head).await;
         let status = outcome.status();
         let error = match &outcome.error {
             Some(error) => error.code(),
@@ -178,10 +192,10 @@ impl Connection {
                 method: String::from_utf8_lossy(&head.method).into_owned(),
                 path: shortened(&head.target),
                 status,
-                duration_ms: u32::try_from(started.0.elapsed().as_millis()).unwrap_or(u32::MAX),
+                duration_ms: u32::try_from(started.elapsed().as_millis()).unwrap_or(u32::MAX),
                 bytes_out: outcome.bytes_out,
                 bytes_in: outcome.bytes_in,
-                started_ms: started.1,
+                started_ms: unix_millis().saturating_sub(milliseconds(started)),
                 visitor: visitor.0.to_string(),
                 error: error.to_owned(),
             });
@@ -196,7 +210,7 @@ impl Connection {
                 status,
                 bytes_in = outcome.bytes_in,
                 bytes_out = outcome.bytes_out,
-                ms = u64::try_from(started.0.elapsed().as_millis()).unwrap_or(u64::MAX),
+                ms = milliseconds(started),
                 error,
                 truncated = outcome.cut,
             );
@@ -211,6 +225,7 @@ impl Connection {
         head: &RequestHead,
         route: Route,
         visitor: (IpAddr, bool),
+        now: Instant,
     ) -> (Outcome, Option<Arc<Tunnel>>) {
         // A refused request's body is not read; without one the connection can stay open.
         let refused =
@@ -220,10 +235,10 @@ impl Connection {
             Route::Foreign(hostname) => Key::Host(hostname),
             Route::Api => return (refused(EdgeError::TunnelNotFound), None),
         };
-        let mut tries = 0;
+        let (mut tries, mut now) = (0, now);
         loop {
             tries += 1;
-            let tunnel = match core.registry.find(&key, core.config.limits.hold_visitors).await {
+            let tunnel = match core.registry.find(&key, now, core.config.limits.hold_visitors).await {
                 Found::Live(tunnel) => tunnel,
                 Found::Held(until) => {
                     let seconds = until.saturating_duration_since(Instant::now()).as_secs().max(1);
@@ -241,11 +256,12 @@ impl Connection {
                 return (outcome, Some(tunnel));
             }
             debug!(tunnel = %key, "client lost before it answered; request passed on again");
+            now = Instant::now();
         }
     }
 
     /// Ends what an exchange left: an error page, a reset, or nothing.
-    async fn finish(&mut self, outcome: &Outcome, head: &RequestHead, accept: &[u8]) -> bool {
+    async fn finish(&mut self, outcome: &Outcome, head: &RequestHead) -> bool {
         if outcome.cut {
             // A truncated answer must never look complete.
             self.socket.abort();
@@ -254,6 +270,7 @@ impl Connection {
         match &outcome.error {
             Some(error) => {
                 let keep_alive = head.keep_alive && outcome.keep_alive;
+                let accept = head.header("accept").unwrap_or_default();
                 self.answer(error, accept, head.is_head(), !keep_alive).await && keep_alive
             }
             None => outcome.keep_alive,
@@ -305,6 +322,10 @@ fn visitor_address(core: &Core, head: &RequestHead, peer: SocketAddr) -> (IpAddr
         .map_while(|entry| std::str::from_utf8(entry).ok()?.parse::<IpAddr>().ok())
         .find(|address| !trusted(*address));
     (told.unwrap_or_else(|| peer.ip()), true)
+}
+
+fn milliseconds(since: Instant) -> u64 {
+    u64::try_from(since.elapsed().as_millis()).unwrap_or(u64::MAX)
 }
 
 fn shortened(target: &[u8]) -> String {

@@ -6,7 +6,7 @@ mod websocket;
 use std::{
     io,
     net::IpAddr,
-    pin::pin,
+    pin::{Pin, pin},
     sync::{
         Arc,
         atomic::{AtomicBool, AtomicU16, AtomicU64, Ordering::Relaxed},
@@ -31,7 +31,7 @@ use crate::{
     },
     core::{BODY_PIECE, Core},
     edge::{
-        buffer::{self, BUFFER, Buffer},
+        buffer::{self, BUFFER, Buffer, Draft},
         connection::Connection,
         http1::{
             Framing, MAX_HEAD,
@@ -118,8 +118,9 @@ pub(crate) async fn exchange(
     };
     match &tunnel.upstream {
         Upstream::Native(upstream) => native(core, connection, head, tunnel, upstream, visitor).await,
-        Upstream::V2(upstream) => v2(core, connection, head, tunnel, upstream, visitor).await,
-        Upstream::V3(upstream) => v3::exchange(core, connection, head, tunnel, upstream, visitor).await,
+        // In boxes, so that the others' requests are not as large as theirs.
+        Upstream::V2(upstream) => Box::pin(v2(core, connection, head, tunnel, upstream, visitor)).await,
+        Upstream::V3(upstream) => Box::pin(v3::exchange(core, connection, head, tunnel, upstream, visitor)).await,
     }
 }
 
@@ -207,12 +208,9 @@ async fn native(
         };
         let progress = Progress::default();
         let result = tokio::select! {
+            biased;
             result = over_stream(core, connection, head, &stream, visitor, &progress) => result,
-            () = tunnel.closed.cancelled() => Err(if progress.answered().is_some() { Failure::Cut } else { Failure::Lost }),
-            () = core.stopping.cancelled() => Err(match progress.answered() {
-                Some(_) => Failure::Cut,
-                None => Failure::Answer(EdgeError::ShuttingDown),
-            }),
+            () = tunnel.closed.cancelled() => Err(closed(core, &progress)),
         };
         let mut outcome = Outcome {
             answered: progress.answered(),
@@ -256,6 +254,15 @@ async fn native(
     }
 }
 
+/// The tunnel was closed, perhaps because the server stops.
+fn closed(core: &Core, progress: &Progress) -> Failure {
+    match progress.answered() {
+        Some(_) => Failure::Cut,
+        None if core.stopping.is_cancelled() => Failure::Answer(EdgeError::ShuttingDown),
+        None => Failure::Lost,
+    }
+}
+
 /// Whether a request can be sent twice without harm.
 fn is_repeatable(head: &RequestHead) -> bool {
     head.body == Framing::None
@@ -280,13 +287,13 @@ async fn over_stream(
     let Connection { socket, received, .. } = connection;
     let finished = {
         let (mut from_visitor, mut to_visitor) = socket.split();
-        let up = send_request(core, head, stream, visitor, &mut from_visitor, received, progress);
-        let down = receive_answer(core, head, stream, visitor, &mut to_visitor, progress);
+        let up = pin!(send_request(core, head, stream, visitor, &mut from_visitor, received, progress));
+        let down = pin!(receive_answer(core, head, stream, visitor, &mut to_visitor, progress));
         both(up, down, progress).await
     };
     match finished? {
         Finished::Upgrade => {
-            upgraded(core, connection, stream, progress).await?;
+            Box::pin(upgraded(core, connection, stream, progress)).await?;
             Ok(Done { upstream_reusable: false, visitor_reusable: false })
         }
         Finished::Answer { upstream_reusable, visitor_reusable } => {
@@ -298,12 +305,12 @@ async fn over_stream(
 
 /// Runs both directions until the answer is complete: it may begin, and end, before the request does.
 async fn both<T>(
-    up: impl Future<Output = UpEnd>,
-    down: impl Future<Output = Result<T, Failure>>,
+    mut up: Pin<&mut impl Future<Output = UpEnd>>,
+    mut down: Pin<&mut impl Future<Output = Result<T, Failure>>>,
     progress: &Progress,
 ) -> Result<T, Failure> {
-    let (mut up, mut down) = (pin!(up), pin!(down));
     tokio::select! {
+        biased;
         finished = &mut down => finished,
         stopped = &mut up => match stopped {
             UpEnd::VisitorHalfClosed => loop {
@@ -343,7 +350,7 @@ async fn send_request(
     received: &mut BytesMut,
     progress: &Progress,
 ) -> UpEnd {
-    let mut out = BytesMut::new();
+    let mut out = Draft::new();
     write::request(head, visitor, &mut out);
     let mut decoder = Decoder::new(head.body);
     if matches!(head.body, Framing::Length(length) if length >= BULK_FROM) {
@@ -354,7 +361,7 @@ async fn send_request(
     let is_chunked = head.body == Framing::Chunked;
     loop {
         if !received.is_empty() && !decoder.is_done() {
-            let mut payload = BytesMut::new();
+            let mut payload = Draft::new();
             let Ok(used) = take_payload(&mut decoder, received, |bytes| payload.put_slice(bytes)) else {
                 return UpEnd::Refused(BAD_BODY);
             };
@@ -373,7 +380,7 @@ async fn send_request(
         if !out.is_empty() && to_stream.write_all(&out).await.is_err() {
             return UpEnd::UpstreamClosed;
         }
-        out = BytesMut::new();
+        drop(out);
         if let Some(left) = decoder.sized_left().filter(|left| *left >= SPLICE_FROM && received.is_empty()) {
             let patience = core.config.limits.body_timeout;
             match relay::splice_up(from_visitor, stream, left, patience, |count| progress.add_up(count)).await {
@@ -393,7 +400,7 @@ async fn send_request(
             Err(_) => return UpEnd::Refused(EdgeError::RequestTimeout),
             // The body was cut short.
             Ok(Ok(0) | Err(_)) => return UpEnd::VisitorGone,
-            Ok(Ok(_)) => {}
+            Ok(Ok(_)) => out = Draft::new(),
         }
     }
     if received.is_empty() {
@@ -493,11 +500,11 @@ async fn receive_answer(
     if matches!(head.body, Framing::Length(length) if length >= BULK_FROM) {
         stream.expect_bulk();
     }
-    let mut out = BytesMut::with_capacity(head.len + rest.len() + 128);
+    let mut out = Draft::new();
     write::response(&head, answer, &mut out);
 
     // What arrived with the head goes with the head, in one write.
-    let mut payload = BytesMut::new();
+    let mut payload = Draft::new();
     let used = take_payload(&mut decoder, &rest, |bytes| payload.put_slice(bytes))
         .map_err(|_| Failure::Answer(EdgeError::LocalInvalidResponse))?;
     rest.advance(used);
@@ -596,7 +603,6 @@ async fn answer_head(
     stream: &LinkStream,
     to_visitor: &mut WriteHalf<'_>,
 ) -> Result<(ResponseHead, Bytes), Failure> {
-    let mut from_stream = stream;
     let mut bytes = Bytes::new();
     let mut interim = 0;
     loop {
@@ -608,7 +614,7 @@ async fn answer_head(
                         return Err(Failure::Answer(EdgeError::LocalInvalidResponse));
                     }
                     if request.is_http_11 {
-                        let mut out = BytesMut::new();
+                        let mut out = Draft::new();
                         let answer = Answer { framing: Framing::None, keep_alive: true, visitor_is_http_11: true };
                         write::response(&head, answer, &mut out);
                         to_visitor.write_all(&out).await.map_err(|_| Failure::Cut)?;
@@ -624,15 +630,11 @@ async fn answer_head(
                 Err(_) => return Err(Failure::Answer(EdgeError::LocalInvalidResponse)),
             }
         }
-        match Buffer::read(&mut from_stream, 0..BUFFER).await {
-            Ok((_, 0)) if bytes.is_empty() && interim == 0 => return Err(Failure::Lost),
-            Ok((_, 0)) => return Err(Failure::Answer(EdgeError::LocalClosedEarly)),
-            Ok((buffer, count)) if bytes.is_empty() => bytes = Bytes::copy_from_slice(&buffer[..count]),
-            Ok((buffer, count)) if bytes.len() < MAX_HEAD => {
-                let mut longer = BytesMut::from(bytes);
-                longer.put_slice(&buffer[..count]);
-                bytes = longer.freeze();
-            }
+        match stream.read_frame().await {
+            Ok(more) if more.is_empty() && bytes.is_empty() && interim == 0 => return Err(Failure::Lost),
+            Ok(more) if more.is_empty() => return Err(Failure::Answer(EdgeError::LocalClosedEarly)),
+            Ok(more) if bytes.is_empty() => bytes = more,
+            Ok(more) if bytes.len() < MAX_HEAD => bytes = [bytes, more].concat().into(),
             Ok(_) => return Err(Failure::Answer(EdgeError::LocalInvalidResponse)),
             Err(error) => return Err(failure_of(&error, bytes.is_empty() && interim == 0)),
         }
@@ -691,8 +693,10 @@ async fn v2(
     let sending = upstream.send(&tunnel.url, connection.peer, request, core.config.limits.v2_response_timeout);
     let result = tokio::select! {
         result = sending => result,
-        () = tunnel.closed.cancelled() => Err(RelayError::SessionEnded),
-        () = core.stopping.cancelled() => return Outcome { bytes_in, ..failed(EdgeError::ShuttingDown, false) },
+        () = tunnel.closed.cancelled() => match closed(core, &Progress::default()) {
+            Failure::Answer(error) => return Outcome { bytes_in, ..failed(error, false) },
+            _ => Err(RelayError::SessionEnded),
+        },
     };
     let answered = match result {
         Ok(answered) => answered,

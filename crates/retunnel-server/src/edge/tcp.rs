@@ -71,13 +71,13 @@ async fn serve(core: Arc<Core>, listener: TcpListener, port: u16, stop: Cancella
 async fn serve_visitor(core: &Arc<Core>, mut visitor: Socket, peer: SocketAddr, port: u16) {
     let started = (Instant::now(), unix_millis());
     let hold = core.config.limits.hold_visitors;
-    let Found::Live(tunnel) = core.registry.find(&Key::Port(port), hold).await else {
+    let Found::Live(tunnel) = core.registry.find(&Key::Port(port), started.0, hold).await else {
         debug!(port, %peer, "no client serves this port");
         return visitor.abort();
     };
     let (mut up, mut down) = (Pump::default(), Pump::default());
     let moved = Moved::default();
-    let outcome = connect(core, &tunnel, &mut visitor, peer, (&mut up, &mut down, &moved)).await;
+    let outcome = connect(&tunnel, &mut visitor, peer, (&mut up, &mut down, &moved)).await;
     let error = match &outcome {
         Ok(()) => String::new(),
         Err(error) => {
@@ -103,7 +103,6 @@ async fn serve_visitor(core: &Arc<Core>, mut visitor: Socket, peer: SocketAddr, 
 }
 
 async fn connect(
-    core: &Arc<Core>,
     tunnel: &Tunnel,
     visitor: &mut Socket,
     peer: SocketAddr,
@@ -123,6 +122,5 @@ async fn connect(
     tokio::select! {
         result = relaying => result,
         () = tunnel.closed.cancelled() => Err(io::Error::other("the tunnel was closed")),
-        () = core.stopping.cancelled() => Err(io::Error::other("the server has stopped")),
     }
 }

@@ -1,6 +1,6 @@
 //! Requests over streams of a 3.x session: heads as values, bodies as frames, answers passed on as they come.
 
-use std::{sync::atomic::Ordering::Relaxed, time::Duration};
+use std::{pin::pin, sync::atomic::Ordering::Relaxed, time::Duration};
 
 use bytes::{BufMut, Bytes, BytesMut};
 use futures_util::FutureExt;
@@ -12,8 +12,8 @@ use tokio::{io::AsyncWriteExt, time::timeout};
 use tracing::debug;
 
 use super::{
-    BAD_BODY, Failure, MAX_HEAD, Outcome, Progress, UpEnd, both, is_repeatable, put_framed, take_payload, watch,
-    websocket, whole_body,
+    BAD_BODY, Failure, MAX_HEAD, Outcome, Progress, UpEnd, both, closed, is_repeatable, put_framed, take_payload,
+    watch, websocket, whole_body,
 };
 use crate::{
     control::v3::{CHUNK, OpenError, Stream, V3Upstream},
@@ -60,11 +60,7 @@ pub(super) async fn exchange(
     };
     let result = tokio::select! {
         result = serving => result,
-        () = tunnel.closed.cancelled() => Err(if progress.answered().is_some() { Failure::Cut } else { Failure::Lost }),
-        () = core.stopping.cancelled() => Err(match progress.answered() {
-            Some(_) => Failure::Cut,
-            None => Failure::Answer(EdgeError::ShuttingDown),
-        }),
+        () = tunnel.closed.cancelled() => Err(closed(core, &progress)),
     };
     let mut outcome = Outcome {
         answered: progress.answered(),
@@ -140,7 +136,7 @@ async fn request(
         watch(&mut from_visitor, received).await
     };
     let down = receive_answer(core, head, &stream, &mut to_visitor, progress);
-    let visitor_reusable = both(up, down, progress).await?;
+    let visitor_reusable = both(pin!(up), pin!(down), progress).await?;
     if progress.request_done() {
         stream.let_go();
     }

@@ -1,7 +1,7 @@
 //! WebSockets over streams of a 3.x session. The wire carries messages, not bytes, so the edge plays the server's part of
 //! the visitor's WebSocket itself (RFC 6455) and pings stay on their hop.
 
-use std::{sync::atomic::Ordering::Relaxed, time::Duration};
+use std::{pin::pin, sync::atomic::Ordering::Relaxed, time::Duration};
 
 use bytes::{BufMut, Bytes, BytesMut};
 use data_encoding::BASE64;
@@ -81,7 +81,7 @@ pub(super) async fn exchange(
                 WireVersion::Two => answer(&stream).await,
             }
         };
-        both(watch(&mut from_visitor, received), answer, progress).await?
+        both(pin!(watch(&mut from_visitor, received)), pin!(answer), progress).await?
     };
     match answered {
         Answered::Refused { status, headers } => refuse(core, connection, head, status, &headers, progress).await,

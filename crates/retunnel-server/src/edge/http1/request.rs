@@ -1,5 +1,7 @@
 //! The head of a visitor's request.
 
+use std::mem::MaybeUninit;
+
 use bytes::Bytes;
 
 use super::{Framing, Headers, MAX_HEAD, MAX_HEADERS, MAX_TARGET, declared_framing, tokens};
@@ -84,9 +86,9 @@ pub(crate) fn find_end(received: &[u8], scanned: &mut usize) -> Result<Option<us
 /// # Errors
 /// The [`EdgeError`] to answer with. The connection must be closed then: where the request ends is unknown.
 pub(crate) fn parse(head: Bytes) -> Result<RequestHead, EdgeError> {
-    let mut storage = [httparse::EMPTY_HEADER; MAX_HEADERS];
-    let mut request = httparse::Request::new(&mut storage);
-    let len = match request.parse(&head) {
+    let mut storage = [const { MaybeUninit::uninit() }; MAX_HEADERS];
+    let mut request = httparse::Request::new(&mut []);
+    let len = match request.parse_with_uninit_headers(&head, &mut storage) {
         Ok(httparse::Status::Complete(len)) => len,
         Ok(httparse::Status::Partial) => return Err(EdgeError::BadRequest("the head is incomplete")),
         Err(httparse::Error::TooManyHeaders) => return Err(EdgeError::HeadersTooLarge),

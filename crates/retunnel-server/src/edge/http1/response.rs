@@ -1,5 +1,7 @@
 //! The head of a local service's answer.
 
+use std::mem::MaybeUninit;
+
 use bytes::Bytes;
 
 use super::{Framing, Headers, MAX_HEAD, MAX_HEADERS, declared_framing, tokens};
@@ -32,18 +34,20 @@ impl ResponseHead {
 /// # Errors
 /// [`InvalidResponse`].
 pub(crate) fn parse(received: &Bytes, to_head: bool) -> Result<Option<ResponseHead>, InvalidResponse> {
-    let mut storage = [httparse::EMPTY_HEADER; MAX_HEADERS];
-    let mut response = httparse::Response::new(&mut storage);
-    let len = match response.parse(received) {
+    let mut storage = [const { MaybeUninit::uninit() }; MAX_HEADERS];
+    let mut response = httparse::Response::new(&mut []);
+    let parsed =
+        httparse::ParserConfig::default().parse_response_with_uninit_headers(&mut response, received, &mut storage);
+    let len = match parsed {
         Ok(httparse::Status::Complete(len)) if len <= MAX_HEAD => len,
         Ok(httparse::Status::Partial) if received.len() < MAX_HEAD => return Ok(None),
         _ => return Err(InvalidResponse),
     };
     let is_http_11 = response.version == Some(1);
     let status = response.code.filter(|code| (100..=999).contains(code)).ok_or(InvalidResponse)?;
-    // httparse gives a constant for reasons with unusual bytes, which does not lie in the buffer.
-    let reason = response.reason.unwrap_or_default().as_bytes();
-    let reason = Bytes::copy_from_slice(reason);
+    // httparse gives an empty constant for reasons with unusual bytes, which does not lie in the buffer.
+    let reason = response.reason.filter(|reason| !reason.is_empty());
+    let reason = reason.map_or_else(Bytes::new, |reason| received.slice_ref(reason.as_bytes()));
     let headers = Headers::new(received.slice(..len), response.headers);
     let declared = declared_framing(&headers, is_http_11).map_err(|_| InvalidResponse)?;
     let body = if to_head || status < 200 || status == 204 || status == 304 {

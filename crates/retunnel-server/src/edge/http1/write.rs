@@ -1,6 +1,6 @@
 //! Heads written anew: what the local service and the visitor get to read.
 
-use std::net::IpAddr;
+use std::{fmt::Write, net::IpAddr};
 
 use bytes::{BufMut, Bytes, BytesMut};
 use retunnel_proto::{
@@ -8,7 +8,7 @@ use retunnel_proto::{
     message::{ProxyRequest, ProxyResponse},
 };
 
-use crate::edge::origin::LocalOrigin;
+use crate::edge::{buffer::Draft, origin::LocalOrigin};
 
 use super::{
     Framing,
@@ -53,6 +53,12 @@ fn put(out: &mut BytesMut, name: &[u8], value: &[u8]) {
     out.put_slice(b": ");
     out.put_slice(value);
     out.put_slice(b"\r\n");
+}
+
+fn put_number(out: &mut BytesMut, name: &[u8], number: u64) {
+    out.put_slice(name);
+    // Writing to memory does not fail.
+    let _ = write!(out, ": {number}\r\n");
 }
 
 fn eq(name: &[u8], other: &str) -> bool {
@@ -108,8 +114,7 @@ fn forwarded(head: &RequestHead, visitor: Visitor<'_>, mut emit: impl FnMut(&[u8
     if !host_written {
         emit(b"Host", shown_host);
     }
-    let own = visitor.address.to_string();
-    let mut chain = Vec::new();
+    let mut chain = Draft::new();
     let (mut proto, mut host) = (None, None);
     if visitor.by_trusted_proxy {
         for value in head.headers.all("x-forwarded-for") {
@@ -119,7 +124,7 @@ fn forwarded(head: &RequestHead, visitor: Visitor<'_>, mut emit: impl FnMut(&[u8
         proto = head.headers.get("x-forwarded-proto");
         host = head.headers.get("x-forwarded-host");
     }
-    chain.extend_from_slice(own.as_bytes());
+    let _ = write!(chain, "{}", visitor.address);
     emit(b"X-Forwarded-For", &chain);
     let (proto, host) = (proto.unwrap_or(visitor.scheme()), host.unwrap_or(&head.authority));
     let Some(local) = visitor.local else {
@@ -142,7 +147,7 @@ pub(crate) fn request(head: &RequestHead, visitor: Visitor<'_>, out: &mut BytesM
     out.put_slice(b" HTTP/1.1\r\n");
     forwarded(head, visitor, |name, value| put(out, name, value));
     match head.body {
-        Framing::Length(length) => put(out, b"Content-Length", length.to_string().as_bytes()),
+        Framing::Length(length) => put_number(out, b"Content-Length", length),
         Framing::Chunked => put(out, b"Transfer-Encoding", b"chunked"),
         Framing::None | Framing::UntilClose => {}
     }
@@ -182,7 +187,7 @@ pub(crate) fn response(head: &ResponseHead, answer: Answer, out: &mut BytesMut) 
         }
     }
     match answer.framing {
-        Framing::Length(length) => put(out, b"Content-Length", length.to_string().as_bytes()),
+        Framing::Length(length) => put_number(out, b"Content-Length", length),
         Framing::Chunked => put(out, b"Transfer-Encoding", b"chunked"),
         Framing::None | Framing::UntilClose => {}
     }
@@ -200,9 +205,7 @@ pub(crate) fn response(head: &ResponseHead, answer: Answer, out: &mut BytesMut) 
 }
 
 fn status_line(status: u16, reason: &[u8], out: &mut BytesMut) {
-    out.put_slice(b"HTTP/1.1 ");
-    out.put_slice(status.to_string().as_bytes());
-    out.put_u8(b' ');
+    let _ = write!(out, "HTTP/1.1 {status} ");
     out.put_slice(reason);
     out.put_slice(b"\r\n");
 }
