@@ -8,6 +8,7 @@ mod commands;
 mod error_list;
 mod exit;
 mod inspector;
+mod memory;
 mod output;
 mod settings;
 mod ui;

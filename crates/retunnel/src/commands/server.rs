@@ -20,6 +20,7 @@ use crate::{
         signals::{Hangup, Signals},
     },
     exit::Usage,
+    memory,
     output::Output,
     settings::Variables,
 };
@@ -35,8 +36,15 @@ pub(crate) fn run(args: ServerArgs, global: &Global, variables: &Variables, outp
         1 => tokio::runtime::Builder::new_current_thread().enable_all().build()?,
         threads => tokio::runtime::Builder::new_multi_thread().worker_threads(threads).enable_all().build()?,
     };
-    let result =
-        runtime.block_on(async { if action { invite(&config, output).await } else { serve(config, output).await } });
+    let result = runtime.block_on(async {
+        if action {
+            return invite(&config, output).await;
+        }
+        tokio::select! {
+            result = serve(config, output) => result,
+            never = memory::give_back() => match never {},
+        }
+    });
     runtime.shutdown_timeout(Duration::from_millis(500));
     result
 }

@@ -18,6 +18,7 @@ use crate::{
         signals::Signals,
     },
     inspector::Inspector,
+    memory,
     output::{self, Output},
     settings::{Settings, Variables},
     ui,
@@ -55,7 +56,10 @@ pub(crate) fn run(
             Wanted::One(_) => Signals::take()?,
             Wanted::File(_) => Signals::take_reloading()?,
         };
-        serve(wanted, settings, &mut signals, output).await
+        tokio::select! {
+            result = serve(wanted, settings, &mut signals, output) => result,
+            never = memory::give_back() => match never {},
+        }
     });
     // A name lookup under way must not hold the end up.
     runtime.shutdown_background();
