@@ -7,10 +7,13 @@ mod v2;
 mod v3;
 mod visit;
 
-use std::sync::Arc;
+use std::{collections::HashMap, sync::Arc};
 
 use retunnel_link::LinkError;
-use retunnel_proto::message::{Auth, RefusalCode, Token};
+use retunnel_proto::{
+    RequestId,
+    message::{Auth, RefusalCode, Token},
+};
 use tokio::{
     sync::mpsc,
     time::{Duration, Instant, sleep},
@@ -131,12 +134,14 @@ enum Session {
 struct Established {
     session: Session,
     info: SessionInfo,
+    /// Tunnels that were asked for already.
+    asked: HashMap<RequestId, u64>,
 }
 
 impl Established {
     /// Serves until the session ends, and says why it did.
     async fn run(self, shared: &Arc<Shared>, commands: &mut mpsc::UnboundedReceiver<Command>) -> LinkError {
-        let tunnels = Tunnels::new(Arc::clone(shared), self.info);
+        let tunnels = Tunnels::new(Arc::clone(shared), self.info, self.asked);
         match self.session {
             Session::Native(session) => session.run(tunnels, commands).await,
             Session::V3(session) => session.run(tunnels, commands).await,
@@ -170,9 +175,16 @@ async fn establish(
     };
     let mut failure: Option<ConnectError> = None;
     for dialect in dialects {
+        let mut asked = HashMap::new();
         let attempt = match dialect {
             Dialect::Native => {
-                native::establish(dialer, auth.clone()).await.map(|(session, info)| (Session::Native(session), info))
+                // A round trip less until the addresses are known.
+                let requests = tunnels::wanted_now(shared);
+                asked.extend(requests.iter().map(|(key, request)| (request.request_id.clone(), *key)));
+                let requests = requests.into_iter().map(|(_, request)| request);
+                native::establish(dialer, auth.clone(), requests)
+                    .await
+                    .map(|(session, info)| (Session::Native(session), info))
             }
             Dialect::V3 => {
                 v3::establish(dialer, auth.clone()).await.map(|(session, info)| (Session::V3(Box::new(session)), info))
@@ -182,7 +194,7 @@ async fn establish(
             }
         };
         match attempt {
-            Ok((session, info)) => return Ok(Established { session, info }),
+            Ok((session, info)) => return Ok(Established { session, info, asked }),
             // It does not speak this one. The first answer names the server best.
             Err(cause @ ConnectError::NotAServer { .. }) => drop(failure.get_or_insert(cause)),
             // Servers of 2.x share the endpoint; some end the connection, or say nothing, to what they do not understand.

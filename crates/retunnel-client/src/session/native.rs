@@ -4,7 +4,7 @@ use bytes::Bytes;
 use retunnel_link::{Events as LinkEvents, Link, LinkConfig, LinkError, LinkEvent, LinkStream, Role, link};
 use retunnel_proto::{
     DecodeError,
-    message::{Auth, AuthResp, ClientMessage, CloseTunnel, ServerMessage, TunnelClosed},
+    message::{Auth, AuthResp, ClientMessage, CloseTunnel, ReqTunnel, ServerMessage, TunnelClosed},
     native::{
         self, ReasonCode,
         control::{FromClient, FromServer, Hello, HelloResp, LaneFailed, Open},
@@ -41,8 +41,12 @@ pub(crate) struct Session {
     lanes: JoinSet<(u32, Result<Socket, ConnectError>)>,
 }
 
-/// Connects and authenticates.
-pub(crate) async fn establish(dialer: &Dialer, auth: Auth) -> Result<(Session, SessionInfo), ConnectError> {
+/// Connects and authenticates. `requests` are sent along; their answers come once the session runs.
+pub(crate) async fn establish(
+    dialer: &Dialer,
+    auth: Auth,
+    requests: impl Iterator<Item = ReqTunnel>,
+) -> Result<(Session, SessionInfo), ConnectError> {
     let endpoint = || dialer.endpoint.clone();
     let socket = dialer.link().await?;
     let link_config = LinkConfig::default();
@@ -54,6 +58,9 @@ pub(crate) async fn establish(dialer: &Dialer, auth: Auth) -> Result<(Session, S
     send(&link, FromClient::Hello(Hello { link_version: native::VERSION, window, lanes: true, auth }))
         .await
         .map_err(lost)?;
+    for request in requests {
+        send(&link, FromClient::Message(ClientMessage::ReqTunnel(request))).await.map_err(lost)?;
+    }
     // A farewell may overtake the refusal it belongs to.
     let first_message = async {
         loop {

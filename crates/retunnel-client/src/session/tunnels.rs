@@ -28,6 +28,9 @@ const RETRY: Duration = Duration::from_secs(3);
 /// Longest pause.
 const MAX_RETRY: Duration = Duration::from_secs(60);
 
+/// Tunnels asked for before the server has said who we are.
+const MAX_EARLY: usize = 64;
+
 /// A tunnel that was refused for now.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Held {
@@ -40,6 +43,18 @@ fn later(retries: &mut JoinSet<u64>, key: u64, until: Instant) {
         sleep_until(until).await;
         key
     });
+}
+
+/// Requests for the tunnels that are wanted, to be sent before the session stands.
+pub(crate) fn wanted_now(shared: &Shared) -> Vec<(u64, ReqTunnel)> {
+    let state = shared.lock();
+    let wanted = state.tunnels.iter().filter(|(_, entry)| entry.held.is_none()).take(MAX_EARLY);
+    wanted
+        .map(|(key, entry)| {
+            entry.stats.new_session();
+            (*key, entry.spec.request(entry.info.as_ref()))
+        })
+        .collect()
 }
 
 /// The tunnels of one session.
@@ -88,8 +103,9 @@ impl Served {
 }
 
 impl Tunnels {
-    pub(crate) fn new(shared: Arc<Shared>, info: SessionInfo) -> Self {
-        Self { shared, info, asked: HashMap::new(), open: HashMap::new(), retries: JoinSet::new() }
+    /// `asked` were asked for while the session was made.
+    pub(crate) fn new(shared: Arc<Shared>, info: SessionInfo, asked: HashMap<RequestId, u64>) -> Self {
+        Self { shared, info, asked, open: HashMap::new(), retries: JoinSet::new() }
     }
 
     /// The tunnels to ask for at the beginning. Older commands are part of the state by now. One that was refused for now
