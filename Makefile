@@ -13,7 +13,7 @@ COVERAGE_MIN ?= 85
 export RETUNNEL_TEST_VENVS := $(VENVS)
 export RETUNNEL_TEST_CLIENTS := $(PYTHON_CLIENTS)
 
-.PHONY: help install-dev test test-quick test-verbose format format-check lint typecheck check build demo bench bench-peers fuzz \
+.PHONY: help install-dev test test-quick test-verbose format format-check lint typecheck check build demo bench bench-wan bench-parts fuzz \
 	coverage upload
 
 help: ## Show this list
@@ -113,11 +113,14 @@ $(BUILD)/peers/.ready:
 	$(CARGO) install --root $(BUILD)/peers rathole --version 0.5.0 --no-default-features --features server,client,tls
 	@touch $@
 
-bench-peers: build $(BUILD)/peers/.ready ## Compare with rathole, bore, nginx, haproxy and splice relays (BENCH_ARGS="all --rounds 5")
+bench: build $(BUILD)/peers/.ready ## Compare with rathole, bore, nginx, haproxy and splice relays: two minutes; BENCH_ARGS=all for all
 	$(CARGO) build --release --locked -p retunnel-e2e --example splice_relay
 	$(PYTHON) crates/retunnel-e2e/benches/peers/run.py $(BENCH_ARGS)
 
-bench: build $(VENVS)/3.3.2/.ready ## Measure authentication with 1,000,000 accounts, and the relay
+bench-wan: build $(BUILD)/peers/.ready ## Compare with rathole and a direct connection over emulated bad networks (root)
+	$(PYTHON) crates/retunnel-e2e/benches/wan/run.py $(BENCH_ARGS)
+
+bench-parts: build $(VENVS)/3.3.2/.ready ## Measure authentication with 1,000,000 accounts, the relay, the inspector and the dialects
 	$(CARGO) bench --locked -p retunnel-server --bench authentication
 	$(CARGO) bench --locked -p retunnel-e2e --bench relay
 	$(CARGO) bench --locked -p retunnel-e2e --bench inspector

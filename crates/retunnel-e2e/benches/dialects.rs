@@ -1,5 +1,5 @@
 //! What a request costs the server, by the dialect of the client: processor seconds of the server's process alone, with the
-//! built release program and a published client. Run by `make bench`; rounds take turns, medians are printed.
+//! built release program and a published client. Run by `make bench-parts`; rounds take turns, medians are printed.
 
 #![expect(clippy::print_stdout, clippy::unwrap_used, reason = "a benchmark prints and stops at the first failure")]
 

@@ -1,5 +1,5 @@
 //! What a tunnel costs: requests per second, latency, bytes per second, processor seconds and memory, with the built release
-//! program as server and client. Run by `make bench`; rounds of "direct" and "tunnel" alternate, medians are printed.
+//! program as server and client. Run by `make bench-parts`; rounds of "direct" and "tunnel" alternate, medians are printed.
 
 #![expect(clippy::print_stdout, clippy::unwrap_used, reason = "a benchmark prints and stops at the first failure")]
 

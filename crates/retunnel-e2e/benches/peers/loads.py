@@ -40,12 +40,14 @@ http {{
 }}
 """)
         os.chmod(root, 0o755)
-        self.nginx = subprocess.Popen(["nginx", "-c", root / "nginx.conf", "-p", root], stderr=subprocess.DEVNULL)
+        self.nginx = subprocess.Popen(
+            ["nginx", "-c", root / "nginx.conf", "-p", root], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         wait_until("the origin listens", lambda: listens(self.http))
         self.bulk = ByteService()
 
     def stop(self):
-        self.nginx.kill()
+        # Killed, it would leave its workers behind.
+        self.nginx.terminate()
         self.nginx.wait()
         self.bulk.process.kill()
         self.dir.cleanup()
@@ -57,7 +59,7 @@ class ByteService:
 
     def __init__(self):
         self.port = free_port()
-        self.process = subprocess.Popen(["python3", __file__, "serve", str(self.port)])
+        self.process = subprocess.Popen(["python3", __file__, "serve", str(self.port)], stdout=subprocess.DEVNULL)
         wait_until("the byte service listens", lambda: listens(self.port))
 
     @staticmethod
@@ -112,7 +114,8 @@ def wrk(contender, connections, seconds, path="/", close=False, script=None):
         "p50": milliseconds(re.search(r"50%\s+([\d.]+\w+)", text)[1]),
         "p99": milliseconds(re.search(r"99%\s+([\d.]+\w+)", text)[1]),
         "cpu": used / requests * 1e5,
-        "errors": sum(map(int, errors.groups())) if errors else 0 + (int(refused[1]) if refused else 0),
+        "requests": requests,
+        "errors": (sum(map(int, errors.groups())) if errors else 0) + (int(refused[1]) if refused else 0),
     }
 
 

@@ -1,4 +1,4 @@
-"""Compares the tunnel with its peers: `make bench-peers` (the quick rows) or `make bench-peers BENCH_ARGS=all`.
+"""Compares the tunnel with its peers: `make bench` (the quick rows, two minutes) or `make bench BENCH_ARGS=all`.
 
 Contenders take turns within a round (A B C A B C …), so that noise of the machine hits all alike. Printed are medians,
 and medians of the ratios to `--base` within each round. CPU is what the contender's processes used (server and client),
@@ -6,9 +6,12 @@ read from /proc/PID/task/*/schedstat.
 """
 
 import argparse
+import http.client
 import json
 import os
 import resource
+import signal
+import subprocess
 import sys
 import tempfile
 import time
@@ -37,12 +40,14 @@ def rows(seconds):
         "tcp-8-down": ("bulk", tcp, lambda x: l.bulk(x, 8, "D", seconds)),
         "tcp-1-up": ("bulk", tcp, lambda x: l.bulk(x, 1, "U", seconds)),
         "tcp-8-up": ("bulk", tcp, lambda x: l.bulk(x, 8, "U", seconds)),
-        "http-bulk-down": ("http", few, lambda x: l.http_bulk(x, "D")),
-        "http-bulk-up": ("bulk", few, lambda x: l.http_bulk(x, "U")),
+        # A TCP tunnel to the same service, too: what HTTP costs.
+        "http-bulk-down": ("http", [*few, c.RetunnelTcp, c.Direct], lambda x: l.http_bulk(x, "D")),
+        "http-bulk-up": ("bulk", [*few, c.RetunnelTcp, c.Direct], lambda x: l.http_bulk(x, "U")),
         "beside-nothing": ("http", few, lambda x: l.wrk(x, 4, seconds)),
         "beside-saturating": ("http", few, lambda x: beside(x, seconds, rate=None)),
         "beside-100MB/s": ("http", few, lambda x: beside(x, seconds, rate=1e8)),
         "beside-stalled": ("http", few, lambda x: beside(x, seconds, streams=8, rate=0)),
+        "syscalls-64": ("http", [c.Retunnel, c.Rathole, c.Nginx], lambda x: syscalls(x, seconds)),
         "tls-http-64": ("http", [c.RetunnelTls, c.RatholeTls], lambda x: l.wrk(x, 64, seconds)),
         "tls-tcp-1-down": ("bulk", [c.RetunnelTcpTls, c.RatholeTls], lambda x: l.bulk(x, 1, "D", seconds)),
         "tls-tcp-1-up": ("bulk", [c.RetunnelTcpTls, c.RatholeTls], lambda x: l.bulk(x, 1, "U", seconds)),
@@ -55,9 +60,11 @@ FRESH = {
     "memory-1000": ([c.Retunnel, c.Rathole, c.Bore, c.Nginx2], lambda x: memory(x, 1000)),
     "memory-9500": ([c.Retunnel, c.Rathole, c.Bore, c.Nginx2], lambda x: memory(x, 9500)),
     "cold-start": ([c.Retunnel, c.Rathole, c.Bore], lambda x: cold_start(x)),
+    "cycles-visitors": ([c.Retunnel], lambda x: visitor_cycles(x)),
+    "cycles-tunnels": ([c.Retunnel], lambda x: tunnel_cycles(x)),
 }
 
-QUICK = ["http-64", "http-1", "http-new", "tcp-1-down", "tcp-8-up", "http-bulk-down", "beside-saturating", "memory-1000", "cold-start"]
+QUICK = ["http-64", "http-1", "http-new", "tcp-1-down", "http-bulk-down", "cold-start"]
 
 
 def beside(contender, seconds, streams=1, rate=None):
@@ -66,6 +73,78 @@ def beside(contender, seconds, streams=1, rate=None):
         return l.wrk(contender, 4, seconds)
     finally:
         background.end()
+
+
+def syscalls(contender, seconds):
+    """System calls of each process for one request, counted by the kernel."""
+    pids = contender.pids()
+    counters = [
+        subprocess.Popen(["perf", "stat", "-x,", "-e", "raw_syscalls:sys_enter", "-p", str(pid)], stderr=subprocess.PIPE, text=True)
+        for pid in pids
+    ]
+    time.sleep(0.3)
+    rate = l.wrk(contender, 64, seconds)["rate"]
+    counts = []
+    for counter in counters:
+        counter.send_signal(signal.SIGINT)
+        counts.append(int(counter.communicate()[1].split(",")[0]))
+    return {f"process{n}": count / (rate * seconds) for n, count in enumerate(c for c in counts if c > rate / 10)}
+
+
+def held(contender):
+    """Descriptors, threads and KiB of all processes."""
+    paths = [Path(f"/proc/{pid}") for pid in contender.pids()]
+    return {
+        "fds": sum(len(list((path / "fd").iterdir())) for path in paths),
+        "threads": sum(len(list((path / "task").iterdir())) for path in paths),
+        "mib": contender.memory() / 1024,
+    }
+
+
+def grown(contender, cycle, count=100_000):
+    """What is held after a tenth of the cycles and after all of them, each time once everything had time to end."""
+    cycle(count // 10)
+    time.sleep(30)
+    early = held(contender)
+    started = time.monotonic()
+    done = cycle(count - count // 10)
+    seconds = time.monotonic() - started
+    time.sleep(30)
+    late = held(contender)
+    return {"cycles/s": done / seconds, **{f"{key} early": early[key] for key in early}, **{f"{key} late": late[key] for key in late}}
+
+
+def visitor_cycles(contender):
+    """Visitors that connect, ask once and go."""
+    contender.start()
+
+    def cycle(count):
+        done = 0
+        while done < count:
+            done += l.wrk(contender, 64, 2, close=True)["requests"]
+        return done
+
+    return grown(contender, cycle)
+
+
+def tunnel_cycles(contender):
+    """Tunnels that are opened and closed, through the client's local API."""
+    inspector = c.free_port()
+    contender.client_options = ("--inspect-addr", f"127.0.0.1:{inspector}")
+    contender.start()
+    body = json.dumps({"name": "again", "proto": "http", "addr": str(contender.origin)})
+
+    def cycle(count):
+        connection = http.client.HTTPConnection("127.0.0.1", inspector)
+        for _ in range(count):
+            for method, path, text, status in (("POST", "/api/tunnels", body, 201), ("DELETE", "/api/tunnels/again", None, 204)):
+                connection.request(method, path, text, {"Content-Type": "application/json"})
+                answer = connection.getresponse()
+                found = answer.read()
+                assert answer.status == status, (answer.status, found)
+        return count
+
+    return grown(contender, cycle)
 
 
 def memory(contender, count):
@@ -116,14 +195,15 @@ def begin_client(contender):
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("rows", nargs="*", help="rows to measure (default: the quick set); `all` for all")
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--seconds", type=int, default=2, help="of each run")
+    parser.add_argument("--rounds", type=int, help="default: 2 for the quick set, otherwise 3")
+    parser.add_argument("--seconds", type=int, help="of each run; default: 1 for the quick set, otherwise 2")
     parser.add_argument("--only", help="contenders, comma-separated")
     parser.add_argument("--base", default="rathole", help="what ratios are taken to")
     parser.add_argument("--out", help="also append every run to this file as JSON lines")
     options = parser.parse_args()
     resource.setrlimit(resource.RLIMIT_NOFILE, (resource.getrlimit(resource.RLIMIT_NOFILE)[1],) * 2)
-    known = rows(options.seconds)
+    options.rounds = options.rounds or (3 if options.rows else 2)
+    known = rows(options.seconds or (2 if options.rows else 1))
     wanted = options.rows or QUICK
     if wanted == ["all"]:
         wanted = [*known, *FRESH]
