@@ -288,7 +288,7 @@ mod tests {
             server_version: String::new(),
             dialect: Dialect::V3,
         };
-        Tunnels::new(Arc::clone(shared), info)
+        Tunnels::new(Arc::clone(shared), info, HashMap::new())
     }
 
     #[tokio::test(start_paused = true)]
