@@ -13,7 +13,7 @@ COVERAGE_MIN ?= 85
 export RETUNNEL_TEST_VENVS := $(VENVS)
 export RETUNNEL_TEST_CLIENTS := $(PYTHON_CLIENTS)
 
-.PHONY: help install-dev test test-quick test-verbose format format-check lint typecheck check build demo bench bench-wan bench-parts fuzz \
+.PHONY: help install-dev test test-quick test-verbose format format-check lint typecheck check build demo bench bench-wan bench-parts recording fuzz \
 	coverage upload
 
 help: ## Show this list
@@ -120,11 +120,15 @@ bench: build $(BUILD)/peers/.ready ## Compare with rathole, bore, nginx, haproxy
 bench-wan: build $(BUILD)/peers/.ready ## Compare with rathole and a direct connection over emulated bad networks (root)
 	$(PYTHON) crates/retunnel-e2e/benches/wan/run.py $(BENCH_ARGS)
 
-bench-parts: build $(VENVS)/3.3.2/.ready ## Measure authentication with 1,000,000 accounts, the relay, the inspector and the dialects
+bench-parts: build $(VENVS)/3.3.2/.ready ## Measure authentication with 1,000,000 accounts, the relay, the inspector, the dialects and the first URL
 	$(CARGO) bench --locked -p retunnel-server --bench authentication
 	$(CARGO) bench --locked -p retunnel-e2e --bench relay
 	$(CARGO) bench --locked -p retunnel-e2e --bench inspector
 	$(CARGO) bench --locked -p retunnel-e2e --bench dialects
+	$(CARGO) bench --locked -p retunnel-e2e --bench first_url
+
+recording: ## Record the terminal for the documentation, and draw the recording
+	scripts/record-terminal
 
 fuzz: ## Run every fuzz target for FUZZ_SECONDS (default 60)
 	@$(CARGO) +nightly fuzz --version >/dev/null 2>&1 || $(CARGO) install --locked cargo-fuzz

@@ -18,6 +18,7 @@ pub mod process;
 pub mod proxy;
 pub mod published_3;
 pub mod service;
+pub mod terminal;
 pub mod visitor;
 pub mod web_front;
 

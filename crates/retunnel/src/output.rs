@@ -66,7 +66,10 @@ impl Output {
 
     /// Whether a live view can be shown: a person looks at both ends.
     pub(crate) fn is_interactive(self) -> bool {
-        !self.json && !self.quiet && !self.no_ui && std::io::stdout().is_terminal() && std::io::stderr().is_terminal()
+        // One that understands no escapes says so.
+        let is_dumb = std::env::var_os("TERM").is_some_and(|term| term == "dumb");
+        let is_wanted = !self.json && !self.quiet && !self.no_ui && !is_dumb;
+        is_wanted && std::io::stdout().is_terminal() && std::io::stderr().is_terminal()
     }
 }
 

@@ -4,6 +4,7 @@ mod draw;
 pub(crate) mod look;
 mod model;
 mod screen;
+pub(crate) mod waiting;
 
 use std::time::Duration;
 
@@ -87,7 +88,10 @@ async fn run(client: &Client, opened: &mut Opened, watcher: &mut Watcher, signal
             () = signals.next() => return Ok(()),
         }
         refresh(&mut model, client);
-        screen.0.draw(|frame| draw::draw(frame, &model, look))?;
+        if screen.draw(|frame| draw::draw(frame, &model, look)).is_err() {
+            // The terminal is gone.
+            return Ok(());
+        }
     }
 }
 

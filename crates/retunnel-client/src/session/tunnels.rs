@@ -184,10 +184,15 @@ impl Tunnels {
         let was_open = entry.info.replace(info.clone()).is_some();
         let waiter = entry.waiter.take();
         drop(state);
+        // Told first, so that whoever waited has heard of it when the wait is over.
+        self.shared.emit(if was_open {
+            Event::TunnelRestored(info.clone())
+        } else {
+            Event::TunnelOpened(info.clone())
+        });
         if let Some(waiter) = waiter {
-            let _ = waiter.send(Ok(info.clone()));
+            let _ = waiter.send(Ok(info));
         }
-        self.shared.emit(if was_open { Event::TunnelRestored(info) } else { Event::TunnelOpened(info) });
     }
 
     /// The server does not open a tunnel; `false` when nobody asked for it.

@@ -58,8 +58,8 @@ async fn demo(args: &DemoArgs, output: Output) -> Result<()> {
     let path = data.path.join("retunnel.conf");
     let settings = Settings { builder: builder.clone(), server: endpoint, path, sources: Vec::new(), inspector: None };
     let client = builder.connect().await?;
-    let watcher = Watcher::new(&client, settings, output);
-    let tunnel = client.open(TunnelSpec::http(LocalTarget::port(port))).await?;
+    let mut watcher = Watcher::new(&client, settings, output);
+    let tunnel = watcher.during(client.open(TunnelSpec::http(LocalTarget::port(port)))).await?;
     output.status(&format!("tunnel           {} -> localhost:{port}", tunnel.url()));
 
     let answer = check(server.address(), tunnel.url()).await?;

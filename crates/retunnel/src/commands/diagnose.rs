@@ -19,7 +19,7 @@ use tokio::time::Instant;
 
 use crate::{
     args::{DiagnoseArgs, Global},
-    commands::{logging, signals::Signals},
+    commands::{config, logging, signals::Signals},
     exit::{self, Unwell, Usage},
     output::Output,
     settings::{FromFile, Settings, Variables},
@@ -102,7 +102,7 @@ impl Plan {
             let shown = path.display();
             let text = std::fs::read_to_string(path).map_err(|error| Usage(format!("cannot read {shown}: {error}")))?;
             tunnels = TunnelsFile::parse(&text, |name| variables.value(name))
-                .map_err(|reason| Usage(format!("{shown}: {reason}")))?;
+                .map_err(|mistakes| config::mistaken(path, &mistakes))?;
             for tunnel in &tunnels.tunnels {
                 locals.push(tunnel.spec()?.target().clone());
             }

@@ -3,12 +3,12 @@
 use std::{collections::HashSet, sync::Arc, time::Duration};
 
 use anyhow::Result;
-use indicatif::{ProgressBar, ProgressStyle};
 use retunnel_client::{
     Client, Event, Events, PageCode, RequestSummary, Tunnel, TunnelError, TunnelProtocol, TunnelSpec,
     config::file::ConfigFile,
 };
 use serde_json::{Value, json};
+use tokio::time::{Instant, MissedTickBehavior, interval};
 
 use crate::{
     args::Global,
@@ -21,7 +21,11 @@ use crate::{
     memory,
     output::{self, Output},
     settings::{Settings, Variables},
-    ui,
+    ui::{
+        self,
+        look::Look,
+        waiting::{self, Waiting},
+    },
 };
 
 /// The server's code for answers of local services that serve only hosts they know.
@@ -80,13 +84,13 @@ async fn serve(wanted: Wanted, settings: Settings, signals: &mut Signals, output
     let opened = tokio::select! {
         opened = open(&client, wanted, &mut watcher, output) => opened,
         () = signals.next() => {
-            watcher.spinner.finish_and_clear();
+            watcher.waiting = None;
             output.status("Shutting down...");
             let _ = tokio::time::timeout(GOODBYE, client.close()).await;
             return Ok(());
         }
     };
-    watcher.spinner.finish_and_clear();
+    watcher.waiting = None;
     let outcome = match opened {
         Ok(opened) => show(&client, opened, watcher, signals, output).await,
         Err(error) => Err(error),
@@ -313,9 +317,9 @@ pub(crate) struct Watcher {
     pub(crate) events: Events,
     settings: Settings,
     output: Output,
-    spinner: ProgressBar,
-    /// A loss was told and is not over.
-    told: bool,
+    /// The line of a terminal while there is nothing else to show.
+    waiting: Option<Waiting>,
+    losses: Losses,
     /// A live view shows what happens; lines would destroy it.
     pub(crate) silent: bool,
     /// Every event follows on stdout: the first line is out.
@@ -336,8 +340,8 @@ impl Watcher {
             events: client.events(),
             settings,
             output,
-            spinner: ProgressBar::hidden(),
-            told: false,
+            waiting: None,
+            losses: Losses::default(),
             silent: false,
             told_events: false,
             down: HashSet::new(),
@@ -350,11 +354,7 @@ impl Watcher {
     fn begin(&mut self) {
         let text = format!("Connecting to ReTunnel server... ({})", self.settings.server);
         if self.output.is_interactive() {
-            self.spinner = ProgressBar::new_spinner().with_message(text);
-            if let Ok(style) = ProgressStyle::with_template("{spinner:.cyan} {msg} {elapsed:.dim}") {
-                self.spinner.set_style(style);
-            }
-            self.spinner.enable_steady_tick(Duration::from_millis(100));
+            self.waiting = Some(Waiting::new(Look::of_environment(), text));
         } else {
             self.output.status(&text);
         }
@@ -363,25 +363,30 @@ impl Watcher {
     /// Waits for something while events are followed.
     pub(crate) async fn during<T>(&mut self, wanted: impl Future<Output = T>) -> T {
         tokio::pin!(wanted);
+        let mut tick = interval(waiting::REDRAW);
+        tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             tokio::select! {
                 // Events that came before the result are handled before it.
                 biased;
                 Some(event) = self.events.next() => drop(self.handle(event)),
                 result = &mut wanted => return result,
+                _ = tick.tick(), if self.waiting.is_some() => self.waiting.iter_mut().for_each(Waiting::draw),
             }
         }
     }
 
     fn say(&self, text: &str) {
         if !self.silent {
-            self.spinner.suspend(|| self.output.status(text));
+            self.waiting.iter().for_each(Waiting::clear);
+            self.output.status(text);
         }
     }
 
     fn warn(&mut self, text: String) {
         if !self.silent {
-            self.spinner.suspend(|| self.output.warning(&text));
+            self.waiting.iter().for_each(Waiting::clear);
+            self.output.warning(&text);
         }
         self.trouble = Some(text);
     }
@@ -424,18 +429,20 @@ impl Watcher {
                     Err(error) => self.warn(format!("the new token was not saved: {error}")),
                 }
             }
-            Event::Disconnected { cause, .. } => {
+            Event::Connecting { attempt } => self.losses.attempt = attempt,
+            Event::Disconnected { cause, retry_in, .. } => {
                 self.trouble = Some(cause.clone());
-                if !self.told {
-                    self.told = true;
-                    self.warn(format!("{cause}; trying again until it works (Ctrl+C stops)"));
+                let line = self.losses.line(&cause, retry_in);
+                match (&mut self.waiting, line) {
+                    (Some(waiting), _) => waiting.failed(cause, retry_in),
+                    (None, Some(line)) => self.warn(line),
+                    (None, None) => {}
                 }
             }
             Event::Connected { .. } => {
-                if self.told {
+                if std::mem::take(&mut self.losses).told.is_some() {
                     self.say("Connected");
                 }
-                self.told = false;
                 self.trouble = None;
             }
             Event::TunnelFailed { name, refusal } => self.warn(format!("tunnel `{name}` is not open: {refusal}")),
@@ -464,6 +471,44 @@ impl Watcher {
     }
 }
 
+/// What is told of lost sessions and failed tries: a line for each, unless they come faster than anyone reads.
+#[derive(Debug, Default)]
+struct Losses {
+    attempt: u32,
+    /// The last cause, and when it was told.
+    told: Option<(String, Instant)>,
+}
+
+impl Losses {
+    /// Tries that follow each other faster than this are one line in so much time.
+    const QUIET: Duration = Duration::from_secs(10);
+
+    /// The line for a failure, if it is told.
+    fn line(&mut self, cause: &str, retry_in: Duration) -> Option<String> {
+        let now = Instant::now();
+        let is_news = match &self.told {
+            None => true,
+            Some((before, at)) => {
+                before != cause || retry_in >= Duration::from_secs(1) || now.duration_since(*at) >= Self::QUIET
+            }
+        };
+        if !is_news {
+            return None;
+        }
+        let is_first = self.told.replace((cause.to_owned(), now)).is_none();
+        let when = match retry_in.as_secs_f64() {
+            seconds if seconds < 0.05 => "now".to_owned(),
+            seconds if seconds < 0.95 => format!("in {seconds:.1} s"),
+            seconds => format!("in {seconds:.0} s"),
+        };
+        let more = match (is_first, self.attempt) {
+            (true, _) => " (Ctrl+C stops)".to_owned(),
+            (false, attempt) => format!(" (try {} failed)", attempt),
+        };
+        Some(format!("{cause}; trying again {when}{more}"))
+    }
+}
+
 /// A request as one line.
 pub(crate) fn line(request: &RequestSummary) -> String {
     let what = if request.method.is_empty() {
@@ -474,4 +519,37 @@ pub(crate) fn line(request: &RequestSummary) -> String {
     let error = if request.error.is_empty() { String::new() } else { format!(" [{}]", request.error) };
     let safe: String = what.chars().map(|c| if c.is_control() { '?' } else { c }).collect();
     format!("{safe} {} ms{error}", request.duration_ms)
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::time::advance;
+
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn every_try_has_a_line_unless_they_come_too_fast() {
+        let mut losses = Losses::default();
+        let mut told = Vec::new();
+        let (lost, refused) = ("connection lost", "connection refused");
+        let seconds = [(lost, 0.0), (refused, 0.4), (refused, 0.7), (refused, 0.6), (refused, 1.5), (refused, 16.0)];
+        for (number, (cause, seconds)) in seconds.into_iter().enumerate() {
+            losses.attempt = number as u32;
+            let retry_in = Duration::from_secs_f64(seconds);
+            told.extend(losses.line(cause, retry_in));
+            advance(retry_in).await;
+        }
+        assert_eq!(
+            told,
+            [
+                "connection lost; trying again now (Ctrl+C stops)",
+                "connection refused; trying again in 0.4 s (try 1 failed)",
+                "connection refused; trying again in 2 s (try 4 failed)",
+                "connection refused; trying again in 16 s (try 5 failed)",
+            ]
+        );
+        let quick = Duration::from_millis(500);
+        let count = (0..60).filter(|_| losses.line(refused, quick).is_some()).count();
+        assert!(count <= 1, "{count}");
+    }
 }

@@ -13,7 +13,7 @@ use tokio::time::Instant;
 
 use super::{
     look::Look,
-    model::{Model, Status, Tab, Weight},
+    model::{Model, Status, Tab, TunnelRow, Weight},
 };
 use crate::output::{bytes, duration};
 
@@ -88,24 +88,14 @@ fn headline(model: &Model, look: Look, width: u16) -> Vec<Line<'static>> {
     trouble = trouble.or_else(|| model.file.clone());
     let third = match (model.flashed(), trouble, &model.inspector) {
         (Some(text), ..) => Line::styled(format!(" {text}"), look.fg(Color::Cyan)),
-        (None, Some(text), _) => {
-            Line::styled(format!(" {}", fitted(&look.safe(&text), width, look)), look.fg(Color::Red))
-        }
+        (None, Some(text), _) => Line::styled(
+            format!(" {}", look.fitted(&look.safe(&text), usize::from(width).saturating_sub(2))),
+            look.fg(Color::Red),
+        ),
         (None, None, Some(url)) => Line::styled(format!(" Inspector {url}"), look.faint()),
         (None, None, None) => Line::raw(""),
     };
     vec![first.into(), second.into(), third]
-}
-
-/// Text cut to the width, with a sign that it was.
-fn fitted(text: &str, width: u16, look: Look) -> String {
-    let room = usize::from(width).saturating_sub(2);
-    if text.chars().count() <= room {
-        return text.to_owned();
-    }
-    let sign = if look.unicode { "…" } else { "..." };
-    let kept: String = text.chars().take(room.saturating_sub(sign.chars().count())).collect();
-    kept + sign
 }
 
 fn tab_bar(model: &Model, look: Look) -> Line<'static> {
@@ -149,19 +139,32 @@ fn header(titles: impl IntoIterator<Item = &'static str>, look: Look) -> Row<'st
 }
 
 fn tunnels(frame: &mut Frame<'_>, model: &Model, look: Look, area: Rect, is_active: bool) {
+    const STATE: u16 = 7;
+    const REQUESTS: u16 = 8;
+    let longest = |text: fn(&TunnelRow) -> &str| {
+        let longest = model.tunnels.iter().map(|tunnel| text(tunnel).chars().count()).max().unwrap_or(0);
+        u16::try_from(longest).unwrap_or(u16::MAX)
+    };
+    // Three spaces lie between. Where both do not fit the URL is cut: above it is shown whole.
+    let columns = area.width.saturating_sub(STATE + REQUESTS + 3);
+    let target = longest(|tunnel| &tunnel.target)
+        .clamp(13, (columns / 2).max(13))
+        .max(columns.saturating_sub(longest(|tunnel| &tunnel.url).saturating_add(1)));
+    let url = columns.saturating_sub(target);
     let room = usize::from(area.height.saturating_sub(1));
     let first = (model.selected + 1).saturating_sub(room);
     let online = model.status == Status::Online;
     let rows = model.tunnels.iter().enumerate().skip(first).map(|(place, tunnel)| {
         let (state, color) = match (&tunnel.trouble, online) {
+            (Some(_), _) if tunnel.is_gone => ("closed", Color::Red),
             (Some(_), _) => ("trouble", Color::Red),
             (None, true) => ("open", Color::Green),
             (None, false) => ("waiting", Color::Yellow),
         };
         let mark = if place == model.selected && model.tunnels.len() > 1 { ">" } else { " " };
         let row = Row::new([
-            Line::raw(format!("{mark}{}", look.safe(&tunnel.url))),
-            Line::raw(look.safe(&tunnel.target)),
+            Line::raw(look.fitted(&format!("{mark}{}", look.safe(&tunnel.url)), url.into())),
+            Line::raw(look.fitted(&look.safe(&tunnel.target), target.into())),
             Line::styled(state, look.fg(color)),
             Line::raw(tunnel.requests.to_string()).alignment(Alignment::Right),
         ]);
@@ -171,9 +174,8 @@ fn tunnels(frame: &mut Frame<'_>, model: &Model, look: Look, area: Rect, is_acti
             row
         }
     });
-    let longest = model.tunnels.iter().map(|tunnel| tunnel.url.chars().count() + 1).max().unwrap_or(0);
-    let url = u16::try_from(longest).unwrap_or(u16::MAX).clamp(10, (area.width * 6 / 10).max(10));
-    let widths = [Constraint::Length(url), Constraint::Fill(1), Constraint::Length(7), Constraint::Length(8)];
+    let widths =
+        [Constraint::Length(url), Constraint::Length(target), Constraint::Length(STATE), Constraint::Length(REQUESTS)];
     let head = header([" URL", "Local service", "State", "Requests"], look);
     frame.render_widget(Table::new(rows, widths).header(head), area);
 }
@@ -194,7 +196,7 @@ fn traffic(frame: &mut Frame<'_>, model: &Model, look: Look, area: Rect) {
     let lines = vec![
         line(down, rate_in, stats.bytes_in, ins, Color::Blue),
         line(up, rate_out, stats.bytes_out, outs, Color::Magenta),
-        Line::raw(format!(" {} requests, {} failed to reach the local service", stats.requests, stats.errors)),
+        Line::raw(format!(" {} requests, {} failed", stats.requests, stats.errors)),
         Line::raw(format!(" {} connections open, {} in all", stats.open_connections, stats.connections)),
     ];
     frame.render_widget(Paragraph::new(lines), area);

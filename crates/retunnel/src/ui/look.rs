@@ -64,6 +64,23 @@ impl Look {
         if self.unicode { ("↓", "↑") } else { ("in", "out") }
     }
 
+    /// One of the pictures of something that turns.
+    pub(crate) const fn wheel(self, picture: usize) -> char {
+        const WHEEL: [char; 10] = ['⠋', '⠙', '⠹', '⠸', '⠼', '⠴', '⠦', '⠧', '⠇', '⠏'];
+        const ASCII: [char; 4] = ['|', '/', '-', '\\'];
+        if self.unicode { WHEEL[picture % WHEEL.len()] } else { ASCII[picture % ASCII.len()] }
+    }
+
+    /// Text cut to so many columns, with a sign that it was.
+    pub(crate) fn fitted(self, text: &str, columns: usize) -> String {
+        if text.chars().count() <= columns {
+            return text.to_owned();
+        }
+        let sign = if self.unicode { "…" } else { "..." };
+        let kept: String = text.chars().take(columns.saturating_sub(sign.chars().count())).collect();
+        kept + sign
+    }
+
     /// A line of bars, the newest at the right end.
     pub(crate) fn spark(self, values: impl DoubleEndedIterator<Item = u64> + Clone, width: usize) -> String {
         let levels: &[char] = if self.unicode {
