@@ -18,7 +18,7 @@ use tokio::{
     time::{Instant, Sleep, sleep_until},
 };
 
-use crate::{LinkError, Shared};
+use crate::{LinkError, Shared, take_turns};
 
 /// Bytes of one read. Large enough that a busy link needs few calls, shared by all links of a thread.
 const READ_BUFFER: usize = 128 * 1024;
@@ -116,7 +116,7 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> Driver<IO> {
                     Poll::Ready(Ok(())) => self.received(buf.filled(), wakers)?,
                 }
             }
-            cx.waker().wake_by_ref();
+            take_turns(cx);
             Ok(())
         })
     }

@@ -23,9 +23,10 @@ mod stream;
 mod tls;
 
 use std::{
-    future::poll_fn,
+    future::{Future, poll_fn},
+    pin::pin,
     sync::{Arc, Mutex, MutexGuard},
-    task::{Poll, Waker},
+    task::{Context, Poll, Waker},
     time::Duration,
 };
 
@@ -250,6 +251,13 @@ impl Events {
         })
         .await
     }
+}
+
+/// Lets others go first, those whose bytes arrived meanwhile as well: a task that merely wakes itself is polled again and
+/// again (61 times with tokio's defaults) before the runtime looks at its sockets.
+pub(crate) fn take_turns(cx: &mut Context<'_>) {
+    // The first poll only registers the task to be woken after that look.
+    let _ = pin!(tokio::task::yield_now()).poll(cx);
 }
 
 /// Ends a change of the state: the driver looks at what it left, and `wakers` at what became of theirs.

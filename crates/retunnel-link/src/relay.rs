@@ -13,7 +13,7 @@ use tokio::{
     net::TcpStream,
 };
 
-use crate::LinkStream;
+use crate::{LinkStream, take_turns};
 
 /// Bytes of one read, shared by all relays of a thread.
 const SCRATCH: usize = 64 * 1024;
@@ -122,7 +122,7 @@ impl Pump {
                 }
             }
         }
-        cx.waker().wake_by_ref();
+        take_turns(cx);
         Poll::Pending
     }
 

@@ -44,6 +44,7 @@ class Contender:
 
     name = "?"
     host = "bench"
+    visitors = "http"
 
     def __init__(self, origin_port):
         self.origin = origin_port
@@ -165,6 +166,13 @@ class Retunnel(Contender):
         assert json.loads(client.stdout.readline()), "no tunnel"
 
 
+class RetunnelBare(Retunnel):
+    """Without the inspector, which no peer has."""
+
+    name = "no-inspect"
+    client_options = ("--no-inspect",)
+
+
 class RetunnelTcp(Retunnel):
     protocol = "tcp"
 
@@ -228,6 +236,8 @@ def certificate(directory):
 
 class RetunnelTls(Retunnel):
     name = "retunnel-tls"
+    # Its visitors come by TLS as well.
+    visitors = "https"
     scheme = "https://"
     client_options = ("--insecure",)
 
@@ -238,6 +248,10 @@ class RetunnelTls(Retunnel):
 
 
 class RetunnelTcpTls(RetunnelTls):
+    """Only the link is encrypted, as with rathole."""
+
+    name = "retunnel-tcp-tls"
+    visitors = "http"
     protocol = "tcp"
 
 

@@ -104,7 +104,7 @@ def wrk(contender, connections, seconds, path="/", close=False, script=None):
     if script:
         command += ["-s", script]
     before = contender.cpu()
-    text = subprocess.run([*command, f"http://127.0.0.1:{contender.port}{path}"], capture_output=True, text=True, check=True).stdout
+    text = subprocess.run([*command, f"{contender.visitors}://127.0.0.1:{contender.port}{path}"], capture_output=True, text=True, check=True).stdout
     used = contender.cpu() - before
     requests = int(re.search(r"(\d+) requests in", text)[1])
     errors = re.search(r"Socket errors: connect (\d+), read (\d+), write (\d+), timeout (\d+)", text)

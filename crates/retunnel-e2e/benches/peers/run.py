@@ -23,11 +23,11 @@ import loads as l
 
 def rows(seconds):
     """name -> (origin, contenders, measure)"""
-    http = [c.Retunnel, c.Rathole, c.Bore, c.Nginx, c.Nginx2, c.Haproxy2]
+    http = [c.Retunnel, c.RetunnelBare, c.Rathole, c.Bore, c.Nginx, c.Nginx2, c.Haproxy2]
     post = Path(tempfile.gettempdir()) / f"bench-post-{os.getpid()}.lua"
     post.write_text('wrk.method = "POST"\nwrk.body = string.rep("x", 16384)\n')
     tcp = [c.RetunnelTcp, c.Splice2, c.Rathole, c.Bore, c.Haproxy2Tcp]
-    few = [c.Retunnel, c.Rathole, c.Bore]
+    few = [c.Retunnel, c.RetunnelBare, c.Rathole, c.Bore]
     found = {
         "http-64": ("http", http, lambda x: l.wrk(x, 64, seconds)),
         "http-1": ("http", http, lambda x: l.wrk(x, 1, seconds)),
@@ -48,7 +48,7 @@ def rows(seconds):
         "beside-100MB/s": ("http", few, lambda x: beside(x, seconds, rate=1e8)),
         "beside-stalled": ("http", few, lambda x: beside(x, seconds, streams=8, rate=0)),
         "syscalls-64": ("http", [c.Retunnel, c.Rathole, c.Nginx], lambda x: syscalls(x, seconds)),
-        "tls-http-64": ("http", [c.RetunnelTls, c.RatholeTls], lambda x: l.wrk(x, 64, seconds)),
+        "tls-http-64": ("http", [c.RetunnelTcpTls, c.RetunnelTls, c.RatholeTls], lambda x: l.wrk(x, 64, seconds)),
         "tls-tcp-1-down": ("bulk", [c.RetunnelTcpTls, c.RatholeTls], lambda x: l.bulk(x, 1, "D", seconds)),
         "tls-tcp-1-up": ("bulk", [c.RetunnelTcpTls, c.RatholeTls], lambda x: l.bulk(x, 1, "U", seconds)),
     }
