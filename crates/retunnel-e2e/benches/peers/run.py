@@ -87,7 +87,9 @@ def syscalls(contender, seconds):
     counts = []
     for counter in counters:
         counter.send_signal(signal.SIGINT)
-        counts.append(int(counter.communicate()[1].split(",")[0]))
+        counted = counter.communicate()[1].split(",")[0]
+        # Of a process that slept there is no count.
+        counts.append(int(counted) if counted.isdigit() else 0)
     return {f"process{n}": count / (rate * seconds) for n, count in enumerate(c for c in counts if c > rate / 10)}
 
 
@@ -260,9 +262,9 @@ def show(row, results, base):
     print(f"\n{row}  (ratios to {base})")
     for contender, runs in results.items():
         cells = []
-        for name in names:
+        for name in (name for name in names if all(name in run for run in runs)):
             value = l.median([run[name] for run in runs])
-            ratios = [run[name] / other[name] for run, other in zip(runs, results[base]) if other[name]]
+            ratios = [run[name] / other[name] for run, other in zip(runs, results[base]) if other.get(name)]
             ratio = f" ({l.median(ratios):.2f})" if ratios and contender != base else ""
             cells.append(f"{name} {value:.2f}{ratio}")
         print(f"  {contender:14}{'  '.join(cells)}", flush=True)
