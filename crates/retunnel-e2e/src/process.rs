@@ -261,6 +261,15 @@ impl User {
         self.command_of(&program(), args)
     }
 
+    /// The same, with SIGHUP doing what it does by default: whoever runs the tests may ignore it (`nohup`), and children inherit
+    /// that.
+    #[must_use]
+    pub fn command_that_hangs_up(&self, args: &[&str]) -> Command {
+        let program = program();
+        let own = ["--default-signal=HUP", program.to_str().expect("a path in UTF-8")];
+        self.command_of(Path::new("env"), &[&own, args].concat())
+    }
+
     fn command_of(&self, program: &Path, args: &[&str]) -> Command {
         let mut command = Command::new(program);
         isolated(&mut command, self.home());

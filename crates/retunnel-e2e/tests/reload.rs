@@ -146,6 +146,17 @@ async fn a_file_with_mistakes_changes_nothing() {
 }
 
 #[tokio::test]
+async fn a_hangup_ends_a_command_without_a_file() {
+    let (server, user) = (Server::start(&["--tcp-ports", "off"]).await, User::default());
+    let app = service::http().await;
+    let address = server.address.to_string();
+    let mut client = Running::start(user.command_that_hangs_up(&["http", &app.port(), "--server", &address])).await;
+    assert!(client.line().await.starts_with("http://"));
+    client.signal("HUP").await;
+    assert_eq!(client.exit().await, None, "the signal ended it, as usual");
+}
+
+#[tokio::test]
 async fn hangups_read_the_file_again() {
     let (server, user) = (Server::start(&["--tcp-ports", "off"]).await, User::default());
     let app = service::http().await;
