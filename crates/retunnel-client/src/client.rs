@@ -116,6 +116,7 @@ pub struct ClientBuilder {
     pub(crate) proxies: Proxies,
     pub(crate) register: bool,
     pub(crate) replace_refused_token: bool,
+    pub(crate) token_is_of_server: bool,
     pub(crate) keep_trying: bool,
     pub(crate) observer: Option<Arc<dyn Observer>>,
     pub(crate) dialect: Option<Dialect>,
@@ -177,6 +178,14 @@ impl ClientBuilder {
         self
     }
 
+    /// The token was issued by this very server, as one that was saved for it. Then it may be shown before the server has
+    /// answered, also without TLS, which spares a round trip. Default no.
+    #[must_use]
+    pub const fn token_is_of_server(mut self, is_of_server: bool) -> Self {
+        self.token_is_of_server = is_of_server;
+        self
+    }
+
     /// Tries on when the first connection fails for a reason that may pass. Default no: the first failure ends the
     /// client. Later failures are always tried again.
     #[must_use]
@@ -219,7 +228,11 @@ impl ClientBuilder {
     }
 
     pub(crate) fn dialer(&self) -> Dialer {
-        Dialer::new(self.server.clone(), self.trust.clone(), &self.proxies)
+        let dialer = Dialer::new(self.server.clone(), self.trust.clone(), &self.proxies);
+        if self.token_is_of_server {
+            dialer.trust();
+        }
+        dialer
     }
 
     /// Starts and waits for the first session.
@@ -259,6 +272,7 @@ impl Client {
             proxies: Proxies::default(),
             register: true,
             replace_refused_token: false,
+            token_is_of_server: false,
             keep_trying: false,
             observer: None,
             dialect: None,

@@ -165,6 +165,7 @@ async fn establish(
         })?;
         shared.emit(Event::Registered { token: made.clone() });
         *token = Some(made);
+        dialer.trust();
     }
     let auth = Auth {
         token: token.clone(),
@@ -181,7 +182,7 @@ async fn establish(
                 // A round trip less until the addresses are known.
                 let requests = tunnels::wanted_now(shared);
                 asked.extend(requests.iter().map(|(key, request)| (request.request_id.clone(), *key)));
-                let requests = requests.into_iter().map(|(_, request)| request);
+                let requests = requests.into_iter().map(|(_, request)| request).collect();
                 native::establish(dialer, auth.clone(), requests)
                     .await
                     .map(|(session, info)| (Session::Native(session), info))

@@ -156,7 +156,8 @@ pub(crate) struct Dialer {
 impl Dialer {
     pub(crate) fn new(endpoint: ServerEndpoint, trust: Trust, proxies: &Proxies) -> Self {
         let proxy = proxies.choose(&endpoint.host, endpoint.port, endpoint.tls).cloned();
-        Self { endpoint, trust, proxy, way: Arc::default() }
+        let way = Arc::new(Mutex::new(Way::new(endpoint.tls)));
+        Self { endpoint, trust, proxy, way }
     }
 
     /// Without a proxy.

@@ -63,6 +63,7 @@ pub(crate) async fn serve(core: &Arc<Core>, mut socket: Socket, head: &RequestHe
         return lane(core, socket, messages, &nonce, peer).await;
     }
     let permit = core.gate.enter(peer.ip());
+    let token = authorization(head, "bearer");
     tune(&socket);
     let this = Arc::clone(core);
     if in_messages && wants_link {
@@ -70,7 +71,7 @@ pub(crate) async fn serve(core: &Arc<Core>, mut socket: Socket, head: &RequestHe
         core.tasks.spawn(guarded("link", peer, async move {
             let deadline = this.config.limits.unauthenticated_deadline;
             if let Some(Some(io)) = permit.within(deadline, websocket::link(io)).await {
-                native::serve(this, io, peer, permit).await;
+                native::serve(this, io, token, peer, permit).await;
             }
         }));
         return;
@@ -78,12 +79,11 @@ pub(crate) async fn serve(core: &Arc<Core>, mut socket: Socket, head: &RequestHe
     if wants_link {
         let rest_of_it = received.slice(head.len..);
         if socket.write_all(SWITCHING).await.is_ok() {
-            let session = native::serve(this, Rewind::new(rest_of_it, socket), peer, permit);
+            let session = native::serve(this, Rewind::new(rest_of_it, socket), token, peer, permit);
             core.tasks.spawn(guarded("link", peer, session));
         }
         return;
     }
-    let token = authorization(head, "bearer");
     let is_control = path == b"/api/v1/ws/tunnel";
     let io = Rewind::new(received, socket);
     core.tasks.spawn(guarded("WebSocket", peer, async move {

@@ -188,9 +188,11 @@ impl Settings {
         // A saved token may belong to another server, or to an earlier life of this one; then an account is made here.
         // One that was named is used or refused.
         let is_guess = given.is_none();
+        let of_server = file.token_for(&server.authority()).filter(|_| is_guess);
+        let is_of_server = of_server.is_some();
         let (token, from) = match given {
             Some((token, from)) => (Some(Token::new(token)), from),
-            None => match file.token_for(&server.authority()) {
+            None => match of_server {
                 Some(token) => (Some(token), format!("{shown}, saved for this server")),
                 None => (file.auth_token(), shown.clone()),
             },
@@ -221,6 +223,7 @@ impl Settings {
             .server(server.clone())
             .token(token)
             .replace_refused_token(is_guess)
+            .token_is_of_server(is_of_server)
             .keep_trying(!server.is_default())
             .dialect(dialect)
             .proxies(proxies);

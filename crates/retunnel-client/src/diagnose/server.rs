@@ -107,7 +107,7 @@ pub(super) async fn upgrade(dialer: &Dialer, wanted: Option<Dialect>, server: &S
     let knows_links = !server.about.is_null();
     let mut answered = None;
     if wanted.is_none_or(|dialect| dialect == Dialect::Native) {
-        match dialer.upgraded(None).await {
+        match dialer.upgraded(None, &[]).await {
             Ok(_) => return (Finding::fine("a link opens").with(json!({ "transport": "link" })), Some(())),
             Err(ConnectError::NotAServer { answer, .. }) => {
                 if knows_links && dialer.in_messages(None).await.is_ok() {

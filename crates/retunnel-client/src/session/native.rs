@@ -4,9 +4,9 @@ use bytes::Bytes;
 use retunnel_link::{Events as LinkEvents, Link, LinkConfig, LinkError, LinkEvent, LinkStream, Role, link};
 use retunnel_proto::{
     DecodeError,
-    message::{Auth, AuthResp, ClientMessage, CloseTunnel, ReqTunnel, ServerMessage, TunnelClosed},
+    message::{Auth, AuthResp, ClientMessage, CloseTunnel, ReqTunnel, ServerMessage, Token, TunnelClosed},
     native::{
-        self, ReasonCode,
+        self, FrameHeader, FrameKind, ReasonCode,
         control::{FromClient, FromServer, Hello, HelloResp, LaneFailed, Open},
     },
 };
@@ -26,7 +26,7 @@ use crate::{
     error::{ConnectError, RelayError},
     event::SessionInfo,
     relay,
-    transport::{Dialer, Socket},
+    transport::{Dialer, Socket, upgrade::Early},
 };
 
 /// A session that stands.
@@ -45,21 +45,70 @@ pub(crate) struct Session {
 pub(crate) async fn establish(
     dialer: &Dialer,
     auth: Auth,
-    requests: impl Iterator<Item = ReqTunnel>,
+    requests: Vec<ReqTunnel>,
+) -> Result<(Session, SessionInfo), ConnectError> {
+    let window = LinkConfig::default().initial_window;
+    let hello = Hello { link_version: native::VERSION, window, lanes: true, auth };
+    let mut early = early(&hello, &requests);
+    loop {
+        let (socket, was_early) = dialer.link(early.as_ref()).await?;
+        let hello = (!was_early).then(|| FromClient::Hello(hello.clone()));
+        let requests = requests.iter().filter(|request| !was_early || is_secret(request)).cloned();
+        let messages = hello.into_iter().chain(requests.map(request_of));
+        match begin(dialer, socket, messages).await {
+            Err(ConnectError::Lost { .. } | ConnectError::Timeout { .. }) if was_early => {
+                // Somebody on the way may have passed the request on, and lost what came behind it.
+                dialer.mind_early();
+                early = None;
+            }
+            result => return result,
+        }
+    }
+}
+
+/// What may be said before anybody has answered. What is taken for a request of its own may end in a log, so that there are
+/// no secrets in it.
+fn early(hello: &Hello, requests: &[ReqTunnel]) -> Option<Early> {
+    let token = hello.auth.token.clone();
+    let fits_header =
+        |token: &Token| !token.expose().is_empty() && token.expose().bytes().all(|b| b.is_ascii_graphic());
+    if !token.as_ref().is_none_or(fits_header) {
+        return None;
+    }
+    let hello = Hello { auth: Auth { token: None, ..hello.auth.clone() }, ..hello.clone() };
+    let requests = requests.iter().filter(|request| !is_secret(request)).cloned();
+    let mut frames = Vec::new();
+    for payload in
+        std::iter::once(FromClient::Hello(hello)).chain(requests.map(request_of)).filter_map(FromClient::encode)
+    {
+        let len = u32::try_from(payload.len()).ok()?;
+        frames.extend_from_slice(&FrameHeader { kind: FrameKind::Control, flags: 0, len, stream: 0 }.encode());
+        frames.extend_from_slice(&payload);
+    }
+    Some(Early { token, frames })
+}
+
+/// Whether a request has a password in it.
+const fn is_secret(request: &ReqTunnel) -> bool {
+    request.http_auth.is_some()
+}
+
+const fn request_of(request: ReqTunnel) -> FromClient {
+    FromClient::Message(ClientMessage::ReqTunnel(request))
+}
+
+async fn begin(
+    dialer: &Dialer,
+    socket: Socket,
+    messages: impl Iterator<Item = FromClient>,
 ) -> Result<(Session, SessionInfo), ConnectError> {
     let endpoint = || dialer.endpoint.clone();
-    let socket = dialer.link().await?;
-    let link_config = LinkConfig::default();
-    let window = link_config.initial_window;
-    let (link, mut events, driver) = link(socket, Role::Client, link_config);
+    let (link, mut events, driver) = link(socket, Role::Client, LinkConfig::default());
     let mut drivers = JoinSet::new();
     drivers.spawn(driver);
     let lost = |source| ConnectError::Lost { endpoint: endpoint(), source };
-    send(&link, FromClient::Hello(Hello { link_version: native::VERSION, window, lanes: true, auth }))
-        .await
-        .map_err(lost)?;
-    for request in requests {
-        send(&link, FromClient::Message(ClientMessage::ReqTunnel(request))).await.map_err(lost)?;
+    for message in messages {
+        send(&link, message).await.map_err(lost)?;
     }
     // A farewell may overtake the refusal it belongs to.
     let first_message = async {
@@ -151,7 +200,7 @@ impl Session {
     async fn ask(&self, tunnels: &mut Tunnels, key: u64) {
         if let Some(request) = tunnels.request(key) {
             // A failed send shows as the end of the link.
-            let _ = send(&self.link, FromClient::Message(ClientMessage::ReqTunnel(request))).await;
+            let _ = send(&self.link, request_of(request)).await;
         }
     }
 

@@ -31,6 +31,18 @@ pub(crate) struct Way {
     passed: bool,
     /// Only a WebSocket passed, at this time.
     refused: Option<Instant>,
+    /// Whoever listens there may see the token before it has answered: by TLS it is the server, or the token is its own.
+    trusted: bool,
+    /// Somebody on the way could not bear, or lost, what came behind a request.
+    minds_early: bool,
+}
+
+/// What a client says first, where it need not wait for the answer to its upgrade (`docs/decisions/0008-early-hello.md`). The
+/// token goes into the request, where everybody knows what not to write down; the frames follow it.
+#[derive(Debug)]
+pub(crate) struct Early {
+    pub(crate) token: Option<Token>,
+    pub(crate) frames: Vec<u8>,
 }
 
 /// How the server is asked.
@@ -41,6 +53,15 @@ enum By {
 }
 
 impl Way {
+    pub(super) fn new(trusted: bool) -> Self {
+        Self { trusted, ..Self::default() }
+    }
+
+    /// Whether what a client says first may follow its request at once.
+    const fn may_be_early(&self) -> bool {
+        (self.trusted || self.passed) && !self.minds_early
+    }
+
     fn next(&self) -> By {
         match self.refused {
             Some(at) if at.elapsed() < REMEMBERED => By::WebSocket,
@@ -50,17 +71,21 @@ impl Way {
 
     /// Whether a failed upgrade is the work of somebody in between, or of a server that has no links at all.
     fn is_refusal(&self, error: &ConnectError) -> bool {
-        use io::ErrorKind::{BrokenPipe, ConnectionAborted, ConnectionReset, UnexpectedEof};
-        match error {
-            ConnectError::NotAServer { .. } => true,
-            ConnectError::Unreachable { source, .. } => {
-                let is_silent =
-                    matches!(source.kind(), UnexpectedEof | ConnectionReset | ConnectionAborted | BrokenPipe);
-                is_silent && !self.passed
-            }
-            _ => false,
-        }
+        matches!(error, ConnectError::NotAServer { .. }) || (is_silent(error) && !self.passed)
     }
+}
+
+/// Whether the connection ended without an answer.
+fn is_silent(error: &ConnectError) -> bool {
+    use io::ErrorKind::{BrokenPipe, ConnectionAborted, ConnectionReset, UnexpectedEof};
+    let ends = [BrokenPipe, ConnectionAborted, ConnectionReset, UnexpectedEof];
+    matches!(error, ConnectError::Unreachable { source, .. } if ends.contains(&source.kind()))
+}
+
+/// Whether somebody may have taken what came behind a request for a part of it, or for the next one.
+fn may_mind_early(error: &ConnectError) -> bool {
+    is_silent(error)
+        || matches!(error, ConnectError::NotAServer { answer, .. } if answer.split(' ').nth(1) == Some("400"))
 }
 
 impl Dialer {
@@ -68,14 +93,25 @@ impl Dialer {
         self.way.lock().expect("no code panics while it holds what is known of the way")
     }
 
-    /// A connection that carries link frames from here on.
-    pub(crate) async fn link(&self) -> Result<Socket, ConnectError> {
+    /// The token was issued by this very server.
+    pub(crate) fn trust(&self) {
+        self.way().trusted = true;
+    }
+
+    /// What came behind a request was lost.
+    pub(crate) fn mind_early(&self) {
+        self.way().minds_early = true;
+    }
+
+    /// A connection that carries link frames from here on, and whether `early` was said on it.
+    pub(crate) async fn link(&self, early: Option<&Early>) -> Result<(Socket, bool), ConnectError> {
         let mut refusal = None;
         if self.way().next() == By::Upgrade {
-            match self.upgraded(None).await {
-                Ok(socket) => {
-                    *self.way() = Way { passed: true, refused: None };
-                    return Ok(socket);
+            match self.upgraded_early(early).await {
+                Ok(link) => {
+                    let mut way = self.way();
+                    (way.passed, way.refused) = (true, None);
+                    return Ok(link);
                 }
                 Err(error) if self.way().is_refusal(&error) => refusal = Some(error),
                 Err(error) => return Err(error),
@@ -85,9 +121,10 @@ impl Dialer {
             Ok(socket) => {
                 if let Some(refusal) = refusal {
                     info!(%refusal, "the link rides in a WebSocket: the upgrade did not pass");
-                    *self.way() = Way { passed: false, refused: Some(Instant::now()) };
+                    let mut way = self.way();
+                    (way.passed, way.refused) = (false, Some(Instant::now()));
                 }
-                Ok(socket)
+                Ok((socket, false))
             }
             Err(error) => {
                 if matches!(error, ConnectError::NotAServer { .. }) {
@@ -100,11 +137,26 @@ impl Dialer {
         }
     }
 
+    async fn upgraded_early(&self, early: Option<&Early>) -> Result<(Socket, bool), ConnectError> {
+        if let Some(early) = early.filter(|_| self.way().may_be_early()) {
+            let authorization = early.token.as_ref().map(|token| format!("Bearer {}", token.expose()));
+            match self.upgraded(authorization, &early.frames).await {
+                Err(error) if may_mind_early(&error) => {
+                    let socket = self.upgraded(None, &[]).await?;
+                    self.mind_early();
+                    return Ok((socket, false));
+                }
+                upgraded => return Ok((upgraded?, true)),
+            }
+        }
+        Ok((self.upgraded(None, &[]).await?, false))
+    }
+
     /// A connection that carries one bulk stream of a link, by the same way as the link.
     pub(crate) async fn lane(&self, nonce: &Token) -> Result<Socket, ConnectError> {
         let by = if self.way().refused.is_some() { By::WebSocket } else { By::Upgrade };
         let socket = match by {
-            By::Upgrade => self.upgraded(Some(nonce)).await?,
+            By::Upgrade => self.upgraded(Some(format!("Lane {}", nonce.expose())), &[]).await?,
             By::WebSocket => self.in_messages(Some(nonce)).await?,
         };
         if let Socket::Plain(socket) = &socket {
@@ -130,19 +182,21 @@ impl Dialer {
         Ok(Socket::Messages(Box::new(MessageSocket::new(socket))))
     }
 
-    /// A connection behind its upgrade; with a nonce it is a lane.
-    pub(crate) async fn upgraded(&self, nonce: Option<&Token>) -> Result<Socket, ConnectError> {
+    /// A connection behind its upgrade. `behind` follows the request without waiting for the answer.
+    pub(crate) async fn upgraded(&self, authorization: Option<String>, behind: &[u8]) -> Result<Socket, ConnectError> {
         let mut socket = self.connect().await?;
         let lost = |source| ConnectError::Unreachable { endpoint: self.endpoint.clone(), source };
-        let lane = nonce.map(|nonce| format!("Authorization: Lane {}\r\n", nonce.expose())).unwrap_or_default();
-        let request = format!(
+        let authorization = authorization.map(|value| format!("Authorization: {value}\r\n")).unwrap_or_default();
+        let mut request = format!(
             "GET {PATH} HTTP/1.1\r\nHost: {}\r\nConnection: Upgrade\r\nUpgrade: retunnel\r\n\
-             User-Agent: retunnel/{}\r\n{lane}\r\n",
+             User-Agent: retunnel/{}\r\n{authorization}\r\n",
             self.endpoint.authority(),
             crate::VERSION,
-        );
+        )
+        .into_bytes();
+        request.extend_from_slice(behind);
         let answer = timeout(ANSWER_WITHIN, async {
-            socket.write_all(request.as_bytes()).await?;
+            socket.write_all(&request).await?;
             socket.flush().await?;
             let mut answer = BytesMut::with_capacity(512);
             loop {

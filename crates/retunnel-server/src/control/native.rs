@@ -14,8 +14,8 @@ use retunnel_proto::{
     ClientId, TunnelId,
     limits::{MAX_CONTROL_MESSAGE, MAX_UNAUTHENTICATED_MESSAGE},
     message::{
-        AuthResp, ClientMessage, ErrorResp, NewTunnel, Refusal, RefusalCode, ReqTunnel, ServerMessage, TunnelClosed,
-        TunnelProtocol, Welcome,
+        AuthResp, ClientMessage, ErrorResp, NewTunnel, Refusal, RefusalCode, ReqTunnel, ServerMessage, Token,
+        TunnelClosed, TunnelProtocol, Welcome,
     },
     native::{
         self, ReasonCode,
@@ -125,9 +125,15 @@ impl NativeUpstream {
     }
 }
 
-/// Serves one native client until its link ends. `permit` is given back once the client is authenticated.
-pub(crate) async fn serve<IO>(core: Arc<Core>, io: IO, peer: SocketAddr, permit: UnauthenticatedPermit)
-where
+/// Serves one native client until its link ends. `token` came with the request for the link; `permit` is given back once the
+/// client is authenticated.
+pub(crate) async fn serve<IO>(
+    core: Arc<Core>,
+    io: IO,
+    token: Option<Token>,
+    peer: SocketAddr,
+    permit: UnauthenticatedPermit,
+) where
     IO: AsyncRead + AsyncWrite + Unpin,
 {
     let config = LinkConfig {
@@ -139,7 +145,7 @@ where
     let window = config.initial_window;
     let (link, events, driver) = link(io, Role::Server, config);
     // Two tasks: the link is polled for every visitor, the session only when something is said.
-    let session = core.tasks.spawn(session(Arc::clone(&core), link, events, window, peer, permit));
+    let session = core.tasks.spawn(session(Arc::clone(&core), link, events, (window, token), peer, permit));
     driver.await;
     // It ends with its link.
     let _ = session.await;
@@ -149,14 +155,17 @@ async fn session(
     core: Arc<Core>,
     link: Link,
     mut events: Events,
-    window: u32,
+    (window, token): (u32, Option<Token>),
     peer: SocketAddr,
     permit: UnauthenticatedPermit,
 ) {
     let deadline = core.config.limits.unauthenticated_deadline;
     let hello = match permit.within(deadline, events.next()).await {
         Some(Some(LinkEvent::Control(payload))) => match FromClient::decode(&payload) {
-            Ok(FromClient::Hello(hello)) => hello,
+            Ok(FromClient::Hello(mut hello)) => {
+                hello.auth.token = hello.auth.token.or(token);
+                hello
+            }
             Ok(_) => {
                 return refuse(&link, Refusal::new(RefusalCode::InvalidRequest, "the first message must be Auth"))
                     .await;

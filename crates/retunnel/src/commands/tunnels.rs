@@ -3,12 +3,16 @@
 use std::{collections::HashSet, sync::Arc, time::Duration};
 
 use anyhow::Result;
+use futures_util::future::join_all;
 use retunnel_client::{
     Client, Event, Events, PageCode, RequestSummary, Tunnel, TunnelError, TunnelProtocol, TunnelSpec,
     config::file::ConfigFile,
 };
 use serde_json::{Value, json};
-use tokio::time::{Instant, MissedTickBehavior, interval};
+use tokio::{
+    join,
+    time::{Instant, MissedTickBehavior, interval},
+};
 
 use crate::{
     args::Global,
@@ -166,17 +170,23 @@ async fn all_closed(tunnels: &[Tunnel]) -> TunnelError {
 }
 
 async fn open(client: &Arc<Client>, wanted: Wanted, watcher: &mut Watcher, output: Output) -> Result<Opened> {
-    watcher.during(client.connected()).await?;
+    // Tunnels are asked for at once: the requests go along with the session's beginning, which spares a round trip.
     match wanted {
         Wanted::One(spec) => {
-            let tunnel = watcher.during(client.open(spec)).await?;
-            Ok(Opened { tunnels: vec![tunnel], single: true, following: None })
+            let (connected, tunnel) = watcher.during(async { join!(client.connected(), client.open(spec)) }).await;
+            connected?;
+            Ok(Opened { tunnels: vec![tunnel?], single: true, following: None })
         }
         Wanted::File(source) => {
             let mut tunnels = Vec::new();
             let mut failure = None;
-            for entry in source.wanted(&source.file) {
-                match watcher.during(client.open(entry.spec()?)).await {
+            let entries = source.wanted(&source.file);
+            let specs = entries.iter().map(|entry| entry.spec()).collect::<Result<Vec<_>, _>>()?;
+            let opening = join_all(specs.into_iter().map(|spec| client.open(spec)));
+            let (connected, opened) = watcher.during(async { join!(client.connected(), opening) }).await;
+            connected?;
+            for (entry, opened) in entries.into_iter().zip(opened) {
+                match opened {
                     Ok(tunnel) => tunnels.push(tunnel),
                     Err(error) => {
                         let name = entry.name;
