@@ -65,7 +65,7 @@ pub(crate) async fn serve(
         let new = (to_local.moved() - counted.0, to_link.moved() - counted.1);
         stats.add_bytes(new.0, new.1);
         counted = (to_local.moved(), to_link.moved());
-        if stall.wants_acknowledgement(new.0 > 0, new.1 > 0) {
+        if stall.wants_acknowledgement(new.0 > 0, new.1 > 0, || stream.is_on_lane()) {
             local.acknowledge();
         }
         match polled {
@@ -109,7 +109,8 @@ impl<'a> Stall<'a> {
         Self { waits: &target.waits_for_acknowledgements, came: None }
     }
 
-    fn wants_acknowledgement(&mut self, sent: bool, came: bool) -> bool {
+    /// `is_bulk`: bytes are reported from time to time, which says nothing about the service.
+    fn wants_acknowledgement(&mut self, sent: bool, came: bool, is_bulk: impl FnOnce() -> bool) -> bool {
         if sent {
             self.came = None;
         }
@@ -120,7 +121,8 @@ impl<'a> Stall<'a> {
             return true;
         }
         let now = Instant::now();
-        let waited = self.came.replace(now).is_some_and(|before| DELAYED.contains(&now.duration_since(before)));
+        let paused = self.came.replace(now).is_some_and(|before| DELAYED.contains(&now.duration_since(before)));
+        let waited = paused && !is_bulk();
         if waited {
             self.waits.store(true, Relaxed);
         }
@@ -242,8 +244,8 @@ mod tests {
             (1, false, true, true),
         ] {
             advance(Duration::from_millis(milliseconds)).await;
-            assert_eq!(stall.wants_acknowledgement(sent, came), wants, "{milliseconds} ms, {sent}, {came}");
+            assert_eq!(stall.wants_acknowledgement(sent, came, || false), wants, "{milliseconds} ms, {sent}, {came}");
         }
-        assert!(Stall::new(&target).wants_acknowledgement(false, true), "on its other connections as well");
+        assert!(Stall::new(&target).wants_acknowledgement(false, true, || false), "on its other connections as well");
     }
 }

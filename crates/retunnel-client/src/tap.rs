@@ -93,6 +93,10 @@ impl MaybeTcp for TappedSocket {
         self.socket.tcp()
     }
 
+    fn tcp_mut(&mut self) -> Option<&mut TcpStream> {
+        self.socket.tcp_mut()
+    }
+
     fn unseen(&self, way: Way) -> u64 {
         self.tap.as_ref().map_or(u64::MAX, |tap| tap.unseen(side(way)))
     }

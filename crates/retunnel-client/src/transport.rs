@@ -303,12 +303,19 @@ impl MaybeTcp for Socket {
             _ => None,
         }
     }
+
+    fn tcp_mut(&mut self) -> Option<&mut TcpStream> {
+        match self {
+            Self::Plain(socket) => Some(socket),
+            _ => None,
+        }
+    }
 }
 
 impl From<Socket> for Lane {
     fn from(socket: Socket) -> Self {
         match socket {
-            Socket::Plain(socket) => Self::Tcp(socket),
+            Socket::Plain(socket) => Self::tcp(socket),
             other => Self::other(other),
         }
     }

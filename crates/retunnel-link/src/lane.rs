@@ -9,14 +9,20 @@
 use std::{
     fmt, io,
     pin::Pin,
-    sync::{Mutex, MutexGuard},
+    sync::{Mutex, MutexGuard, OnceLock, RwLock},
     task::{Context, Poll, ready},
 };
+
+#[cfg(target_os = "linux")]
+use std::sync::RwLockReadGuard;
 
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
     net::TcpStream,
+    runtime::Handle,
 };
+
+const NO_PANIC: &str = "no code panics while it polls a lane";
 
 /// A connection that is read and written like one.
 pub trait Duplex: AsyncRead + AsyncWrite + Send + Unpin {}
@@ -24,51 +30,76 @@ pub trait Duplex: AsyncRead + AsyncWrite + Send + Unpin {}
 impl<T: AsyncRead + AsyncWrite + Send + Unpin> Duplex for T {}
 
 /// A connection for one bulk stream.
-pub enum Lane {
-    /// Plain TCP; where the other side of the relay is plain too, the kernel moves the bytes.
-    Tcp(TcpStream),
-    /// TLS or anything else.
+pub struct Lane(Kind);
+
+enum Kind {
+    /// The lock is held for writing only while the socket moves to a bulk thread.
+    Tcp(RwLock<TcpStream>, OnceLock<&'static Handle>),
     Other(Mutex<Box<dyn Duplex>>),
 }
 
 impl fmt::Debug for Lane {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Tcp(_) => "Lane::Tcp",
-            Self::Other(_) => "Lane::Other",
+        f.write_str(match self.0 {
+            Kind::Tcp(..) => "Lane::tcp",
+            Kind::Other(_) => "Lane::other",
         })
     }
 }
 
 impl Lane {
-    /// A lane over a connection that is not plain TCP.
+    /// A lane over plain TCP; where the other side of the relay is plain too, the kernel moves the bytes.
     #[must_use]
-    pub fn other(connection: impl Duplex + 'static) -> Self {
-        Self::Other(Mutex::new(Box::new(connection)))
+    pub const fn tcp(socket: TcpStream) -> Self {
+        Self(Kind::Tcp(RwLock::new(socket), OnceLock::new()))
     }
 
-    pub(crate) const fn tcp(&self) -> Option<&TcpStream> {
-        match self {
-            Self::Tcp(socket) => Some(socket),
-            Self::Other(_) => None,
+    /// A lane over TLS or anything else.
+    #[must_use]
+    pub fn other(connection: impl Duplex + 'static) -> Self {
+        Self(Kind::Other(Mutex::new(Box::new(connection))))
+    }
+
+    /// The thread that moves its bytes, where that is possible: from the first call on the socket is looked after there, and
+    /// whoever waited for it must ask again.
+    #[cfg(target_os = "linux")]
+    pub(crate) fn thread(&self) -> Option<&'static Handle> {
+        let Kind::Tcp(socket, thread) = &self.0 else { return None };
+        if thread.get().is_none() {
+            let mut socket = socket.write().expect(NO_PANIC);
+            if thread.get().is_none() {
+                let home = crate::bulk::thread()?;
+                *socket = crate::bulk::twin(&socket, home).ok()?;
+                let _ = thread.set(home);
+            }
+        }
+        thread.get().copied()
+    }
+
+    #[cfg(target_os = "linux")]
+    pub(crate) fn socket(&self) -> Option<RwLockReadGuard<'_, TcpStream>> {
+        match &self.0 {
+            Kind::Tcp(socket, _) => Some(socket.read().expect(NO_PANIC)),
+            Kind::Other(_) => None,
         }
     }
 
     fn locked(connection: &Mutex<Box<dyn Duplex>>) -> MutexGuard<'_, Box<dyn Duplex>> {
-        connection.lock().expect("no code panics while it polls a lane")
+        connection.lock().expect(NO_PANIC)
     }
 
     pub(crate) fn poll_readable(&self, cx: &mut Context<'_>) -> Poll<()> {
-        match self {
-            Self::Tcp(socket) => socket.poll_read_ready(cx).map(|_| ()),
+        match &self.0 {
+            Kind::Tcp(socket, _) => socket.read().expect(NO_PANIC).poll_read_ready(cx).map(|_| ()),
             // A read will tell.
-            Self::Other(_) => Poll::Ready(()),
+            Kind::Other(_) => Poll::Ready(()),
         }
     }
 
     pub(crate) fn poll_read(&self, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        match self {
-            Self::Tcp(socket) => loop {
+        match &self.0 {
+            Kind::Tcp(socket, _) => loop {
+                let socket = socket.read().expect(NO_PANIC);
                 ready!(socket.poll_read_ready(cx))?;
                 match socket.try_read(buf.initialize_unfilled()) {
                     Ok(count) => {
@@ -79,7 +110,7 @@ impl Lane {
                     Err(error) => return Poll::Ready(Err(error)),
                 }
             },
-            Self::Other(connection) => match Pin::new(&mut *Self::locked(connection)).poll_read(cx, buf) {
+            Kind::Other(connection) => match Pin::new(&mut *Self::locked(connection)).poll_read(cx, buf) {
                 // TLS without its farewell. Counts on the link tell whether bytes are missing, as they do on plain TCP.
                 Poll::Ready(Err(error)) if error.kind() == io::ErrorKind::UnexpectedEof => Poll::Ready(Ok(())),
                 polled => polled,
@@ -88,22 +119,23 @@ impl Lane {
     }
 
     pub(crate) fn poll_write(&self, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        match self {
-            Self::Tcp(socket) => loop {
+        match &self.0 {
+            Kind::Tcp(socket, _) => loop {
+                let socket = socket.read().expect(NO_PANIC);
                 ready!(socket.poll_write_ready(cx))?;
                 match socket.try_write(bytes) {
                     Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
                     result => return Poll::Ready(result),
                 }
             },
-            Self::Other(connection) => Pin::new(&mut *Self::locked(connection)).poll_write(cx, bytes),
+            Kind::Other(connection) => Pin::new(&mut *Self::locked(connection)).poll_write(cx, bytes),
         }
     }
 
     pub(crate) fn poll_flush(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        match self {
-            Self::Tcp(_) => Poll::Ready(Ok(())),
-            Self::Other(connection) => Pin::new(&mut *Self::locked(connection)).poll_flush(cx),
+        match &self.0 {
+            Kind::Tcp(..) => Poll::Ready(Ok(())),
+            Kind::Other(connection) => Pin::new(&mut *Self::locked(connection)).poll_flush(cx),
         }
     }
 }

@@ -8,6 +8,8 @@
 //! Bounds: received bytes per stream (its window), per link ([`LinkConfig::max_buffered`]) and per process
 //! ([`Budget`]); bytes waiting to be sent per stream and per link; streams; control messages.
 
+#[cfg(target_os = "linux")]
+mod bulk;
 mod config;
 mod driver;
 mod error;
@@ -168,6 +170,13 @@ impl Link {
         self.shared.lock().lanes.enabled = true;
     }
 
+    /// A lane that the server asked for is being opened (client role): it will be added, or fail. `false`: there are as many as
+    /// there may be, do not open it.
+    #[must_use]
+    pub fn expect_lane(&self, number: u32) -> bool {
+        self.shared.lock().expect_lane(number)
+    }
+
     /// A lane that was asked for is open. One that nobody asked for, or too late, is closed.
     pub fn add_lane(&self, number: u32, lane: Lane) {
         let mut wakers = Vec::new();
@@ -178,7 +187,9 @@ impl Link {
 
     /// A lane that was asked for will not come; streams stay on the link.
     pub fn lane_failed(&self, number: u32) {
-        self.shared.lock().lane_failed(number);
+        let mut state = self.shared.lock();
+        state.lane_failed(number);
+        release(state, Vec::new());
     }
 
     /// Raises the limit for control messages once the peer is authenticated.

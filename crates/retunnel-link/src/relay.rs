@@ -29,6 +29,11 @@ pub trait MaybeTcp {
     /// The socket itself, when nothing stands between it and the bytes.
     fn tcp(&self) -> Option<&TcpStream>;
 
+    /// The same, where it may be replaced by another handle to the same connection.
+    fn tcp_mut(&mut self) -> Option<&mut TcpStream> {
+        None
+    }
+
     /// Bytes that may be read, or written, without anybody looking at them. Default: all.
     fn unseen(&self, _: Way) -> u64 {
         u64::MAX
@@ -51,13 +56,17 @@ impl MaybeTcp for TcpStream {
     fn tcp(&self) -> Option<&TcpStream> {
         Some(self)
     }
+
+    fn tcp_mut(&mut self) -> Option<&mut TcpStream> {
+        Some(self)
+    }
 }
 
 /// One direction of a relay.
 #[derive(Debug, Default)]
 pub struct Pump {
     #[cfg(target_os = "linux")]
-    pub(crate) pipe: Option<crate::splice::Pipe>,
+    pub(crate) job: Option<crate::splice::Job>,
     /// Read but not yet taken by the writer.
     pub(crate) pending: BytesMut,
     pub(crate) ended: bool,

@@ -1,20 +1,33 @@
-//! Bytes from one TCP socket to another without a visit to user space (Linux, `splice(2)`).
+//! Bytes from one TCP socket to another without a visit to user space (Linux, `splice(2)`), on a thread for bulk.
 
 use std::{
-    io,
+    future::{Future, poll_fn},
+    io, mem,
     os::fd::{AsFd, OwnedFd},
+    pin::Pin,
+    sync::{
+        Arc,
+        atomic::{
+            AtomicU64,
+            Ordering::{Acquire, Release},
+        },
+    },
     task::{Context, Poll, ready},
+    time::Duration,
 };
 
-use rustix::pipe::{PipeFlags, SpliceFlags, fcntl_setpipe_size, pipe_with, splice};
-use tokio::{io::Interest, net::TcpStream};
+use futures_util::task::AtomicWaker;
 
-use crate::{Lane, LinkStream, MaybeTcp, Pump, Way, take_turns};
+use rustix::pipe::{PipeFlags, SpliceFlags, fcntl_setpipe_size, pipe_with, splice};
+use tokio::{io::Interest, net::TcpStream, runtime::Handle, task::JoinHandle, time::Instant};
+
+use crate::{Lane, LinkStream, MaybeTcp, Pump, Way, bulk, stream::Place};
 
 /// Pipefuls in a row before other tasks get a turn.
-const TURNS: usize = 1;
-/// Bytes a pipe holds, and what a pair of calls moves at the most: as much as Linux gives everybody. With 256 KiB bulk costs a
-/// fifth more processor time, and small requests beside a saturating stream wait half as long (`docs/benchmarks.md`).
+const TURNS: usize = 8;
+/// How often a relay hears of bytes that were moved: for rates, timeouts and the inspector.
+const TELL_EVERY: Duration = Duration::from_millis(50);
+/// Bytes a pipe holds, and what a pair of calls moves at the most: as much as Linux gives everybody.
 const PIPE: usize = 1024 * 1024;
 
 /// The kernel buffer that bytes pass through.
@@ -74,6 +87,142 @@ fn moved(from: impl AsFd, to: impl AsFd, most: usize) -> io::Result<usize> {
     Ok(splice(from, None, to, None, most, SpliceFlags::MOVE | SpliceFlags::NONBLOCK)?)
 }
 
+/// One direction that a bulk thread moves. Dropping it stops the thread's work on it.
+#[derive(Debug)]
+pub(crate) struct Job {
+    thread: &'static Handle,
+    task: JoinHandle<io::Result<Ended>>,
+    progress: Arc<Progress>,
+    /// Bytes the relay has heard of.
+    heard: u64,
+}
+
+impl Drop for Job {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+/// What a job has moved so far, for the relay that waits for it.
+#[derive(Debug, Default)]
+struct Progress {
+    moved: AtomicU64,
+    relay: AtomicWaker,
+}
+
+/// Why a job is over without a failure.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Ended {
+    /// The socket that was read has ended.
+    Reader,
+    /// Its limit is reached, or the next bytes have to be moved in the usual way.
+    Job,
+}
+
+impl Job {
+    /// Hands bytes of `socket`, at most so many, to a bulk thread. `None`: there is no thread or no descriptor to be had, so
+    /// bytes go the usual way.
+    fn start(way: Way, socket: &TcpStream, stream: &LinkStream, lane: &Lane, limit: u64) -> Option<Self> {
+        let thread = lane.thread()?;
+        let progress = Arc::new(Progress::default());
+        let mut splice = Splice {
+            socket: bulk::twin(socket, thread).ok()?,
+            stream: stream.place().clone(),
+            pipe: Pipe::new().ok()?,
+            limit,
+            taken: 0,
+            progress: Arc::clone(&progress),
+            told: Instant::now(),
+        };
+        let task = thread.spawn(poll_fn(move |cx| match way {
+            Way::Read => splice.poll_up(cx),
+            Way::Written => splice.poll_down(cx),
+        }));
+        Some(Self { thread, task, progress, heard: 0 })
+    }
+
+    /// Bytes moved since the last call, and how the job is over if it is.
+    fn poll(&mut self, cx: &mut Context<'_>) -> (u64, Poll<io::Result<Ended>>) {
+        self.progress.relay.register(cx.waker());
+        let polled =
+            Pin::new(&mut self.task).poll(cx).map(|joined| joined.unwrap_or_else(|e| Err(io::Error::other(e))));
+        // What it moved before it was over is known here.
+        let moved = self.progress.moved.load(Acquire);
+        (moved - mem::replace(&mut self.heard, moved), polled)
+    }
+}
+
+/// The thread's part of a [`Job`].
+struct Splice {
+    socket: TcpStream,
+    stream: Place,
+    pipe: Pipe,
+    limit: u64,
+    /// Bytes read so far.
+    taken: u64,
+    progress: Arc<Progress>,
+    told: Instant,
+}
+
+impl Splice {
+    fn poll_up(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<Ended>> {
+        for _ in 0..TURNS {
+            let lane = self.stream.poll_lane_to_write(cx);
+            let Some(to) = lane.as_deref().and_then(Lane::socket) else { return Poll::Ready(Ok(Ended::Job)) };
+            while !self.pipe.is_empty() {
+                let count = ready!(self.pipe.poll_drain(cx, &to))?;
+                self.stream.sent_on_lane(count);
+                self.tell(count);
+            }
+            if self.taken == self.limit {
+                return Poll::Ready(Ok(Ended::Job));
+            }
+            let count = ready!(self.pipe.poll_fill(cx, &self.socket, self.limit - self.taken))?;
+            if count == 0 {
+                return Poll::Ready(Ok(Ended::Reader));
+            }
+            self.taken += count as u64;
+        }
+        cx.waker().wake_by_ref();
+        Poll::Pending
+    }
+
+    fn poll_down(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<Ended>> {
+        for _ in 0..TURNS {
+            // What was taken from the lane goes first, also when nothing more will come from there.
+            while !self.pipe.is_empty() {
+                let count = ready!(self.pipe.poll_drain(cx, &self.socket))?;
+                self.tell(count);
+            }
+            if self.taken == self.limit {
+                return Poll::Ready(Ok(Ended::Job));
+            }
+            let Some((lane, left)) = self.stream.poll_lane_to_read(cx) else { return Poll::Ready(Ok(Ended::Job)) };
+            let Some(from) = lane.socket() else { return Poll::Ready(Ok(Ended::Job)) };
+            let count = ready!(self.pipe.poll_fill(cx, &from, left.min(self.limit - self.taken)))?;
+            self.taken += count as u64;
+            self.stream.arrived_on_lane(count);
+            if count == 0 {
+                // Cut, which a read tells, or the count of all bytes is still on its way.
+                let waits = self.stream.poll_lane_to_read(cx).is_some();
+                return if waits { Poll::Pending } else { Poll::Ready(Ok(Ended::Job)) };
+            }
+        }
+        cx.waker().wake_by_ref();
+        Poll::Pending
+    }
+
+    /// So many bytes are with their receiver. The relay hears of it now and then: its thread has other things to do.
+    fn tell(&mut self, count: usize) {
+        self.progress.moved.fetch_add(count as u64, Release);
+        let now = Instant::now();
+        if now.duration_since(self.told) >= TELL_EVERY {
+            self.told = now;
+            self.progress.relay.wake();
+        }
+    }
+}
+
 /// Moves bytes of a socket into a stream as long as both are plain TCP, `most` of them altogether (counted by
 /// [`Pump::moved`]). Ready when the rest, or the end, has to be read in the usual way.
 ///
@@ -86,33 +235,7 @@ pub fn poll_splice_up<S: MaybeTcp>(
     up: &mut Pump,
     most: u64,
 ) -> io::Result<Poll<()>> {
-    if up.ended || !up.pending.is_empty() {
-        return Ok(Poll::Ready(()));
-    }
-    for _ in 0..TURNS {
-        let lane = stream.poll_lane_to_write(cx);
-        let (Some(socket), Some(to)) = (from.tcp(), lane.as_deref().and_then(Lane::tcp)) else {
-            return Ok(Poll::Ready(()));
-        };
-        let Some(pipe) = pipe_of(&mut up.pipe) else { return Ok(Poll::Ready(())) };
-        while !pipe.is_empty() {
-            let Poll::Ready(count) = pipe.poll_drain(cx, to)? else { return Ok(Poll::Pending) };
-            up.moved += count as u64;
-            stream.sent_on_lane(count);
-        }
-        let most = most.saturating_sub(up.moved).min(from.unseen(Way::Read));
-        if most == 0 {
-            return Ok(Poll::Ready(()));
-        }
-        let Poll::Ready(count) = pipe.poll_fill(cx, socket, most)? else { return Ok(Poll::Pending) };
-        if count == 0 {
-            up.ended = true;
-            return Ok(Poll::Ready(()));
-        }
-        from.skip(Way::Read, count as u64);
-    }
-    take_turns(cx);
-    Ok(Poll::Pending)
+    poll_splice(cx, Way::Read, from, stream, up, most)
 }
 
 /// Moves bytes of a stream into a socket as long as both are plain TCP, `most` of them altogether. Ready when the rest,
@@ -127,39 +250,46 @@ pub fn poll_splice_down<S: MaybeTcp>(
     down: &mut Pump,
     most: u64,
 ) -> io::Result<Poll<()>> {
-    if down.ended || !down.pending.is_empty() {
-        return Ok(Poll::Ready(()));
-    }
-    for _ in 0..TURNS {
-        let Some(socket) = to.tcp() else { return Ok(Poll::Ready(())) };
-        // What was taken from the lane goes first, also when nothing more will come from there.
-        if let Some(pipe) = &mut down.pipe {
-            while !pipe.is_empty() {
-                let Poll::Ready(count) = pipe.poll_drain(cx, socket)? else { return Ok(Poll::Pending) };
-                down.moved += count as u64;
-            }
-        }
-        let most = most.saturating_sub(down.moved).min(to.unseen(Way::Written));
-        let Some((lane, left)) = stream.poll_lane_to_read(cx).filter(|_| most > 0) else { return Ok(Poll::Ready(())) };
-        let Some(from) = lane.tcp() else { return Ok(Poll::Ready(())) };
-        let Some(pipe) = pipe_of(&mut down.pipe) else { return Ok(Poll::Ready(())) };
-        let Poll::Ready(count) = pipe.poll_fill(cx, from, left.min(most))? else { return Ok(Poll::Pending) };
-        stream.arrived_on_lane(count);
-        if count == 0 {
-            // Cut, which a read tells, or the count of all bytes is still on its way.
-            let waits = stream.poll_lane_to_read(cx).is_some();
-            return Ok(if waits { Poll::Pending } else { Poll::Ready(()) });
-        }
-        to.skip(Way::Written, count as u64);
-    }
-    take_turns(cx);
-    Ok(Poll::Pending)
+    poll_splice(cx, Way::Written, to, stream, down, most)
 }
 
-/// `None`: there is none to be had (out of descriptors), so bytes go the usual way.
-fn pipe_of(pipe: &mut Option<Pipe>) -> Option<&mut Pipe> {
-    if pipe.is_none() {
-        *pipe = Pipe::new().ok();
+fn poll_splice<S: MaybeTcp>(
+    cx: &mut Context<'_>,
+    way: Way,
+    socket: &mut S,
+    stream: &LinkStream,
+    pump: &mut Pump,
+    most: u64,
+) -> io::Result<Poll<()>> {
+    loop {
+        if let Some(job) = &mut pump.job {
+            let (count, polled) = job.poll(cx);
+            pump.moved += count;
+            socket.skip(way, count);
+            let Poll::Ready(ended) = polled else { return Ok(Poll::Pending) };
+            pump.job = None;
+            if let Some(socket) = socket.tcp_mut() {
+                bulk::change_runtime(socket, &Handle::current());
+            }
+            cx.waker().wake_by_ref();
+            pump.ended = ended? == Ended::Reader;
+        }
+        if pump.ended || !pump.pending.is_empty() {
+            return Ok(Poll::Ready(()));
+        }
+        let limit = most.saturating_sub(pump.moved).min(socket.unseen(way));
+        let place = stream.place();
+        let lane = match way {
+            Way::Read => place.poll_lane_to_write(cx),
+            Way::Written => place.poll_lane_to_read(cx).map(|(lane, _)| lane),
+        };
+        let (Some(lane), Some(tcp), 1..) = (lane, socket.tcp(), limit) else { return Ok(Poll::Ready(())) };
+        let Some(job) = Job::start(way, tcp, stream, &lane, limit) else { return Ok(Poll::Ready(())) };
+        if let Some(tcp) = socket.tcp_mut() {
+            bulk::change_runtime(tcp, job.thread);
+        }
+        pump.job = Some(job);
+        // The other direction may have waited for the lane or the socket where they were before.
+        cx.waker().wake_by_ref();
     }
-    pipe.as_mut()
 }

@@ -27,6 +27,12 @@ const LANE_PIECE: usize = 16 * 1024;
 /// directions ended resets it.
 #[derive(Debug)]
 pub struct LinkStream {
+    at: Place,
+}
+
+/// Which stream of which link; owns nothing.
+#[derive(Debug, Clone)]
+pub(crate) struct Place {
     shared: Arc<Shared>,
     id: u32,
 }
@@ -51,26 +57,26 @@ impl StreamReset {
 
 impl LinkStream {
     pub(crate) const fn new(shared: Arc<Shared>, id: u32) -> Self {
-        Self { shared, id }
+        Self { at: Place { shared, id } }
     }
 
     /// The stream's number on its link.
     #[must_use]
     pub const fn id(&self) -> u32 {
-        self.id
+        self.at.id
     }
 
     /// Waits until a read would not wait. Cancel-safe; lets a waiting reader own no buffer.
     pub async fn readable(&self) {
         std::future::poll_fn(|cx| {
-            let mut state = self.shared.lock();
-            if state.is_readable(self.id) {
+            let mut state = self.at.shared.lock();
+            if state.is_readable(self.at.id) {
                 return Poll::Ready(());
             }
-            if let Some(stream) = state.streams.get_mut(&self.id) {
+            if let Some(stream) = state.streams.get_mut(&self.at.id) {
                 stream.read_waker = Some(cx.waker().clone());
             }
-            match state.lane_to_read(self.id) {
+            match state.lane_to_read(self.at.id) {
                 Some((lane, _)) => lane.poll_readable(cx),
                 None => Poll::Pending,
             }
@@ -85,12 +91,12 @@ impl LinkStream {
     /// As those of a read.
     pub async fn read_frame(&self) -> io::Result<Bytes> {
         std::future::poll_fn(|cx| {
-            let mut state = self.shared.lock();
-            if let Some(bytes) = state.read_piece(self.id) {
+            let mut state = self.at.shared.lock();
+            if let Some(bytes) = state.read_piece(self.at.id) {
                 release(state, Vec::new());
                 return Poll::Ready(Ok(bytes));
             }
-            let on_lane = state.lane_to_read(self.id).is_some();
+            let on_lane = state.lane_to_read(self.at.id).is_some();
             drop(state);
             let (mut one, mut many) = ([0; 1], Vec::new());
             let storage = if on_lane {
@@ -109,29 +115,82 @@ impl LinkStream {
 
     /// Another exchange begins on this stream. Only what one exchange moves decides whether it is bulk.
     pub fn begin_exchange(&self) {
-        self.shared.lock().begin_exchange(self.id);
+        self.at.shared.lock().begin_exchange(self.at.id);
     }
 
     /// Whether the stream has moved, or is about to.
     #[must_use]
     pub fn is_on_lane(&self) -> bool {
-        self.shared.lock().is_on_lane(self.id)
+        self.at.shared.lock().is_on_lane(self.at.id)
     }
 
     /// Whether the stream was reset or its link has ended.
     #[must_use]
     pub fn is_over(&self) -> bool {
-        self.shared.lock().is_reset(self.id)
+        self.at.shared.lock().is_reset(self.at.id)
     }
 
     /// Asks for a lane now: what is to come is known to be bulk.
     pub fn expect_bulk(&self) {
         let mut wakers = Vec::new();
-        let mut state = self.shared.lock();
-        state.want_lane(self.id, &mut wakers);
+        let mut state = self.at.shared.lock();
+        state.want_lane(self.at.id, &mut wakers);
         release(state, wakers);
     }
 
+    /// For whoever moves its bytes elsewhere.
+    #[cfg(target_os = "linux")]
+    pub(crate) const fn place(&self) -> &Place {
+        &self.at
+    }
+
+    fn poll_read_lane(
+        &self,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+        (lane, left): (&Lane, u64),
+    ) -> Poll<io::Result<()>> {
+        let room = usize::try_from(left).unwrap_or(usize::MAX).min(buf.remaining());
+        let mut part = buf.take(room);
+        ready!(lane.poll_read(cx, &mut part))?;
+        let count = part.filled().len();
+        self.at.arrived_on_lane(count);
+        if count == 0 {
+            // Cut, or the count of all bytes is still on its way; the state knows.
+            let mut state = self.at.shared.lock();
+            return match state.read(self.at.id, &mut []) {
+                ReadOutcome::Reset(code, reason) => Poll::Ready(Err(reset_error(code, reason))),
+                _ => {
+                    if let Some(stream) = state.streams.get_mut(&self.at.id) {
+                        stream.read_waker = Some(cx.waker().clone());
+                    }
+                    Poll::Pending
+                }
+            };
+        }
+        let filled = buf.filled().len() + count;
+        buf.set_filled(filled);
+        Poll::Ready(Ok(()))
+    }
+
+    /// Ends both directions at once and tells the peer why.
+    pub fn reset(self, code: ReasonCode, reason: &str) {
+        let mut wakers = Vec::new();
+        let mut state = self.at.shared.lock();
+        state.reset_here(self.at.id, code, reason, &mut wakers);
+        release(state, wakers);
+    }
+
+    /// Half-closes this side and lets the stream finish by itself: what the peer still sends is thrown away, and the
+    /// stream is reset if the peer does not finish within ten seconds.
+    pub fn finish(self) {
+        let mut state = self.at.shared.lock();
+        state.detach(self.at.id);
+        release(state, Vec::new());
+    }
+}
+
+impl Place {
     /// The lane that this stream's next bytes come from, and the most bytes to take there. Reading it must be reported
     /// ([`Self::arrived_on_lane`]).
     pub(crate) fn poll_lane_to_read(&self, cx: &Context<'_>) -> Option<(Arc<Lane>, u64)> {
@@ -168,51 +227,6 @@ impl LinkStream {
     pub(crate) fn sent_on_lane(&self, count: usize) {
         self.shared.lock().sent_on_lane(self.id, count);
     }
-
-    fn poll_read_lane(
-        &self,
-        cx: &mut Context<'_>,
-        buf: &mut ReadBuf<'_>,
-        (lane, left): (&Lane, u64),
-    ) -> Poll<io::Result<()>> {
-        let room = usize::try_from(left).unwrap_or(usize::MAX).min(buf.remaining());
-        let mut part = buf.take(room);
-        ready!(lane.poll_read(cx, &mut part))?;
-        let count = part.filled().len();
-        self.arrived_on_lane(count);
-        if count == 0 {
-            // Cut, or the count of all bytes is still on its way; the state knows.
-            let mut state = self.shared.lock();
-            return match state.read(self.id, &mut []) {
-                ReadOutcome::Reset(code, reason) => Poll::Ready(Err(reset_error(code, reason))),
-                _ => {
-                    if let Some(stream) = state.streams.get_mut(&self.id) {
-                        stream.read_waker = Some(cx.waker().clone());
-                    }
-                    Poll::Pending
-                }
-            };
-        }
-        let filled = buf.filled().len() + count;
-        buf.set_filled(filled);
-        Poll::Ready(Ok(()))
-    }
-
-    /// Ends both directions at once and tells the peer why.
-    pub fn reset(self, code: ReasonCode, reason: &str) {
-        let mut wakers = Vec::new();
-        let mut state = self.shared.lock();
-        state.reset_here(self.id, code, reason, &mut wakers);
-        release(state, wakers);
-    }
-
-    /// Half-closes this side and lets the stream finish by itself: what the peer still sends is thrown away, and the
-    /// stream is reset if the peer does not finish within ten seconds.
-    pub fn finish(self) {
-        let mut state = self.shared.lock();
-        state.detach(self.id);
-        release(state, Vec::new());
-    }
 }
 
 fn reset_error(code: ReasonCode, reason: String) -> io::Error {
@@ -225,8 +239,8 @@ impl AsyncRead for &LinkStream {
         if buf.remaining() == 0 {
             return Poll::Ready(Ok(()));
         }
-        let mut state = self.shared.lock();
-        match state.read(self.id, buf.initialize_unfilled()) {
+        let mut state = self.at.shared.lock();
+        match state.read(self.at.id, buf.initialize_unfilled()) {
             ReadOutcome::Bytes(len) => {
                 release(state, Vec::new());
                 buf.advance(len);
@@ -235,14 +249,14 @@ impl AsyncRead for &LinkStream {
             ReadOutcome::End => Poll::Ready(Ok(())),
             ReadOutcome::Reset(code, reason) => Poll::Ready(Err(reset_error(code, reason))),
             ReadOutcome::Lane(lane, left) => {
-                if let Some(stream) = state.streams.get_mut(&self.id) {
+                if let Some(stream) = state.streams.get_mut(&self.at.id) {
                     stream.read_waker = Some(cx.waker().clone());
                 }
                 drop(state);
                 self.poll_read_lane(cx, buf, (&lane, left))
             }
             ReadOutcome::Wait => {
-                if let Some(stream) = state.streams.get_mut(&self.id) {
+                if let Some(stream) = state.streams.get_mut(&self.at.id) {
                     stream.read_waker = Some(cx.waker().clone());
                 }
                 Poll::Pending
@@ -257,10 +271,10 @@ impl AsyncWrite for &LinkStream {
             return Poll::Ready(Ok(0));
         }
         let mut wakers = Vec::new();
-        let mut state = self.shared.lock();
-        let outcome = state.write(self.id, buf, &mut wakers);
+        let mut state = self.at.shared.lock();
+        let outcome = state.write(self.at.id, buf, &mut wakers);
         if matches!(outcome, Ok(WriteOutcome::Took(0) | WriteOutcome::Lane(_)))
-            && let Some(stream) = state.streams.get_mut(&self.id)
+            && let Some(stream) = state.streams.get_mut(&self.at.id)
         {
             stream.write_waker = Some(cx.waker().clone());
         }
@@ -273,7 +287,7 @@ impl AsyncWrite for &LinkStream {
             Ok(WriteOutcome::Lane(lane)) => {
                 drop(state);
                 let count = ready!(lane.poll_write(cx, buf))?;
-                self.sent_on_lane(count);
+                self.at.sent_on_lane(count);
                 Poll::Ready(Ok(count))
             }
             Err((code, reason)) => Poll::Ready(Err(reset_error(code, reason))),
@@ -282,7 +296,7 @@ impl AsyncWrite for &LinkStream {
 
     fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         // Bytes written to the link are in the driver's hands.
-        match self.poll_lane_to_write(cx) {
+        match self.at.poll_lane_to_write(cx) {
             Some(lane) => lane.poll_flush(cx),
             None => Poll::Ready(Ok(())),
         }
@@ -291,8 +305,8 @@ impl AsyncWrite for &LinkStream {
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         // The end is told with the count of all bytes; they must be on their way.
         ready!(self.as_mut().poll_flush(cx))?;
-        let mut state = self.shared.lock();
-        state.end_sending(self.id);
+        let mut state = self.at.shared.lock();
+        state.end_sending(self.at.id);
         release(state, Vec::new());
         Poll::Ready(Ok(()))
     }
@@ -321,8 +335,8 @@ impl AsyncWrite for LinkStream {
 impl Drop for LinkStream {
     fn drop(&mut self) {
         let mut wakers = Vec::new();
-        let mut state = self.shared.lock();
-        state.drop_handle(self.id, &mut wakers);
+        let mut state = self.at.shared.lock();
+        state.drop_handle(self.at.id, &mut wakers);
         release(state, wakers);
     }
 }

@@ -29,6 +29,8 @@ async fn pair() -> (TcpStream, TcpStream) {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Fate {
     Opens,
+    /// The server has it first, and its offer is faster than the client's own knowledge.
+    OpensLate,
     /// Carried by something that is not plain TCP to the link.
     OpensBoxed,
     Fails,
@@ -77,6 +79,7 @@ async fn open_lanes(server: Link, client: Link, mut events: Events, fate: Fate) 
     let mut cutters = JoinSet::new();
     while let Some(event) = events.next().await {
         let LinkEvent::LaneWanted(number) = event else { continue };
+        assert!(fate == Fate::Unknown || client.expect_lane(number));
         if fate == Fate::Fails {
             server.lane_failed(number);
             continue;
@@ -90,14 +93,21 @@ async fn open_lanes(server: Link, client: Link, mut events: Events, fate: Fate) 
             Fate::CutAfter(bytes) => {
                 let (middle, far) = pair().await;
                 cutters.spawn(cut_after(there, middle, bytes));
-                client.add_lane(number, Lane::Tcp(far));
-                server.add_lane(number, Lane::Tcp(here));
+                client.add_lane(number, Lane::tcp(far));
+                server.add_lane(number, Lane::tcp(here));
+            }
+            Fate::OpensLate => {
+                server.add_lane(number, Lane::tcp(here));
+                for _ in 0..20 {
+                    tokio::task::yield_now().await;
+                }
+                client.add_lane(number, Lane::tcp(there));
             }
             _ => {
                 if fate == Fate::Opens {
-                    client.add_lane(number, Lane::Tcp(there));
+                    client.add_lane(number, Lane::tcp(there));
                 }
-                server.add_lane(number, Lane::Tcp(here));
+                server.add_lane(number, Lane::tcp(here));
             }
         }
     }
@@ -159,7 +169,7 @@ async fn bytes_pass(fate: Fate, lane_after: u64) {
     answered.unwrap();
     assert!(asked_all && asked == question, "{fate:?}: {} bytes of the question", asked.len());
     assert!(got_all && got == answer, "{fate:?}: {} bytes of the answer", got.len());
-    let moved = matches!(fate, Fate::Opens | Fate::OpensBoxed);
+    let moved = matches!(fate, Fate::Opens | Fate::OpensLate | Fate::OpensBoxed);
     assert_eq!(visitor.is_on_lane(), moved, "{fate:?}");
     drop((visitor, local));
     while ends.server.stream_count() + ends.client.stream_count() > 0 {
@@ -169,7 +179,7 @@ async fn bytes_pass(fate: Fate, lane_after: u64) {
 
 #[tokio::test]
 async fn bytes_and_half_closes_pass_whatever_becomes_of_the_lane() {
-    for fate in [Fate::Opens, Fate::OpensBoxed, Fate::Fails, Fate::Unknown] {
+    for fate in [Fate::Opens, Fate::OpensLate, Fate::OpensBoxed, Fate::Fails, Fate::Unknown] {
         for lane_after in [1, 100_000, 1_000_000] {
             bytes_pass(fate, lane_after).await;
         }
@@ -254,6 +264,27 @@ async fn relays_between_plain_sockets_move_the_same_bytes() {
     while let Some(moved) = relays.join_next().await {
         assert_eq!(moved.unwrap().unwrap(), (20_000_000, 30_000_000));
     }
+}
+
+#[tokio::test]
+async fn a_relay_that_is_given_up_moves_no_more() {
+    let mut ends = ends(50_000, Fate::Opens).await;
+    let (here, there) = ends.stream().await;
+    let ((visitor, mut visitor_side), (mut local_side, local)) = (pair().await, pair().await);
+    let mut relays = JoinSet::new();
+    relays.spawn(relay(visitor, here));
+    relays.spawn(relay(local, there));
+    let mut endless = JoinSet::new();
+    endless.spawn(async move {
+        let piece = payload(100_000, 8);
+        while local_side.write_all(&piece).await.is_ok() {}
+    });
+    let mut got = vec![0; 20_000_000];
+    visitor_side.read_exact(&mut got).await.unwrap();
+    relays.shutdown().await;
+    // Both sides come to an end: what was under way, and nothing after it.
+    let _ = visitor_side.read_to_end(&mut got).await;
+    endless.join_next().await.unwrap().unwrap();
 }
 
 /// Bytes towards and from the local service, in this order whichever end it is.

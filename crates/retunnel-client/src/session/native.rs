@@ -13,9 +13,6 @@ use retunnel_proto::{
 use tokio::{sync::mpsc, task::JoinSet, time::timeout};
 use tracing::{debug, warn};
 
-/// Lanes dialled at a time.
-const MAX_DIALS: usize = 64;
-
 use super::{
     AUTH_WITHIN, CLOSE_WITHIN,
     tunnels::{Served, Tunnels},
@@ -222,7 +219,7 @@ impl Session {
 impl Session {
     fn control(&mut self, tunnels: &mut Tunnels, payload: &Bytes) {
         match FromServer::decode(payload) {
-            Ok(FromServer::OpenLane(wanted)) if self.lanes.len() < MAX_DIALS => {
+            Ok(FromServer::OpenLane(wanted)) if self.link.expect_lane(wanted.lane) => {
                 let dialer = self.dialer.clone();
                 self.lanes.spawn(async move { (wanted.lane, dialer.lane(&wanted.nonce).await) });
             }
@@ -236,6 +233,7 @@ impl Session {
             Ok(socket) => self.link.add_lane(lane, socket.into()),
             Err(error) => {
                 debug!(%error, "no lane");
+                self.link.lane_failed(lane);
                 let _ = send(&self.link, FromClient::LaneFailed(LaneFailed { lane })).await;
             }
         }

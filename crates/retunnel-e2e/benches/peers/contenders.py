@@ -46,8 +46,11 @@ class Contender:
     host = "bench"
     visitors = "http"
 
-    def __init__(self, origin_port):
+    def __init__(self, origin_port, byte_service=None):
         self.origin = origin_port
+        # The port of a byte service that a second tunnel of the same processes carries to `bulk_port`.
+        self.byte_service = byte_service
+        self.bulk_port = free_port()
         self.dir = tempfile.TemporaryDirectory(prefix="bench-")
         self.processes = []
         self.port = free_port()
@@ -150,18 +153,24 @@ class Retunnel(Contender):
         self.server_port = free_port()
         self.spawn(
             RETUNNEL, "--log-level", "warn", "server", "--listen", f"127.0.0.1:{self.server_port}", "--data-dir",
-            f"{self.dir.name}/data", "--tcp-ports", f"{self.port}-{self.port}", "--registration", "open",
+            f"{self.dir.name}/data", "--tcp-ports", f"{self.bulk_port}-{self.bulk_port}", "--registration", "open",
             *self.server_options,
         )
-        if self.protocol == "http":
-            self.port = self.server_port
+        self.port = self.server_port if self.protocol == "http" else self.bulk_port
         wait_until("retunnel server listens", lambda: listens(self.server_port))
 
     def start_client(self):
         named = ("--subdomain", "bench") if self.protocol == "http" else ()
+        what = (self.protocol, str(self.origin), *named)
+        if self.byte_service:
+            what = ("start", self.write("retunnel.yml", f"""
+tunnels:
+  - {{name: bench, protocol: http, local_port: {self.origin}, subdomain: bench}}
+  - {{name: bulk, protocol: tcp, local_port: {self.byte_service}}}
+"""))
         client = self.spawn(
-            RETUNNEL, "--json", "--log-level", "warn", self.protocol, str(self.origin), "--server",
-            f"{self.scheme}127.0.0.1:{self.server_port}", *named, *self.client_options, stdout=subprocess.PIPE,
+            RETUNNEL, "--json", "--log-level", "warn", *what, "--server", f"{self.scheme}127.0.0.1:{self.server_port}",
+            *self.client_options, stdout=subprocess.PIPE,
         )
         assert json.loads(client.stdout.readline()), "no tunnel"
 
@@ -190,6 +199,7 @@ default_token = "bench"
 {self.transport_of("server")}
 [server.services.bench]
 bind_addr = "127.0.0.1:{self.port}"
+{self.second("server", "bind_addr", self.bulk_port)}
 """)
         self.spawn(PEERS / "rathole", "--server", path)
         wait_until("rathole listens", lambda: listens(self.control))
@@ -202,9 +212,13 @@ default_token = "bench"
 {self.transport_of("client")}
 [client.services.bench]
 local_addr = "127.0.0.1:{self.origin}"
+{self.second("client", "local_addr", self.byte_service)}
 """)
         self.spawn(PEERS / "rathole", "--client", path)
         wait_until("rathole serves", lambda: listens(self.port))
+
+    def second(self, side, key, port):
+        return f'[{side}.services.bulk]\n{key} = "127.0.0.1:{port}"' if self.byte_service else ""
 
     def transport_of(self, side):
         return ""
@@ -263,6 +277,8 @@ class Bore(Contender):
         wait_until("bore listens", lambda: listens(7835))
 
     def start_client(self):
+        if self.byte_service:
+            self.spawn(PEERS / "bore", "local", self.byte_service, "--to", "127.0.0.1", "--port", self.bulk_port)
         self.spawn(PEERS / "bore", "local", self.origin, "--to", "127.0.0.1", "--port", self.port)
         wait_until("bore serves", lambda: listens(self.port))
 

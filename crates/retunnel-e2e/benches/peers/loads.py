@@ -170,10 +170,12 @@ def http_bulk(contender, direction):
 
 
 class Background:
-    """Downloads beside which others are measured. `rate` in bytes/s limits them; 0 reads nothing at all."""
+    """Downloads through the contender's second tunnel, beside which others are measured. `rate` in bytes/s limits them; 0
+    reads nothing at all."""
 
     def __init__(self, contender, streams=1, rate=None):
         self.stop = threading.Event()
+        self.count = 0
         self.threads = [threading.Thread(target=self.run, args=(contender, rate)) for _ in range(streams)]
         for thread in self.threads:
             thread.start()
@@ -181,17 +183,16 @@ class Background:
 
     def run(self, contender, rate):
         buffer = memoryview(bytearray(256 * 1024))
-        started, count = time.monotonic(), 0
-        while not self.stop.is_set():
-            with socket.create_connection(("127.0.0.1", contender.port)) as visitor:
-                visitor.sendall(f"GET /1g HTTP/1.1\r\nHost: {contender.host}\r\nConnection: close\r\n\r\n".encode())
-                if rate == 0:
-                    self.stop.wait()
-                    return
-                while not self.stop.is_set() and (received := visitor.recv_into(buffer)):
-                    count += received
-                    if rate and (ahead := count / rate - (time.monotonic() - started)) > 0:
-                        self.stop.wait(ahead)
+        started = time.monotonic()
+        with socket.create_connection(("127.0.0.1", contender.bulk_port)) as visitor:
+            visitor.sendall(b"D")
+            if rate == 0:
+                self.stop.wait()
+                return
+            while not self.stop.is_set() and (received := visitor.recv_into(buffer)):
+                self.count += received
+                if rate and (ahead := self.count / rate - (time.monotonic() - started)) > 0:
+                    self.stop.wait(ahead)
 
     def end(self):
         self.stop.set()

@@ -43,10 +43,10 @@ def rows(seconds):
         # A TCP tunnel to the same service, too: what HTTP costs.
         "http-bulk-down": ("http", [*few, c.RetunnelTcp, c.Direct], lambda x: l.http_bulk(x, "D")),
         "http-bulk-up": ("bulk", [*few, c.RetunnelTcp, c.Direct], lambda x: l.http_bulk(x, "U")),
-        "beside-nothing": ("http", few, lambda x: l.wrk(x, 4, seconds)),
-        "beside-saturating": ("http", few, lambda x: beside(x, seconds, rate=None)),
-        "beside-100MB/s": ("http", few, lambda x: beside(x, seconds, rate=1e8)),
-        "beside-stalled": ("http", few, lambda x: beside(x, seconds, streams=8, rate=0)),
+        "beside-nothing": ("both", few, lambda x: l.wrk(x, 4, seconds)),
+        "beside-saturating": ("both", few, lambda x: beside(x, seconds, rate=None)),
+        "beside-100MB/s": ("both", few, lambda x: beside(x, seconds, rate=1e8)),
+        "beside-stalled": ("both", few, lambda x: beside(x, seconds, streams=8, rate=0)),
         "syscalls-64": ("http", [c.Retunnel, c.Rathole, c.Nginx], lambda x: syscalls(x, seconds)),
         "tls-http-64": ("http", [c.RetunnelTcpTls, c.RetunnelTls, c.RatholeTls], lambda x: l.wrk(x, 64, seconds)),
         "tls-tcp-1-down": ("bulk", [c.RetunnelTcpTls, c.RatholeTls], lambda x: l.bulk(x, 1, "D", seconds)),
@@ -70,7 +70,9 @@ QUICK = ["http-64", "http-1", "http-new", "tcp-1-down", "http-bulk-down", "cold-
 def beside(contender, seconds, streams=1, rate=None):
     background = l.Background(contender, streams, rate)
     try:
-        return l.wrk(contender, 4, seconds)
+        before, started = background.count, time.monotonic()
+        result = l.wrk(contender, 4, seconds)
+        return {**result, "beside MiB/s": (background.count - before) / (time.monotonic() - started) / (1 << 20)}
     finally:
         background.end()
 
@@ -223,24 +225,24 @@ def main():
                 sys.exit(f"no row {row}; there are {', '.join([*known, *FRESH])}")
             if options.only:
                 classes = [x for x in classes if x.name in options.only.split(",")]
-            port = origin.http if kind == "http" else origin.bulk.port
-            results = run(row, classes, measure, port, 1 if fresh else options.rounds, fresh, out)
+            ports = {"http": (origin.http, None), "bulk": (origin.bulk.port, None), "both": (origin.http, origin.bulk.port)}[kind]
+            results = run(row, classes, measure, ports, 1 if fresh else options.rounds, fresh, out)
             show(row, results, options.base)
     finally:
         origin.stop()
 
 
-def run(row, classes, measure, port, rounds, fresh, out):
+def run(row, classes, measure, ports, rounds, fresh, out):
     results = {x.name: [] for x in classes}
     running = []
     try:
         if not fresh:
-            running = [x(port).start() for x in classes]
+            running = [x(*ports).start() for x in classes]
             for contender in running:
                 measure(contender)
         for _ in range(rounds):
             for n, x in enumerate(classes):
-                contender = x(port) if fresh else running[n]
+                contender = x(*ports) if fresh else running[n]
                 try:
                     result = measure(contender)
                 finally:

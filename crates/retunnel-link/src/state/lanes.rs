@@ -31,6 +31,8 @@ pub(crate) struct Lanes {
     pub(crate) enabled: bool,
     spare: VecDeque<(u32, Arc<Lane>, Instant)>,
     asked: HashMap<u32, Instant>,
+    /// Streams that were offered a lane which is still being opened here (client), by the lane.
+    promised: HashMap<u32, u32>,
     in_use: usize,
     failures: u32,
     last: u32,
@@ -142,22 +144,36 @@ impl State {
 
     /// A lane is open.
     pub(crate) fn add_lane(&mut self, number: u32, lane: Lane, wakers: &mut Vec<Waker>) {
-        let expected = match self.role {
-            Role::Server => self.lanes.asked.remove(&number).is_some(),
-            Role::Client => self.lanes.spare.len() < MAX_LANES,
-        };
-        if expected && self.ended.is_none() {
-            self.lanes.failures = 0;
-            self.lanes.spare.push_back((number, Arc::new(lane), Instant::now()));
-            if self.role == Role::Server {
-                self.offer_lanes(wakers);
+        if self.lanes.asked.remove(&number).is_none() || self.ended.is_some() {
+            return;
+        }
+        self.lanes.failures = 0;
+        self.lanes.spare.push_back((number, Arc::new(lane), Instant::now()));
+        match self.role {
+            Role::Server => self.offer_lanes(wakers),
+            Role::Client => {
+                if let Some(id) = self.lanes.promised.remove(&number) {
+                    self.take_lane(number, id, wakers);
+                }
             }
         }
+    }
+
+    /// The server asked for a lane, which is being opened (client). `false`: there are as many as there may be.
+    pub(crate) fn expect_lane(&mut self, number: u32) -> bool {
+        let has_room = self.lanes.asked.len() + self.lanes.spare.len() < MAX_LANES;
+        if has_room {
+            self.lanes.asked.insert(number, Instant::now());
+        }
+        has_room
     }
 
     /// A lane will not come. Whoever waits for one stays on the link.
     pub(crate) fn lane_failed(&mut self, number: u32) {
         if self.lanes.asked.remove(&number).is_some() {
+            if let Some(id) = self.lanes.promised.remove(&number) {
+                self.decline_lane(id);
+            }
             self.lanes.failures += 1;
             if self.lanes.failures >= MAX_FAILURES {
                 self.lanes.enabled = false;
@@ -169,7 +185,10 @@ impl State {
     pub(crate) fn reap_lanes(&mut self, now: Instant) {
         let patience = if self.role == Role::Server { SPARE_FOR } else { 2 * SPARE_FOR };
         self.lanes.spare.retain(|(_, _, since)| now.duration_since(*since) < patience);
-        self.lanes.asked.retain(|_, since| now.duration_since(*since) < LANE_WITHIN);
+        if self.role == Role::Server {
+            // A client hears of the end of each of its attempts.
+            self.lanes.asked.retain(|_, since| now.duration_since(*since) < LANE_WITHIN);
+        }
         let streams = &self.streams;
         self.lanes.waiting.retain(|id| streams.get(id).is_some_and(|stream| !stream.is_finished()));
     }
@@ -191,9 +210,23 @@ impl State {
             return Err(LinkError::Protocol("only the server offers lanes"));
         }
         let number = u32::from_be_bytes(payload.try_into().expect("the header's check made it 4 bytes"));
+        if !self.was_opened(id) {
+            return Err(LinkError::Protocol("a lane for a stream never opened"));
+        }
+        if self.lanes.asked.contains_key(&number) {
+            // The server's word was faster than its answer on the lane itself.
+            if let Some(other) = self.lanes.promised.insert(number, id) {
+                self.decline_lane(other);
+            }
+        } else {
+            self.take_lane(number, id, wakers);
+        }
+        Ok(())
+    }
+
+    fn take_lane(&mut self, number: u32, id: u32, wakers: &mut Vec<Waker>) {
         let at = self.lanes.spare.iter().position(|(known, ..)| *known == number);
         let lane = at.and_then(|at| self.lanes.spare.remove(at)).map(|(_, lane, _)| lane);
-        let was_opened = self.was_opened(id);
         match (lane, self.streams.get_mut(&id)) {
             (Some(lane), Some(stream))
                 if stream.send_end == SendEnd::Open && stream.reset.is_none() && stream.moving.lane.is_none() =>
@@ -203,10 +236,12 @@ impl State {
                 wakers.extend(stream.write_waker.take());
                 self.want_turn(id);
             }
-            (_, None) if !was_opened => return Err(LinkError::Protocol("a lane for a stream never opened")),
-            _ => self.urgent_frame(FrameKind::Moved, FLAG_DECLINED, id, &0_u64.to_be_bytes()),
+            _ => self.decline_lane(id),
         }
-        Ok(())
+    }
+
+    fn decline_lane(&mut self, id: u32) {
+        self.urgent_frame(FrameKind::Moved, FLAG_DECLINED, id, &0_u64.to_be_bytes());
     }
 
     /// The peer's bytes go on on the lane.

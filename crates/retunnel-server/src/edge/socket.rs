@@ -68,6 +68,13 @@ impl MaybeTcp for Socket {
             Self::Tls(_) => None,
         }
     }
+
+    fn tcp_mut(&mut self) -> Option<&mut TcpStream> {
+        match self {
+            Self::Plain(socket) => Some(socket),
+            Self::Tls(_) => None,
+        }
+    }
 }
 
 impl MaybeTcp for ReadHalf<'_> {
@@ -91,7 +98,7 @@ impl MaybeTcp for WriteHalf<'_> {
 impl From<Socket> for Lane {
     fn from(socket: Socket) -> Self {
         match socket {
-            Socket::Plain(socket) => Self::Tcp(socket),
+            Socket::Plain(socket) => Self::tcp(socket),
             encrypted @ Socket::Tls(_) => Self::other(encrypted),
         }
     }
