@@ -4,6 +4,7 @@ import json
 import os
 import signal
 import socket
+import ssl
 import subprocess
 import tempfile
 import time
@@ -225,7 +226,13 @@ local_addr = "127.0.0.1:{self.origin}"
 
 
 class RatholeTls(Rathole):
+    """Its server decides for TLS 1.2 with ChaCha20 and takes no other settings."""
+
     name = "rathole-tls"
+
+    def start_server(self):
+        super().start_server()
+        say_encryption(self, self.control)
 
     def transport_of(self, side):
         cert, key, pkcs = certificate(self.dir.name)
@@ -243,9 +250,18 @@ def certificate(directory):
             ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-days", "30",
              "-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost,IP:127.0.0.1", "-keyout", key, "-out", cert],
             **quiet)
-        subprocess.run(["openssl", "pkcs12", "-export", "-legacy", "-passout", "pass:1234", "-inkey", key, "-in", cert, "-out", pkcs],
+        # Not with -legacy: RC2, which that means, is what OpenSSL 3 refuses to read.
+        subprocess.run(["openssl", "pkcs12", "-export", "-passout", "pass:1234", "-inkey", key, "-in", cert, "-out", pkcs],
                        **quiet)
     return cert, key, pkcs
+
+
+def say_encryption(contender, port):
+    """Fails unless `port` speaks TLS with the contender's certificate."""
+    context = ssl.create_default_context(cafile=certificate(contender.dir.name)[0])
+    with socket.create_connection(("127.0.0.1", port), timeout=5) as plain:
+        with context.wrap_socket(plain, server_hostname="localhost") as secure:
+            print(f"{contender.name} speaks {secure.version()}, {secure.cipher()[0]}", flush=True)
 
 
 class RetunnelTls(Retunnel):
@@ -259,6 +275,7 @@ class RetunnelTls(Retunnel):
         cert, key, _ = certificate(self.dir.name)
         self.server_options = ("--tls-cert", cert, "--tls-key", key)
         super().start_server()
+        say_encryption(self, self.server_port)
 
 
 class RetunnelTcpTls(RetunnelTls):

@@ -167,20 +167,25 @@ def memory(contender, count):
 def cold_start(contender):
     """Client start to the first 200; the account is known and the server runs."""
     contender.start()
-    client = contender.processes[-1]
-    client.terminate()
-    client.wait()
+    end_client(contender)
     times = []
     for _ in range(20):
-        contender.processes = contender.processes[:-1]
         started = time.monotonic()
         begin_client(contender)
         l.first_answer(contender)
         times.append((time.monotonic() - started) * 1000)
-        contender.processes[-1].terminate()
-        contender.processes[-1].wait()
-        time.sleep(0.05)
+        end_client(contender)
     return {"ms": l.median(times)}
+
+
+def end_client(contender):
+    client = contender.processes.pop()
+    client.terminate()
+    client.wait()
+    time.sleep(0.05)
+    if not isinstance(contender, c.Retunnel):
+        # bore refuses the next client until it noticed that the last one is gone.
+        c.wait_until("the end of the client is noticed", lambda: not c.listens(contender.port))
 
 
 def begin_client(contender):
@@ -260,7 +265,7 @@ def run(row, classes, measure, ports, rounds, fresh, out):
 
 def show(row, results, base):
     names = sorted({key for runs in results.values() for run in runs for key in run})
-    base = base if base in results else next(iter(results))
+    base = next((name for name in (base, f"{base}-tls") if name in results), next(iter(results)))
     print(f"\n{row}  (ratios to {base})")
     for contender, runs in results.items():
         cells = []
@@ -269,7 +274,7 @@ def show(row, results, base):
             ratios = [run[name] / other[name] for run, other in zip(runs, results[base]) if other.get(name)]
             ratio = f" ({l.median(ratios):.2f})" if ratios and contender != base else ""
             cells.append(f"{name} {value:.2f}{ratio}")
-        print(f"  {contender:14}{'  '.join(cells)}", flush=True)
+        print(f"  {contender:17}{'  '.join(cells)}", flush=True)
 
 
 if __name__ == "__main__":
