@@ -40,6 +40,8 @@ const MAX_PONGS: usize = 16;
 const MAX_URGENT: usize = 1024 * 1024;
 /// Bytes that the frames of small writes are gathered in, kept while a link is in use.
 const URGENT_BUFFER: usize = 16 * 1024;
+/// Paths of a shorter round trip are not worth a probe: what is lost there is rare, and probes would be many.
+const PROBED_FROM: Duration = Duration::from_millis(10);
 /// How long a stream that nobody holds any more may take to finish.
 const DETACHED_GRACE: Duration = Duration::from_secs(10);
 
@@ -254,6 +256,16 @@ impl State {
         }
     }
 
+    /// How long the last bytes before a pause may be without others behind them.
+    pub(crate) fn probe_after(&self) -> Option<Duration> {
+        self.min_rtt.filter(|rtt| *rtt >= PROBED_FROM).map(|rtt| rtt / 2)
+    }
+
+    /// A frame that says nothing: the answer to a ping that was never sent.
+    pub(crate) fn queue_probe(&mut self) {
+        self.urgent_frame(FrameKind::Ping, FLAG_ACK, 0, &0_u64.to_be_bytes());
+    }
+
     pub(crate) fn silence(&self, now: Instant) -> Duration {
         let unanswered = self.pings.front().map_or(Duration::ZERO, |(_, sent)| now.duration_since(*sent));
         unanswered.max(now.duration_since(self.heard_at))
@@ -355,8 +367,10 @@ impl State {
 
     /// Gathers what may be sent now: control messages, then urgent frames, then one turn for each stream that wants one,
     /// until [`BATCH`] bytes are gathered. Whatever a control message announces (a tunnel, the reason of a farewell) so
-    /// arrives before the frames that follow from it. `wakers` receives writers that have room again.
-    pub(crate) fn gather(&mut self, out: &mut VecDeque<Bytes>, wakers: &mut Vec<Waker>) {
+    /// arrives before the frames that follow from it. `wakers` receives writers that have room again. Says whether there are
+    /// bytes of streams among it.
+    pub(crate) fn gather(&mut self, out: &mut VecDeque<Bytes>, wakers: &mut Vec<Waker>) -> bool {
+        let has_data = self.inlined > 0 || !self.turns.is_empty();
         let mut gathered = 0;
         if !self.control.is_empty() {
             let mut messages = BytesMut::new();
@@ -370,7 +384,7 @@ impl State {
             }
             out.push_back(messages.freeze());
             if !self.control.is_empty() {
-                return;
+                return false;
             }
         }
         wakers.append(&mut self.control_waiters);
@@ -389,6 +403,7 @@ impl State {
             out.push_back(small.split().freeze());
         }
         self.urgent = small;
+        has_data
     }
 
     /// An idle link owns no memory.

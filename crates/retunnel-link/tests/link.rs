@@ -10,7 +10,7 @@ use retunnel_link::{
 };
 use retunnel_proto::{
     TunnelId, TunnelProtocol,
-    native::{FLAG_FIN, FrameHeader, FrameKind, ReasonCode, control::Open},
+    native::{FLAG_ACK, FLAG_FIN, FrameHeader, FrameKind, ReasonCode, control::Open},
 };
 use tokio::{
     io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, duplex},
@@ -274,6 +274,52 @@ async fn an_idle_link_lives_and_knows_its_round_trip() {
     tokio::time::sleep(Duration::from_secs(3600)).await;
     assert!(!ends.server.is_closed() && !ends.client.is_closed());
     assert!(ends.server.rtt().is_some());
+}
+
+/// The next frame: header and payload.
+async fn next_frame(from: &mut (impl AsyncRead + Unpin)) -> (FrameHeader, Vec<u8>) {
+    let mut header = [0; 8];
+    from.read_exact(&mut header).await.unwrap();
+    let header = FrameHeader::decode(header, 1 << 16).unwrap();
+    let mut payload = vec![0; header.len as usize];
+    from.read_exact(&mut payload).await.unwrap();
+    (header, payload)
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_frame_that_says_nothing_follows_the_last_bytes_before_a_pause_on_a_long_path() {
+    for (rtt, is_probed) in [(40, true), (2, false)] {
+        let (a, mut b) = duplex(1 << 20);
+        let (server, _events, driver) = link(a, Role::Server, LinkConfig::default());
+        let mut tasks = JoinSet::new();
+        drive(&mut tasks, driver);
+        server.set_peer_window(1000);
+        let (ping, number) = next_frame(&mut b).await;
+        assert_eq!(ping.kind, FrameKind::Ping);
+        tokio::time::sleep(Duration::from_millis(rtt)).await;
+        b.write_all(&frame(FrameKind::Ping, FLAG_ACK, 0, &number)).await.unwrap();
+        while server.rtt().is_none() {
+            tokio::task::yield_now().await;
+        }
+
+        let mut stream = server.open(&open_message()).unwrap();
+        for _ in 0..3 {
+            // Each write puts it off.
+            stream.write_all(b"x").await.unwrap();
+            tokio::time::sleep(Duration::from_millis(15)).await;
+        }
+        let written = tokio::time::Instant::now();
+        let kinds = [FrameKind::Open, FrameKind::Data, FrameKind::Data, FrameKind::Data, FrameKind::Ping];
+        for kind in kinds {
+            assert_eq!(next_frame(&mut b).await.0.kind, kind);
+        }
+        let waited = written.elapsed().as_millis();
+        assert!(if is_probed { waited <= 10 } else { waited > 1000 }, "{waited} ms for {rtt} ms");
+        if is_probed {
+            let (header, _) = next_frame(&mut b).await;
+            assert_eq!((header.kind, header.flags), (FrameKind::Ping, 0), "one is enough: this is the heartbeat");
+        }
+    }
 }
 
 #[tokio::test(start_paused = true)]
