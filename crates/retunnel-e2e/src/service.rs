@@ -58,10 +58,13 @@ pub async fn http_on(address: SocketAddr) -> Service {
     task.spawn(async move {
         let mut connections = JoinSet::new();
         loop {
-            let Ok((socket, _)) = listener.accept().await else { return };
+            let Ok((socket, peer)) = listener.accept().await else { return };
             let _ = socket.set_nodelay(true);
             connections.spawn(async move {
-                let service = service_fn(|request| async { Ok::<_, Infallible>(answer(request).await) });
+                let service = service_fn(|mut request: Request<Incoming>| {
+                    request.extensions_mut().insert(peer);
+                    async { Ok::<_, Infallible>(answer(request).await) }
+                });
                 let _ = hyper::server::conn::http1::Builder::new()
                     .serve_connection(TokioIo::new(socket), service)
                     .with_upgrades()
@@ -149,6 +152,11 @@ async fn answer(mut request: Request<Incoming>) -> Response<Body> {
             .header(header::SET_COOKIE, "c=3")
             .body(full("crumbs"))
             .unwrap(),
+        "peer" => {
+            let peer = request.extensions().get::<SocketAddr>().unwrap().to_string();
+            let _ = request.into_body().collect().await;
+            Response::new(full(peer))
+        }
         "hang" => std::future::pending().await,
         "ws" => websocket(request),
         "sink" => {

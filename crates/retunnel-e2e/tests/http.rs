@@ -371,3 +371,24 @@ async fn an_aborted_upload_is_seen_by_the_service_and_harms_nobody() {
     };
     eventually("the connections end", open).await;
 }
+
+#[tokio::test]
+async fn a_request_that_cannot_be_repeated_rides_on_a_connection_used_a_moment_ago() {
+    let (server, user) = (Server::start(&[]).await, User::default());
+    let app = service::http().await;
+    let tunnel = user.tunnel(server.address, &["http", &app.port()]).await;
+    let host = server.host(tunnel.name());
+    let peer = async || visitor::post(server.address, &host, "/peer", b"body").await.text();
+    // On a busy machine more than a moment may pass between two requests.
+    let mut last = peer().await;
+    let mut same = false;
+    for _ in 0..20 {
+        let next = peer().await;
+        same |= next == last;
+        last = next;
+    }
+    assert!(same, "each took a connection of its own");
+    // Longer than the moment, shorter than what others may use.
+    tokio::time::sleep(Duration::from_millis(1100)).await;
+    assert_ne!(peer().await, last, "it may be about to be closed");
+}

@@ -227,7 +227,7 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> Driver<IO> {
             if silence >= state.config.dead_after {
                 return Err(LinkError::Silent(silence));
             }
-            state.release_memory();
+            state.release_memory(now);
             state.queue_ping(now);
             state.reap_detached(now, wakers);
             // The next look is early enough to notice `dead_after` on time.

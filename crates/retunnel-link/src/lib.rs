@@ -10,6 +10,7 @@
 
 #[cfg(target_os = "linux")]
 mod bulk;
+mod chunk;
 mod config;
 mod driver;
 mod error;
@@ -42,7 +43,7 @@ pub use error::{LinkError, OpenError};
 pub use lane::{Duplex, Lane};
 pub use messages::{MessageSocket, message_form};
 pub use read_ahead::ReadAhead;
-pub use relay::{MaybeTcp, Pump, Way, poll_relay, poll_splice_down, poll_splice_up};
+pub use relay::{MaybeTcp, Pump, Way, poll_down, poll_relay, poll_up};
 pub use stream::{LinkStream, StreamReset};
 pub use tls::TlsSocket;
 

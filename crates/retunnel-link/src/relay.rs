@@ -1,28 +1,32 @@
 //! Moves bytes between a socket and a stream, both ways, with half-close. A waiting relay owns no buffer.
 
 use std::{
-    cell::RefCell,
-    io,
+    collections::VecDeque,
+    io::{self, IoSlice},
     pin::Pin,
     task::{Context, Poll, ready},
 };
 
-use bytes::{Buf, BytesMut};
+use bytes::{Buf, Bytes, BytesMut};
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
     net::TcpStream,
 };
 
-use crate::{LinkStream, take_turns};
+#[cfg(target_os = "linux")]
+use crate::splice::poll_splice;
+use crate::{
+    LinkStream,
+    chunk::{CHUNK, Chunk, OWN_FROM},
+    take_turns,
+};
 
-/// Bytes of one read, shared by all relays of a thread.
-const SCRATCH: usize = 64 * 1024;
+/// Bytes written together, if so many have come.
+const ENOUGH: usize = 64 * 1024;
+/// Pieces written together.
+const SLICES: usize = 8;
 /// Reads in a row before other tasks get a turn.
 const READS_PER_POLL: usize = 16;
-
-thread_local! {
-    static BUFFER: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
-}
 
 /// A socket that may be plain TCP: then the kernel can move its bytes.
 pub trait MaybeTcp {
@@ -67,8 +71,9 @@ impl MaybeTcp for TcpStream {
 pub struct Pump {
     #[cfg(target_os = "linux")]
     pub(crate) job: Option<crate::splice::Job>,
-    /// Read but not yet taken by the writer.
-    pub(crate) pending: BytesMut,
+    /// Read but not yet taken by the writer; `first` is empty only when `more` is.
+    first: Bytes,
+    more: VecDeque<Bytes>,
     pub(crate) ended: bool,
     done: bool,
     pub(crate) moved: u64,
@@ -78,7 +83,7 @@ impl Pump {
     /// A direction whose first bytes were read already.
     #[must_use]
     pub fn starting_with(pending: BytesMut) -> Self {
-        Self { pending, ..Self::default() }
+        Self { first: pending.freeze(), ..Self::default() }
     }
 
     /// Bytes moved so far.
@@ -93,74 +98,188 @@ impl Pump {
         self.ended
     }
 
-    /// Moves what can be moved; ready once the reader has ended and the writer was half-closed.
-    ///
-    /// # Errors
-    /// The first failure of either side.
-    pub fn poll<R, W>(&mut self, cx: &mut Context<'_>, reader: &mut R, writer: &mut W) -> Poll<io::Result<()>>
+    /// Whether bytes were read that the writer has not taken: under way, or behind the last that was to be moved.
+    #[must_use]
+    pub fn has_rest(&self) -> bool {
+        #[cfg(target_os = "linux")]
+        if self.job.as_ref().is_some_and(crate::splice::Job::has_rest) {
+            return true;
+        }
+        !self.first.is_empty()
+    }
+
+    fn poll_into_stream<R>(
+        &mut self,
+        cx: &mut Context<'_>,
+        reader: &mut R,
+        mut stream: &LinkStream,
+        most: u64,
+    ) -> Poll<io::Result<()>>
     where
         R: AsyncRead + Unpin,
-        W: AsyncWrite + Unpin,
     {
-        if self.done {
-            return Poll::Ready(Ok(()));
-        }
         for _ in 0..READS_PER_POLL {
-            while !self.pending.is_empty() {
-                let written = ready!(Pin::new(&mut *writer).poll_write(cx, &self.pending))?;
-                if written == 0 {
-                    return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
-                }
-                self.pending.advance(written);
-                self.moved += written as u64;
+            while !self.first.is_empty() {
+                self.moved += ready!(stream.poll_write_owned(cx, &mut self.first))? as u64;
             }
-            self.pending = BytesMut::new();
-            if self.ended {
-                ready!(Pin::new(&mut *writer).poll_shutdown(cx))?;
-                self.done = true;
+            if self.ended || self.moved == most {
                 return Poll::Ready(Ok(()));
             }
-            match self.poll_step(cx, reader, writer) {
-                Poll::Ready(result) => result?,
-                Poll::Pending => {
-                    // A TLS writer holds bytes back until it is flushed.
-                    if let Poll::Ready(Err(error)) = Pin::new(&mut *writer).poll_flush(cx) {
-                        return Poll::Ready(Err(error));
-                    }
-                    return Poll::Pending;
-                }
-            }
+            let Poll::Ready(read) = self.poll_read_and_write(cx, reader, stream, most) else {
+                // A TLS lane holds bytes back until it is flushed.
+                ready!(Pin::new(&mut stream).poll_flush(cx))?;
+                return Poll::Pending;
+            };
+            read?;
         }
         take_turns(cx);
         Poll::Pending
     }
 
-    fn poll_step<R, W>(&mut self, cx: &mut Context<'_>, reader: &mut R, writer: &mut W) -> Poll<io::Result<()>>
+    /// One read. Few bytes are written at once, from where the next read puts others.
+    fn poll_read_and_write<R>(
+        &mut self,
+        cx: &mut Context<'_>,
+        reader: &mut R,
+        mut stream: &LinkStream,
+        most: u64,
+    ) -> Poll<io::Result<()>>
     where
         R: AsyncRead + Unpin,
-        W: AsyncWrite + Unpin,
     {
-        BUFFER.with_borrow_mut(|buffer| {
-            buffer.resize(SCRATCH, 0);
-            let mut buf = ReadBuf::new(buffer);
-            ready!(Pin::new(reader).poll_read(cx, &mut buf))?;
-            let bytes = buf.filled();
-            if bytes.is_empty() {
-                self.ended = true;
-                return Poll::Ready(Ok(()));
-            }
-            let written = match Pin::new(writer).poll_write(cx, bytes) {
+        let mut chunk = Chunk::lend();
+        let room = usize::try_from(most - self.moved).unwrap_or(usize::MAX).min(CHUNK);
+        let mut buf = ReadBuf::new(&mut chunk.space()[..room]);
+        ready!(Pin::new(reader).poll_read(cx, &mut buf))?;
+        let bytes = buf.filled();
+        let count = bytes.len();
+        self.ended = count == 0;
+        if (1..OWN_FROM).contains(&count) {
+            let written = match Pin::new(&mut stream).poll_write(cx, bytes) {
                 Poll::Ready(written) => written?,
                 Poll::Pending => 0,
             };
             self.moved += written as u64;
-            self.pending.extend_from_slice(&bytes[written..]);
-            Poll::Ready(Ok(()))
-        })
+            self.first = Bytes::copy_from_slice(&bytes[written..]);
+        } else {
+            self.first = chunk.into_bytes(count);
+        }
+        Poll::Ready(Ok(()))
+    }
+
+    fn poll_from_stream<W>(
+        &mut self,
+        cx: &mut Context<'_>,
+        stream: &LinkStream,
+        writer: &mut W,
+        most: u64,
+    ) -> Poll<io::Result<()>>
+    where
+        W: AsyncWrite + Unpin,
+    {
+        for _ in 0..READS_PER_POLL {
+            while !self.first.is_empty() && self.moved < most {
+                let written = ready!(self.poll_write(cx, writer, most))?;
+                if written == 0 {
+                    return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
+                }
+                self.wrote(written);
+            }
+            if self.ended || self.moved == most {
+                return Poll::Ready(Ok(()));
+            }
+            let Poll::Ready(read) = stream.poll_pieces(cx, &mut self.first, &mut self.more, ENOUGH) else {
+                // A TLS writer holds bytes back until it is flushed.
+                ready!(Pin::new(writer).poll_flush(cx))?;
+                return Poll::Pending;
+            };
+            read?;
+            self.ended = self.first.is_empty();
+        }
+        take_turns(cx);
+        Poll::Pending
+    }
+
+    fn poll_write<W>(&self, cx: &mut Context<'_>, writer: &mut W, most: u64) -> Poll<io::Result<usize>>
+    where
+        W: AsyncWrite + Unpin,
+    {
+        let mut left = usize::try_from(most - self.moved).unwrap_or(usize::MAX);
+        if self.more.is_empty() || !writer.is_write_vectored() {
+            return Pin::new(writer).poll_write(cx, &self.first[..left.min(self.first.len())]);
+        }
+        let mut slices = [IoSlice::new(&[]); SLICES];
+        let pieces = std::iter::once(&self.first).chain(&self.more);
+        let mut count = 0;
+        for (slice, piece) in slices.iter_mut().zip(pieces) {
+            let part = &piece[..left.min(piece.len())];
+            *slice = IoSlice::new(part);
+            left -= part.len();
+            count += 1;
+        }
+        Pin::new(writer).poll_write_vectored(cx, &slices[..count])
+    }
+
+    fn wrote(&mut self, mut count: usize) {
+        self.moved += count as u64;
+        while count > 0 {
+            let step = count.min(self.first.len());
+            self.first.advance(step);
+            count -= step;
+            if self.first.is_empty() {
+                self.first = self.more.pop_front().unwrap_or_default();
+                if self.more.is_empty() {
+                    // A waiting relay owns no buffer.
+                    self.more = VecDeque::new();
+                }
+            }
+        }
     }
 }
 
-/// One step of both directions between `socket` and `stream`; ready once both have ended. `up` goes into the stream.
+/// Moves bytes of a socket into a stream, `most` altogether (counted by [`Pump::moved`]). Ready when so many were taken, or
+/// the socket has ended ([`Pump::has_ended`]).
+///
+/// # Errors
+/// The first failure of either side.
+pub fn poll_up<S>(
+    cx: &mut Context<'_>,
+    socket: &mut S,
+    stream: &LinkStream,
+    up: &mut Pump,
+    most: u64,
+) -> Poll<io::Result<()>>
+where
+    S: AsyncRead + MaybeTcp + Unpin,
+{
+    match poll_splice(cx, Way::Read, socket, stream, up, most)? {
+        Poll::Ready(()) => up.poll_into_stream(cx, socket, stream, most),
+        Poll::Pending => Poll::Pending,
+    }
+}
+
+/// Moves bytes of a stream into a socket, `most` altogether. Ready when so many were taken, or the stream has ended.
+///
+/// # Errors
+/// The first failure of either side.
+pub fn poll_down<S>(
+    cx: &mut Context<'_>,
+    stream: &LinkStream,
+    socket: &mut S,
+    down: &mut Pump,
+    most: u64,
+) -> Poll<io::Result<()>>
+where
+    S: AsyncWrite + MaybeTcp + Unpin,
+{
+    match poll_splice(cx, Way::Written, socket, stream, down, most)? {
+        Poll::Ready(()) => down.poll_from_stream(cx, stream, socket, most),
+        Poll::Pending => Poll::Pending,
+    }
+}
+
+/// One step of both directions between `socket` and `stream`; ready once both have ended and were half-closed. `up` goes into
+/// the stream.
 ///
 /// # Errors
 /// The first failure of either side; the caller resets both then.
@@ -174,38 +293,22 @@ pub fn poll_relay<S>(
 where
     S: AsyncRead + AsyncWrite + MaybeTcp + Unpin,
 {
-    let sent = match poll_splice_up(cx, socket, stream, up, u64::MAX)? {
-        Poll::Ready(()) => up.poll(cx, socket, &mut stream)?,
-        Poll::Pending => Poll::Pending,
-    };
-    let received = match poll_splice_down(cx, stream, socket, down, u64::MAX)? {
-        Poll::Ready(()) => down.poll(cx, &mut stream, socket)?,
-        Poll::Pending => Poll::Pending,
-    };
-    if sent.is_ready() && received.is_ready() { Poll::Ready(Ok(())) } else { Poll::Pending }
-}
-
-#[cfg(target_os = "linux")]
-pub use crate::splice::{poll_splice_down, poll_splice_up};
-
-/// Nothing is spliced here.
-#[cfg(not(target_os = "linux"))]
-pub fn poll_splice_up<S: MaybeTcp>(
-    _: &mut Context<'_>,
-    _: &mut S,
-    _: &LinkStream,
-    _: &mut Pump,
-    _: u64,
-) -> io::Result<Poll<()>> {
-    Ok(Poll::Ready(()))
+    if !up.done && poll_up(cx, socket, stream, up, u64::MAX)?.is_ready() {
+        up.done = Pin::new(&mut stream).poll_shutdown(cx)?.is_ready();
+    }
+    if !down.done && poll_down(cx, stream, socket, down, u64::MAX)?.is_ready() {
+        down.done = Pin::new(socket).poll_shutdown(cx)?.is_ready();
+    }
+    if up.done && down.done { Poll::Ready(Ok(())) } else { Poll::Pending }
 }
 
 /// Nothing is spliced here.
 #[cfg(not(target_os = "linux"))]
-pub fn poll_splice_down<S: MaybeTcp>(
+fn poll_splice<S: MaybeTcp>(
     _: &mut Context<'_>,
-    _: &LinkStream,
+    _: Way,
     _: &mut S,
+    _: &LinkStream,
     _: &mut Pump,
     _: u64,
 ) -> io::Result<Poll<()>> {

@@ -25,6 +25,8 @@ use crate::{Lane, LinkStream, MaybeTcp, Pump, Way, bulk, stream::Place};
 
 /// Pipefuls in a row before other tasks get a turn.
 const TURNS: usize = 8;
+/// Fewer bytes are not worth the hand-over.
+const WORTH_IT: u64 = 64 * 1024;
 /// How often a relay hears of bytes that were moved: for rates, timeouts and the inspector.
 const TELL_EVERY: Duration = Duration::from_millis(50);
 /// Bytes a pipe holds, and what a pair of calls moves at the most: as much as Linux gives everybody.
@@ -106,6 +108,8 @@ impl Drop for Job {
 /// What a job has moved so far, for the relay that waits for it.
 #[derive(Debug, Default)]
 struct Progress {
+    /// Read, and with their receiver.
+    taken: AtomicU64,
     moved: AtomicU64,
     relay: AtomicWaker,
 }
@@ -152,6 +156,13 @@ impl Job {
     }
 }
 
+impl Job {
+    /// Whether bytes were read that their receiver has not.
+    pub(crate) fn has_rest(&self) -> bool {
+        self.progress.taken.load(Acquire) > self.progress.moved.load(Acquire)
+    }
+}
+
 /// The thread's part of a [`Job`].
 struct Splice {
     socket: TcpStream,
@@ -182,6 +193,7 @@ impl Splice {
                 return Poll::Ready(Ok(Ended::Reader));
             }
             self.taken += count as u64;
+            self.progress.taken.store(self.taken, Release);
         }
         cx.waker().wake_by_ref();
         Poll::Pending
@@ -201,6 +213,7 @@ impl Splice {
             let Some(from) = lane.socket() else { return Poll::Ready(Ok(Ended::Job)) };
             let count = ready!(self.pipe.poll_fill(cx, &from, left.min(self.limit - self.taken)))?;
             self.taken += count as u64;
+            self.progress.taken.store(self.taken, Release);
             self.stream.arrived_on_lane(count);
             if count == 0 {
                 // Cut, which a read tells, or the count of all bytes is still on its way.
@@ -223,37 +236,12 @@ impl Splice {
     }
 }
 
-/// Moves bytes of a socket into a stream as long as both are plain TCP, `most` of them altogether (counted by
-/// [`Pump::moved`]). Ready when the rest, or the end, has to be read in the usual way.
+/// Moves bytes between a socket and a stream, `most` of them altogether, as long as both are plain TCP and so many are left
+/// that it is worth it. Ready when the next ones, or the end, have to be moved in the usual way.
 ///
 /// # Errors
 /// The first failure of either side.
-pub fn poll_splice_up<S: MaybeTcp>(
-    cx: &mut Context<'_>,
-    from: &mut S,
-    stream: &LinkStream,
-    up: &mut Pump,
-    most: u64,
-) -> io::Result<Poll<()>> {
-    poll_splice(cx, Way::Read, from, stream, up, most)
-}
-
-/// Moves bytes of a stream into a socket as long as both are plain TCP, `most` of them altogether. Ready when the rest,
-/// or the end, has to be read in the usual way.
-///
-/// # Errors
-/// The first failure of either side.
-pub fn poll_splice_down<S: MaybeTcp>(
-    cx: &mut Context<'_>,
-    stream: &LinkStream,
-    to: &mut S,
-    down: &mut Pump,
-    most: u64,
-) -> io::Result<Poll<()>> {
-    poll_splice(cx, Way::Written, to, stream, down, most)
-}
-
-fn poll_splice<S: MaybeTcp>(
+pub(crate) fn poll_splice<S: MaybeTcp>(
     cx: &mut Context<'_>,
     way: Way,
     socket: &mut S,
@@ -274,7 +262,7 @@ fn poll_splice<S: MaybeTcp>(
             cx.waker().wake_by_ref();
             pump.ended = ended? == Ended::Reader;
         }
-        if pump.ended || !pump.pending.is_empty() {
+        if pump.ended || pump.has_rest() {
             return Ok(Poll::Ready(()));
         }
         let limit = most.saturating_sub(pump.moved).min(socket.unseen(way));
@@ -283,7 +271,7 @@ fn poll_splice<S: MaybeTcp>(
             Way::Read => place.poll_lane_to_write(cx),
             Way::Written => place.poll_lane_to_read(cx).map(|(lane, _)| lane),
         };
-        let (Some(lane), Some(tcp), 1..) = (lane, socket.tcp(), limit) else { return Ok(Poll::Ready(())) };
+        let (Some(lane), Some(tcp), WORTH_IT..) = (lane, socket.tcp(), limit) else { return Ok(Poll::Ready(())) };
         let Some(job) = Job::start(way, tcp, stream, &lane, limit) else { return Ok(Poll::Ready(())) };
         if let Some(tcp) = socket.tcp_mut() {
             bulk::change_runtime(tcp, job.thread);

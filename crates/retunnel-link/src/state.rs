@@ -19,7 +19,7 @@ use retunnel_proto::{
 use tokio::time::Instant;
 
 use self::lanes::{Lanes, Moving, Sending};
-use crate::{Lane, LinkConfig, LinkError, OpenError, Role, received::Received};
+use crate::{Lane, LinkConfig, LinkError, OpenError, Role, chunk, received::Received};
 
 /// Bytes of one stream that wait to be sent while the link is not crowded.
 const SEND_BUFFER: usize = 64 * 1024;
@@ -73,7 +73,7 @@ pub(crate) struct Stream {
     credited_at: Instant,
     pub(crate) read_waker: Option<Waker>,
 
-    sending: BytesMut,
+    sending: Unsent,
     send_credit: u32,
     send_end: SendEnd,
     /// In the list of streams that want a turn.
@@ -87,6 +87,51 @@ pub(crate) struct Stream {
     detached_until: Option<Instant>,
 }
 
+/// Bytes of a stream that wait for its turns.
+#[derive(Debug, Default)]
+struct Unsent {
+    /// First those that were taken as they were.
+    owned: Bytes,
+    copied: BytesMut,
+}
+
+impl Unsent {
+    fn len(&self) -> usize {
+        self.owned.len() + self.copied.len()
+    }
+
+    fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Those that go next and lie together.
+    fn next(&self) -> &[u8] {
+        if self.owned.is_empty() { &self.copied } else { &self.owned }
+    }
+
+    /// Takes so many of [`Self::next`]. An idle stream owns no memory.
+    fn split_to(&mut self, len: usize) -> Bytes {
+        let part = if self.owned.is_empty() { self.copied.split_to(len).freeze() } else { self.owned.split_to(len) };
+        self.release();
+        part
+    }
+
+    fn skip(&mut self, len: usize) {
+        if self.owned.is_empty() {
+            bytes::Buf::advance(&mut self.copied, len);
+        } else {
+            bytes::Buf::advance(&mut self.owned, len);
+        }
+        self.release();
+    }
+
+    fn release(&mut self) {
+        if self.is_empty() {
+            *self = Self::default();
+        }
+    }
+}
+
 impl Stream {
     fn new(config: &LinkConfig, send_credit: u32) -> Self {
         Self {
@@ -97,7 +142,7 @@ impl Stream {
             window: config.initial_window,
             credited_at: Instant::now(),
             read_waker: None,
-            sending: BytesMut::new(),
+            sending: Unsent::default(),
             send_credit,
             send_end: SendEnd::Open,
             queued: false,
@@ -337,12 +382,45 @@ impl State {
         }
         let limit = if crowded { SEND_BUFFER_CROWDED } else { SEND_BUFFER };
         let room = limit.saturating_sub(stream.sending.len()).min(bytes.len());
-        stream.sending.extend_from_slice(&bytes[..room]);
+        stream.sending.copied.extend_from_slice(&bytes[..room]);
         stream.moving.sent += room as u64;
         self.waiting_to_send += room;
         self.want_turn(id);
         self.consider_lane(id, wakers);
         Ok(WriteOutcome::Took(room))
+    }
+
+    /// Takes bytes without a copy where there are enough of them and none waits before them; `bytes` keeps the others.
+    pub(crate) fn write_owned(
+        &mut self,
+        id: u32,
+        bytes: &mut Bytes,
+        wakers: &mut Vec<Waker>,
+    ) -> Result<WriteOutcome, (ReasonCode, String)> {
+        if bytes.len() >= chunk::OWN_FROM
+            && self.waiting_to_send < CROWDED
+            && self.ended.is_none()
+            && let Some(stream) = self.streams.get_mut(&id)
+            && stream.moving.sending == Sending::OnLink
+            && stream.send_end == SendEnd::Open
+            && stream.reset.is_none()
+        {
+            if !stream.sending.is_empty() {
+                return Ok(WriteOutcome::Took(0));
+            }
+            let len = bytes.len();
+            stream.sending.owned = std::mem::take(bytes);
+            stream.moving.sent += len as u64;
+            self.waiting_to_send += len;
+            self.want_turn(id);
+            self.consider_lane(id, wakers);
+            return Ok(WriteOutcome::Took(len));
+        }
+        let outcome = self.write(id, bytes, wakers);
+        if let Ok(WriteOutcome::Took(count)) = outcome {
+            bytes::Buf::advance(bytes, count);
+        }
+        outcome
     }
 
     pub(crate) fn end_sending(&mut self, id: u32) {
@@ -407,10 +485,11 @@ impl State {
     }
 
     /// An idle link owns no memory.
-    pub(crate) fn release_memory(&mut self) {
+    pub(crate) fn release_memory(&mut self, now: Instant) {
         if self.urgent.is_empty() {
             self.urgent = BytesMut::new();
         }
+        chunk::release_unused(now);
     }
 
     fn take_turn(
@@ -433,7 +512,7 @@ impl State {
             return len;
         }
         let Some(stream) = self.streams.get_mut(&id) else { return 0 };
-        let len = stream.sending.len().min(TURN).min(stream.send_credit as usize);
+        let len = stream.sending.next().len().min(TURN).min(stream.send_credit as usize);
         stream.send_credit -= len as u32;
         let fin = stream.send_end == SendEnd::Queued
             && len == stream.sending.len()
@@ -445,16 +524,12 @@ impl State {
         let header = FrameHeader { kind: FrameKind::Data, flags, len: len as u32, stream: id };
         small.extend_from_slice(&header.encode());
         if len < COPY_BELOW {
-            small.extend_from_slice(&stream.sending[..len]);
-            bytes::Buf::advance(&mut stream.sending, len);
+            small.extend_from_slice(&stream.sending.next()[..len]);
+            stream.sending.skip(len);
         } else {
-            let payload = stream.sending.split_to(len).freeze();
+            let payload = stream.sending.split_to(len);
             out.push_back(small.split().freeze());
             out.push_back(payload);
-        }
-        if stream.sending.is_empty() {
-            // An idle stream owns no memory.
-            stream.sending = BytesMut::new();
         }
         wakers.extend(stream.write_waker.take());
         self.waiting_to_send -= len;
@@ -712,7 +787,7 @@ impl State {
         stream.reset = Some((code, reason));
         stream.moving.lane = None;
         self.waiting_to_send -= stream.sending.len();
-        stream.sending = BytesMut::new();
+        stream.sending = Unsent::default();
         if !(keep_complete && stream.receive_ended) {
             stream.receive_ended = false;
             self.buffered -= stream.received.len();

@@ -1,24 +1,24 @@
 //! One stream of a link, as a reader and writer.
 
 use std::{
+    collections::VecDeque,
     io,
     pin::Pin,
-    sync::Arc,
-    task::{Context, Poll, ready},
+    sync::{Arc, MutexGuard},
+    task::{Context, Poll, Waker, ready},
 };
 
-use bytes::Bytes;
+use bytes::{Buf, Bytes};
 use retunnel_proto::native::ReasonCode;
 use thiserror::Error;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use crate::{
-    Lane, Shared, release,
-    state::{ReadOutcome, WriteOutcome},
+    Lane, Shared,
+    chunk::Chunk,
+    release,
+    state::{ReadOutcome, State, WriteOutcome},
 };
-
-/// Bytes read from a lane at a time by [`LinkStream::read_frame`].
-const LANE_PIECE: usize = 16 * 1024;
 
 /// One stream of a link.
 ///
@@ -35,6 +35,13 @@ pub struct LinkStream {
 pub(crate) struct Place {
     shared: Arc<Shared>,
     id: u32,
+}
+
+/// What became of a write.
+enum Written {
+    Took(usize),
+    Wait,
+    Lane(Arc<Lane>),
 }
 
 /// Inside the [`io::Error`] of a stream that was reset.
@@ -84,7 +91,7 @@ impl LinkStream {
         .await;
     }
 
-    /// Waits for bytes and gives those that arrived together, at most so many as one frame holds; empty at the end. Saves the
+    /// Waits for bytes and gives those that arrived together; empty at the end. Saves the
     /// copy of a read where the caller keeps the bytes. Cancel-safe.
     ///
     /// # Errors
@@ -96,21 +103,107 @@ impl LinkStream {
                 release(state, Vec::new());
                 return Poll::Ready(Ok(bytes));
             }
-            let on_lane = state.lane_to_read(self.at.id).is_some();
-            drop(state);
-            let (mut one, mut many) = ([0; 1], Vec::new());
-            let storage = if on_lane {
-                many.resize(LANE_PIECE, 0);
-                &mut many[..]
-            } else {
-                // Nothing waits: this registers the reader, or tells of the end.
-                &mut one[..]
-            };
-            let (mut this, mut buf) = (self, ReadBuf::new(storage));
-            ready!(Pin::new(&mut this).poll_read(cx, &mut buf))?;
-            Poll::Ready(Ok(Bytes::copy_from_slice(buf.filled())))
+            self.poll_other_piece(cx, state)
         })
         .await
+    }
+
+    /// Waits for bytes and puts those that have arrived into the empty `first` and `more`, about `enough` of them; `first` stays
+    /// empty at the end. Saves the copy of a read.
+    pub(crate) fn poll_pieces(
+        &self,
+        cx: &mut Context<'_>,
+        first: &mut Bytes,
+        more: &mut VecDeque<Bytes>,
+        enough: usize,
+    ) -> Poll<io::Result<()>> {
+        let mut state = self.at.shared.lock();
+        if let Some(piece) = state.read_piece(self.at.id) {
+            let mut len = piece.len();
+            *first = piece;
+            while len < enough
+                && let Some(piece) = state.read_piece(self.at.id)
+            {
+                len += piece.len();
+                more.push_back(piece);
+            }
+            release(state, Vec::new());
+            return Poll::Ready(Ok(()));
+        }
+        *first = ready!(self.poll_other_piece(cx, state))?;
+        Poll::Ready(Ok(()))
+    }
+
+    /// Bytes where none waits on the link: from the lane, or later. Empty at the end.
+    fn poll_other_piece(&self, cx: &mut Context<'_>, state: MutexGuard<'_, State>) -> Poll<io::Result<Bytes>> {
+        let on_lane = state.lane_to_read(self.at.id).is_some();
+        drop(state);
+        let mut this = self;
+        if !on_lane {
+            // This registers the reader, or tells of the end; a byte may have come meanwhile.
+            let mut one = [0];
+            let mut buf = ReadBuf::new(&mut one);
+            ready!(Pin::new(&mut this).poll_read(cx, &mut buf))?;
+            return Poll::Ready(Ok(Bytes::copy_from_slice(buf.filled())));
+        }
+        let mut chunk = Chunk::lend();
+        let mut buf = ReadBuf::new(chunk.space());
+        ready!(Pin::new(&mut this).poll_read(cx, &mut buf))?;
+        let count = buf.filled().len();
+        Poll::Ready(Ok(chunk.into_bytes(count)))
+    }
+
+    /// Writes bytes that may be kept as they are: many are not copied. They are taken from the front of `bytes`, as many as
+    /// the result says.
+    pub(crate) fn poll_write_owned(&self, cx: &mut Context<'_>, bytes: &mut Bytes) -> Poll<io::Result<usize>> {
+        let mut wakers = Vec::new();
+        let mut state = self.at.shared.lock();
+        let outcome = state.write_owned(self.at.id, bytes, &mut wakers);
+        match self.written(cx, state, outcome, wakers)? {
+            Written::Took(count) => Poll::Ready(Ok(count)),
+            Written::Wait => Poll::Pending,
+            Written::Lane(lane) => {
+                let count = ready!(lane.poll_write(cx, bytes))?;
+                self.at.sent_on_lane(count);
+                bytes.advance(count);
+                Poll::Ready(Ok(count))
+            }
+        }
+    }
+
+    /// Writes all of them, without a copy where there are many.
+    ///
+    /// # Errors
+    /// As those of a write.
+    pub async fn write_owned(&self, mut bytes: Bytes) -> io::Result<()> {
+        while !bytes.is_empty() {
+            std::future::poll_fn(|cx| self.poll_write_owned(cx, &mut bytes)).await?;
+        }
+        Ok(())
+    }
+
+    /// Ends a look at the state that began with a write.
+    fn written(
+        &self,
+        cx: &Context<'_>,
+        mut state: MutexGuard<'_, State>,
+        outcome: Result<WriteOutcome, (ReasonCode, String)>,
+        wakers: Vec<Waker>,
+    ) -> io::Result<Written> {
+        if matches!(outcome, Ok(WriteOutcome::Took(0) | WriteOutcome::Lane(_)))
+            && let Some(stream) = state.streams.get_mut(&self.at.id)
+        {
+            stream.write_waker = Some(cx.waker().clone());
+        }
+        match outcome {
+            Ok(WriteOutcome::Took(0)) => Ok(Written::Wait),
+            Ok(WriteOutcome::Took(len)) => {
+                release(state, wakers);
+                Ok(Written::Took(len))
+            }
+            Ok(WriteOutcome::Lane(lane)) => Ok(Written::Lane(lane)),
+            Err((code, reason)) => Err(reset_error(code, reason)),
+        }
     }
 
     /// Another exchange begins on this stream. Only what one exchange moves decides whether it is bulk.
@@ -273,24 +366,14 @@ impl AsyncWrite for &LinkStream {
         let mut wakers = Vec::new();
         let mut state = self.at.shared.lock();
         let outcome = state.write(self.at.id, buf, &mut wakers);
-        if matches!(outcome, Ok(WriteOutcome::Took(0) | WriteOutcome::Lane(_)))
-            && let Some(stream) = state.streams.get_mut(&self.at.id)
-        {
-            stream.write_waker = Some(cx.waker().clone());
-        }
-        match outcome {
-            Ok(WriteOutcome::Took(0)) => Poll::Pending,
-            Ok(WriteOutcome::Took(len)) => {
-                release(state, wakers);
-                Poll::Ready(Ok(len))
-            }
-            Ok(WriteOutcome::Lane(lane)) => {
-                drop(state);
+        match self.written(cx, state, outcome, wakers)? {
+            Written::Took(count) => Poll::Ready(Ok(count)),
+            Written::Wait => Poll::Pending,
+            Written::Lane(lane) => {
                 let count = ready!(lane.poll_write(cx, buf))?;
                 self.at.sent_on_lane(count);
                 Poll::Ready(Ok(count))
             }
-            Err((code, reason)) => Poll::Ready(Err(reset_error(code, reason))),
         }
     }
 

@@ -48,6 +48,10 @@ const MAX_IDLE: usize = 1024;
 /// so that it is us who close.
 const KEEP_IDLE: Duration = Duration::from_secs(4);
 
+/// A connection that was used so shortly ago is not about to be closed for idleness: common servers wait two seconds at least
+/// (gunicorn). Those that close for another reason announce it in their last answer.
+const SURELY_ALIVE: Duration = Duration::from_secs(1);
+
 /// The streams of one tunnel over its session's link.
 #[derive(Debug)]
 pub(crate) struct NativeUpstream {
@@ -78,10 +82,10 @@ impl NativeUpstream {
         self.link.open(&Open { tunnel: self.id.clone(), protocol, visitor })
     }
 
-    /// An idle connection, if one is alive.
-    pub(crate) fn reuse(&self) -> Option<LinkStream> {
+    /// An idle connection, if one is alive. A request that cannot be `repeated` gets one that was used a moment ago, or none.
+    pub(crate) fn reuse(&self, repeatable: bool) -> Option<LinkStream> {
         loop {
-            let (mut stream, since) = self.lock().pop()?;
+            let (mut stream, since) = self.lock().pop_if(|(_, since)| repeatable || since.elapsed() < SURELY_ALIVE)?;
             if since.elapsed() > KEEP_IDLE {
                 // The older ones are older still.
                 stream.finish();

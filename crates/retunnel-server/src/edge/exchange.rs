@@ -56,8 +56,8 @@ const MAX_INTERIM: usize = 16;
 /// and wait for the answer; most are gone.
 const GONE_AFTER: Duration = Duration::from_secs(5);
 const BAD_BODY: EdgeError = EdgeError::BadRequest("the body does not follow its framing");
-/// A body of which so much is left is worth a look whether the kernel can move it.
-const SPLICE_FROM: u64 = 64 * 1024;
+/// So many bytes of a body leave with the head, in one frame; more follow it without a copy.
+const TOGETHER: usize = 1024;
 /// A body of this length is bulk before its first byte.
 const BULK_FROM: u64 = 1024 * 1024;
 /// Room in front of a buffer's payload and behind it.
@@ -182,8 +182,8 @@ async fn native(
     visitor: Visitor<'_>,
 ) -> Outcome {
     let repeatable = is_repeatable(head);
-    // A kept connection may be closed by the local service at any moment; only what can be sent twice is risked on it.
-    let mut reused = if repeatable { upstream.reuse() } else { None };
+    // A kept connection may be closed by the local service at any moment.
+    let mut reused = upstream.reuse(repeatable);
     loop {
         let is_reused = reused.is_some();
         let stream = match reused.take() {
@@ -228,7 +228,7 @@ async fn native(
                 }
                 outcome.keep_alive = done.visitor_reusable;
             }
-            Err(Failure::Lost) if is_reused && !upstream.is_lost() && !tunnel.closed.is_cancelled() => {
+            Err(Failure::Lost) if is_reused && repeatable && !upstream.is_lost() && !tunnel.closed.is_cancelled() => {
                 // Stale: once more on a fresh connection.
                 continue;
             }
@@ -360,7 +360,16 @@ async fn send_request(
     // What arrived with the head goes with the head.
     let is_chunked = head.body == Framing::Chunked;
     loop {
-        if !received.is_empty() && !decoder.is_done() {
+        let mut body = Bytes::new();
+        if let Some(left) = decoder.sized_left().filter(|_| !received.is_empty()) {
+            let count = received.len().min(usize::try_from(left).unwrap_or(usize::MAX));
+            body = received.split_to(count).freeze();
+            progress.add_up(count);
+            decoder.skip(count as u64);
+            if body.len() < TOGETHER {
+                out.put_slice(&std::mem::take(&mut body));
+            }
+        } else if !received.is_empty() && !decoder.is_done() {
             let mut payload = Draft::new();
             let Ok(used) = take_payload(&mut decoder, received, |bytes| payload.put_slice(bytes)) else {
                 return UpEnd::Refused(BAD_BODY);
@@ -381,10 +390,13 @@ async fn send_request(
             return UpEnd::UpstreamClosed;
         }
         drop(out);
-        if let Some(left) = decoder.sized_left().filter(|left| *left >= SPLICE_FROM && received.is_empty()) {
+        if !body.is_empty() && stream.write_owned(body).await.is_err() {
+            return UpEnd::UpstreamClosed;
+        }
+        if let Some(left) = decoder.sized_left() {
             let patience = core.config.limits.body_timeout;
-            match relay::splice_up(from_visitor, stream, left, patience, |count| progress.add_up(count)).await {
-                Ok(count) => decoder.skip(count),
+            match relay::up(from_visitor, stream, left, patience, |count| progress.add_up(count)).await {
+                Ok(()) => decoder.skip(left),
                 Err(error) if error.kind() == io::ErrorKind::TimedOut => {
                     return UpEnd::Refused(EdgeError::RequestTimeout);
                 }
@@ -538,12 +550,10 @@ async fn pump_answer(
 ) -> Result<bool, Failure> {
     let mut from_stream = stream;
     while !decoder.is_done() {
-        if let Some(left) = decoder.sized_left().filter(|left| *left >= SPLICE_FROM) {
-            let count = relay::splice_down(stream, to_visitor, left, |count| progress.add_down(count)).await;
-            decoder.skip(count.map_err(|_| Failure::Cut)?);
-            if decoder.is_done() {
-                break;
-            }
+        // The first bytes of a body are looked at.
+        if let Some(left) = decoder.sized_left().filter(|_| progress.down() > 0) {
+            let surplus = relay::down(stream, to_visitor, left, |count| progress.add_down(count)).await;
+            return surplus.map_err(|_| Failure::Cut);
         }
         let room = PAYLOAD_START..PAYLOAD_START + PAYLOAD_ROOM;
         let (mut buffer, count) = Buffer::read(&mut from_stream, room).await.map_err(|_| Failure::Cut)?;

@@ -2,7 +2,7 @@
 
 use std::{future::poll_fn, io, task::Poll, time::Duration};
 
-use retunnel_link::{LinkStream, Pump, poll_relay, poll_splice_down, poll_splice_up};
+use retunnel_link::{LinkStream, Pump, poll_down, poll_relay, poll_up};
 use tokio::time::timeout;
 
 use crate::edge::socket::{ReadHalf, Socket, WriteHalf};
@@ -16,26 +16,25 @@ pub(crate) async fn relay(visitor: &mut Socket, stream: &LinkStream, up: &mut Pu
     poll_fn(|cx| poll_relay(cx, visitor, stream, up, down)).await
 }
 
-/// Moves bytes of a stream that rides on a lane to a visitor within the kernel, as far as that goes, `left` at the most;
-/// 0: it does not go. `moved` hears of each step.
+/// Moves `left` bytes of a stream to a visitor; `moved` hears of each step. Says whether more came behind them.
 ///
 /// # Errors
-/// The first failure of either side.
-pub(crate) async fn splice_down(
+/// The first failure of either side; [`io::ErrorKind::UnexpectedEof`] when the stream ends before.
+pub(crate) async fn down(
     stream: &LinkStream,
     visitor: &mut WriteHalf<'_>,
     left: u64,
     moved: impl Fn(usize),
-) -> io::Result<u64> {
+) -> io::Result<bool> {
     let mut down = Pump::default();
     poll_fn(|cx| {
         let before = down.moved();
-        let polled = poll_splice_down(cx, stream, visitor, &mut down, left)?;
+        let polled = poll_down(cx, stream, visitor, &mut down, left);
         moved((down.moved() - before) as usize);
-        polled.map(Ok)
+        polled
     })
-    .await
-    .map(|()| down.moved())
+    .await?;
+    if down.moved() < left { Err(io::ErrorKind::UnexpectedEof.into()) } else { Ok(down.has_rest()) }
 }
 
 /// The same from a visitor to a stream. `patience` is how long the visitor may send nothing.
@@ -43,28 +42,31 @@ pub(crate) async fn splice_down(
 /// # Errors
 /// The first failure of either side; [`io::ErrorKind::TimedOut`]; [`io::ErrorKind::UnexpectedEof`] when the visitor
 /// ends before `left` bytes.
-pub(crate) async fn splice_up(
+pub(crate) async fn up(
     visitor: &mut ReadHalf<'_>,
     stream: &LinkStream,
     left: u64,
     patience: Duration,
     moved: impl Fn(usize),
-) -> io::Result<u64> {
+) -> io::Result<()> {
     let mut up = Pump::default();
     loop {
         let before = up.moved();
         let step = poll_fn(|cx| {
-            let polled = poll_splice_up(cx, visitor, stream, &mut up, left)?;
+            let polled = poll_up(cx, visitor, stream, &mut up, left);
             // A step that moved something is over, so that its patience begins anew.
-            if up.moved() > before && polled.is_pending() { Poll::Ready(Ok(false)) } else { polled.map(|()| Ok(true)) }
+            if up.moved() > before && polled.is_pending() { Poll::Ready(Ok(false)) } else { polled.map_ok(|()| true) }
         });
-        let over = timeout(patience, step).await.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()));
+        let over = timeout(patience, step).await;
         moved((up.moved() - before) as usize);
-        match over {
-            Ok(true) if up.has_ended() => return Err(io::ErrorKind::UnexpectedEof.into()),
-            Ok(true) => return Ok(up.moved()),
-            Ok(false) => {}
-            Err(error) => return Err(error),
+        let over = match over {
+            Ok(over) => over?,
+            // It is not the visitor who is slow.
+            Err(_) if up.has_rest() => false,
+            Err(_) => return Err(io::ErrorKind::TimedOut.into()),
+        };
+        if over {
+            return if up.moved() < left { Err(io::ErrorKind::UnexpectedEof.into()) } else { Ok(()) };
         }
     }
 }

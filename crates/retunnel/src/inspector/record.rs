@@ -89,6 +89,16 @@ impl Record {
     }
 }
 
+/// Length of the body as its head has it; 0 where it has none.
+fn announced(head: &[u8]) -> usize {
+    const NAME: &[u8] = b"content-length:";
+    head.split(|byte| *byte == b'\n')
+        .filter_map(|line| line.split_at_checked(NAME.len()))
+        .find(|(name, _)| name.eq_ignore_ascii_case(NAME))
+        .and_then(|(_, value)| str::from_utf8(value).ok()?.trim().parse().ok())
+        .unwrap_or(0)
+}
+
 /// Adds what passes to an exchange.
 #[derive(Debug)]
 pub(crate) struct Capture {
@@ -144,8 +154,9 @@ impl Exchange for Capture {
                 let kept = &bytes[..room.min(bytes.len())];
                 let (before, needed) = (part.body.capacity(), part.body.len() + kept.len());
                 if needed > before {
-                    // Doubled as usual, but never beyond what may come.
-                    let wanted = needed.max(before * 2).min(self.store.body_limit);
+                    // As much as was announced, or doubled as usual, but never beyond what is kept.
+                    let more = if before == 0 { announced(&part.head) } else { before * 2 };
+                    let wanted = needed.max(more).min(self.store.body_limit);
                     part.body.reserve_exact(wanted - part.body.len());
                 }
                 part.body.extend_from_slice(kept);
