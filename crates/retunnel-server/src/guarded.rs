@@ -7,10 +7,18 @@ use tracing::error;
 
 /// Runs the handler of one connection. What it owns is dropped when it panics: its socket is closed, its place given back,
 /// its tunnels are lost as with a lost link. What is shared is behind locks that no code panics under.
-pub(crate) async fn guarded(what: &'static str, peer: SocketAddr, handler: impl Future<Output = ()>) {
-    if let Err(panic) = AssertUnwindSafe(handler).catch_unwind().await {
-        error!(code = "handler_panicked", what, %peer, panic = text(&*panic), "a connection was given up: this is a bug");
-    }
+///
+/// No `async` block: it would hold the handler twice, before and while it runs, and that is what an idle visitor costs.
+pub(crate) fn guarded(
+    what: &'static str,
+    peer: SocketAddr,
+    handler: impl Future<Output = ()>,
+) -> impl Future<Output = ()> {
+    AssertUnwindSafe(handler).catch_unwind().map(move |result| {
+        if let Err(panic) = result {
+            error!(code = "handler_panicked", what, %peer, panic = text(&*panic), "a connection was given up: this is a bug");
+        }
+    })
 }
 
 fn text(panic: &(dyn Any + Send)) -> &str {

@@ -11,6 +11,7 @@ use std::{
     time::Duration,
 };
 
+use futures_util::FutureExt;
 use retunnel_link::Budget;
 use retunnel_proto::limits::V2_MAX_REQUEST_BODY;
 use thiserror::Error;
@@ -221,11 +222,8 @@ where
         };
         let this = Arc::clone(&core);
         if let Ok(permit) = Arc::clone(&core.visitors).try_acquire_owned() {
-            let serving = serve(this, socket, peer);
-            core.relays.spawn(guarded("visitor", peer, async move {
-                serving.await;
-                drop(permit);
-            }));
+            let serving = serve(this, socket, peer).map(move |()| drop(permit));
+            core.relays.spawn(guarded("visitor", peer, serving));
         } else if let Ok(permit) = Arc::clone(&turned_away).try_acquire_owned() {
             core.relays.spawn(guarded("turned away", peer, async move {
                 connection::turn_away(&this, socket, peer).await;
