@@ -98,13 +98,9 @@ impl Pump {
         self.ended
     }
 
-    /// Whether bytes were read that the writer has not taken: under way, or behind the last that was to be moved.
+    /// Whether bytes were read into memory that the writer has not taken: under way, or behind the last that was to be moved.
     #[must_use]
-    pub fn has_rest(&self) -> bool {
-        #[cfg(target_os = "linux")]
-        if self.job.as_ref().is_some_and(crate::splice::Job::has_rest) {
-            return true;
-        }
+    pub const fn has_rest(&self) -> bool {
         !self.first.is_empty()
     }
 

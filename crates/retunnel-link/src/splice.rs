@@ -108,8 +108,6 @@ impl Drop for Job {
 /// What a job has moved so far, for the relay that waits for it.
 #[derive(Debug, Default)]
 struct Progress {
-    /// Read, and with their receiver.
-    taken: AtomicU64,
     moved: AtomicU64,
     relay: AtomicWaker,
 }
@@ -156,13 +154,6 @@ impl Job {
     }
 }
 
-impl Job {
-    /// Whether bytes were read that their receiver has not.
-    pub(crate) fn has_rest(&self) -> bool {
-        self.progress.taken.load(Acquire) > self.progress.moved.load(Acquire)
-    }
-}
-
 /// The thread's part of a [`Job`].
 struct Splice {
     socket: TcpStream,
@@ -193,7 +184,6 @@ impl Splice {
                 return Poll::Ready(Ok(Ended::Reader));
             }
             self.taken += count as u64;
-            self.progress.taken.store(self.taken, Release);
         }
         cx.waker().wake_by_ref();
         Poll::Pending
@@ -213,7 +203,6 @@ impl Splice {
             let Some(from) = lane.socket() else { return Poll::Ready(Ok(Ended::Job)) };
             let count = ready!(self.pipe.poll_fill(cx, &from, left.min(self.limit - self.taken)))?;
             self.taken += count as u64;
-            self.progress.taken.store(self.taken, Release);
             self.stream.arrived_on_lane(count);
             if count == 0 {
                 // Cut, which a read tells, or the count of all bytes is still on its way.

@@ -239,11 +239,7 @@ async fn the_end_of_the_link_is_no_end_of_its_streams() {
 #[tokio::test]
 async fn relays_between_plain_sockets_move_the_same_bytes() {
     let mut ends = ends(50_000, Fate::Opens).await;
-    let (here, there) = ends.stream().await;
-    let ((visitor, mut visitor_side), (mut local_side, local)) = (pair().await, pair().await);
-    let mut relays = JoinSet::new();
-    relays.spawn(relay(visitor, here));
-    relays.spawn(relay(local, there));
+    let (mut relays, mut visitor_side, mut local_side) = relayed(&mut ends).await;
     let (question, answer) = (payload(20_000_000, 6), payload(30_000_000, 7));
     let (mut asked, mut got) = (Vec::new(), Vec::new());
     let (mut visitor_reads, mut visitor_writes) = visitor_side.split();
@@ -269,11 +265,7 @@ async fn relays_between_plain_sockets_move_the_same_bytes() {
 #[tokio::test]
 async fn a_relay_that_is_given_up_moves_no_more() {
     let mut ends = ends(50_000, Fate::Opens).await;
-    let (here, there) = ends.stream().await;
-    let ((visitor, mut visitor_side), (mut local_side, local)) = (pair().await, pair().await);
-    let mut relays = JoinSet::new();
-    relays.spawn(relay(visitor, here));
-    relays.spawn(relay(local, there));
+    let (mut relays, mut visitor_side, mut local_side) = relayed(&mut ends).await;
     let mut endless = JoinSet::new();
     endless.spawn(async move {
         let piece = payload(100_000, 8);
@@ -285,6 +277,16 @@ async fn a_relay_that_is_given_up_moves_no_more() {
     // Both sides come to an end: what was under way, and nothing after it.
     let _ = visitor_side.read_to_end(&mut got).await;
     endless.join_next().await.unwrap().unwrap();
+}
+
+/// The relays of both ends between plain sockets, and the far ends of these: the visitor's and the local service's.
+async fn relayed(ends: &mut Ends) -> (JoinSet<std::io::Result<(u64, u64)>>, TcpStream, TcpStream) {
+    let (here, there) = ends.stream().await;
+    let ((visitor, visitor_side), (local_side, local)) = (pair().await, pair().await);
+    let mut relays = JoinSet::new();
+    relays.spawn(relay(visitor, here));
+    relays.spawn(relay(local, there));
+    (relays, visitor_side, local_side)
 }
 
 /// Bytes towards and from the local service, in this order whichever end it is.
