@@ -2,7 +2,13 @@
 
 #![expect(clippy::unwrap_used, reason = "a failed test says where")]
 
-use std::time::Duration;
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering::Relaxed},
+    },
+    time::Duration,
+};
 
 use futures_util::{SinkExt, StreamExt};
 use retunnel_e2e::{
@@ -14,7 +20,7 @@ use retunnel_e2e::{
 };
 use serde_json::Value;
 use tokio::{
-    io::AsyncWriteExt,
+    io::{AsyncReadExt, AsyncWriteExt},
     task::JoinSet,
     time::{Instant, timeout},
 };
@@ -391,4 +397,47 @@ async fn a_request_that_cannot_be_repeated_rides_on_a_connection_used_a_moment_a
     // Longer than the moment, shorter than what others may use.
     tokio::time::sleep(Duration::from_millis(1100)).await;
     assert_ne!(peer().await, last, "it may be about to be closed");
+}
+
+#[tokio::test]
+async fn a_post_on_a_kept_connection_that_ends_is_lost_and_never_sent_twice() {
+    let (server, user) = (Server::start(&[]).await, User::default());
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let port = listener.local_addr().unwrap().port().to_string();
+    let seen = Arc::new(AtomicUsize::new(0));
+    let mut app = JoinSet::new();
+    let counter = Arc::clone(&seen);
+    app.spawn(async move {
+        // Each connection answers one request and ends with the next.
+        loop {
+            let (mut socket, _) = listener.accept().await.unwrap();
+            let mut request = Vec::new();
+            let mut answered = false;
+            while socket.read_buf(&mut request).await.is_ok_and(|count| count > 0) {
+                if !request.ends_with(b"\r\n\r\nbody") {
+                    continue;
+                }
+                request.clear();
+                counter.fetch_add(1, Relaxed);
+                if std::mem::replace(&mut answered, true) {
+                    break;
+                }
+                socket.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok").await.unwrap();
+            }
+        }
+    });
+    let tunnel = user.tunnel(server.address, &["http", &port]).await;
+    let host = server.host(tunnel.name());
+    let mut sent = 0;
+    let lost = loop {
+        sent += 1;
+        let answer = post(server.address, &host, "/", b"body").await;
+        // After a pause the next one has a connection of its own.
+        if answer.status != 200 {
+            break answer;
+        }
+        assert!(sent < 20, "no request took a kept connection");
+    };
+    assert_eq!(lost.status, 502, "{}", lost.text());
+    assert_eq!(seen.load(Relaxed), sent, "a request arrived twice");
 }
