@@ -17,7 +17,7 @@ pub enum Dialect {
 
 impl Dialect {
     /// All of them, best first.
-    pub(crate) const ALL: [Self; 3] = [Self::Native, Self::V3, Self::V2];
+    pub const ALL: [Self; 3] = [Self::Native, Self::V3, Self::V2];
 
     /// `native`, `3` or `2`.
     #[must_use]

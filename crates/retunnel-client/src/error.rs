@@ -1,6 +1,6 @@
-//! Errors by what a caller asks: could I connect, could the tunnel be opened, is the configuration right.
+//! Errors by what a caller asks: could I connect, could the tunnel be opened, is a value valid.
 
-use std::{io, path::PathBuf, time::Duration};
+use std::{io, time::Duration};
 
 use retunnel_link::LinkError;
 use retunnel_proto::{PageCode, message::Refusal};
@@ -19,9 +19,6 @@ pub enum Error {
     /// No tunnel.
     #[error(transparent)]
     Tunnel(#[from] TunnelError),
-    /// A file or value of the configuration.
-    #[error(transparent)]
-    Config(#[from] ConfigError),
     /// A value given by the caller.
     #[error(transparent)]
     Validation(#[from] ValidationError),
@@ -206,31 +203,6 @@ impl RelayError {
             Self::Io(_) | Self::Answer(_) => PageCode::LocalClosedEarly,
         }
     }
-}
-
-/// What is wrong with a configuration file.
-#[doc(alias = "ConfigurationError")]
-#[derive(Debug, Error)]
-#[non_exhaustive]
-pub enum ConfigError {
-    /// The file cannot be read or written.
-    #[error("cannot {action} {}: {source}", path.display())]
-    Io {
-        /// `read` or `write`.
-        action: &'static str,
-        /// The file.
-        path: PathBuf,
-        /// Why.
-        source: io::Error,
-    },
-    /// The file's text is not what it should be. The file is left as it is.
-    #[error("{}: {reason}", path.display())]
-    Invalid {
-        /// The file.
-        path: PathBuf,
-        /// Where and what.
-        reason: String,
-    },
 }
 
 /// A value that cannot be right.

@@ -17,7 +17,6 @@
 
 pub mod api;
 mod client;
-pub mod config;
 pub mod diagnose;
 mod dialect;
 pub mod error;
@@ -35,7 +34,7 @@ mod tunnel;
 
 pub use client::{Client, ClientBuilder};
 pub use dialect::Dialect;
-pub use error::{ApiError, ConfigError, ConnectError, Error, RelayError, TunnelError, ValidationError};
+pub use error::{ApiError, ConnectError, Error, RelayError, TunnelError, ValidationError};
 pub use event::{Event, Events, SessionInfo};
 pub use local::LocalConnection;
 pub use retunnel_proto::{

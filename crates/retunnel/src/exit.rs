@@ -1,6 +1,7 @@
 //! What the program ends with: one place maps failures to exit codes and hints (`docs/errors.md`).
 
-use retunnel_client::{ApiError, ConfigError, ConnectError, RefusalCode, TunnelError, ValidationError};
+use retunnel_client::{ApiError, ConnectError, RefusalCode, TunnelError, ValidationError};
+use retunnel_config::ConfigError;
 
 use crate::inspector::ListenError;
 
@@ -58,7 +59,6 @@ pub(crate) fn of(error: &anyhow::Error) -> (u8, Option<String>) {
             return match error {
                 retunnel_client::Error::Connect(error) => connect(error),
                 retunnel_client::Error::Tunnel(error) => tunnel(error),
-                retunnel_client::Error::Config(_) => (CONFIG, None),
                 retunnel_client::Error::Validation(_) => (USAGE, None),
                 retunnel_client::Error::Api(error) => (api(error), None),
                 _ => (FAILURE, None),
@@ -83,7 +83,7 @@ pub(crate) fn of(error: &anyhow::Error) -> (u8, Option<String>) {
             };
         }
         if cause.is::<ConfigError>() {
-            let hint = "mend the file or move it away; it was not changed";
+            let hint = "fix the file or move it away; it was not changed";
             return (CONFIG, Some(hint.into()));
         }
         if cause.is::<Usage>() || cause.is::<ValidationError>() {

@@ -7,10 +7,8 @@ use std::{
 };
 
 use anyhow::{Context, Result};
-use retunnel_client::{
-    Client, ClientBuilder, Proxies, Proxy, ServerEndpoint, Token,
-    config::file::{ConfigFile, FILE_NAME},
-};
+use retunnel_client::{Client, ClientBuilder, Proxies, Proxy, ServerEndpoint, Token};
+use retunnel_config::{ConfigFile, saved::FILE_NAME};
 
 use crate::{
     args::{Connection, Global},

@@ -7,7 +7,8 @@ use crossterm::{
     event::{self, Event, KeyCode, KeyModifiers},
     terminal,
 };
-use retunnel_client::{ConfigError, Token, config::file::ConfigFile};
+use retunnel_client::Token;
+use retunnel_config::{ConfigError, ConfigFile};
 
 use crate::{args::AuthtokenArgs, exit::Usage, output::Output, settings::config_path};
 

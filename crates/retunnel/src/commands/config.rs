@@ -3,11 +3,7 @@
 use std::path::Path;
 
 use anyhow::{Context, Result};
-use retunnel_client::config::{
-    document::Mistakes,
-    file::ConfigFile,
-    yaml::{EXAMPLE, TunnelsFile},
-};
+use retunnel_config::{ConfigFile, Diagnostics, TunnelsFile, tunnels::EXAMPLE};
 use serde_json::json;
 
 use crate::{
@@ -62,28 +58,28 @@ pub(crate) fn run(args: &ConfigArgs, variables: &Variables, output: Output) -> R
     Ok(())
 }
 
-/// What was checked, or its mistakes as the result and the end.
-fn judged<T>(file: &Path, checked: Result<T, Mistakes>, output: Output) -> Result<T> {
-    checked.map_err(|mistakes| {
+/// What was checked, or an error with all diagnostics.
+fn judged<T>(file: &Path, checked: Result<T, Diagnostics>, output: Output) -> Result<T> {
+    checked.map_err(|diagnostics| {
         if output.json {
-            output.json(&json!({ "file": file, "valid": false, "mistakes": mistakes.list() }));
+            output.json(&json!({ "file": file, "valid": false, "mistakes": diagnostics.list() }));
         }
-        mistaken(file, &mistakes).into()
+        invalid(file, &diagnostics).into()
     })
 }
 
-/// Each mistake as editors and people find it: `FILE:LINE:COLUMN: what`.
-pub(crate) fn lines<'a>(file: &'a Path, mistakes: &'a Mistakes) -> impl Iterator<Item = String> + 'a {
-    mistakes.list().iter().map(move |mistake| {
-        let between = if mistake.line == 0 { " " } else { "" };
-        format!("{}:{between}{mistake}", file.display())
+/// Each diagnostic in the form that editors recognize: `FILE:LINE:COLUMN: what`.
+pub(crate) fn lines<'a>(file: &'a Path, diagnostics: &'a Diagnostics) -> impl Iterator<Item = String> + 'a {
+    diagnostics.list().iter().map(move |diagnostic| {
+        let between = if diagnostic.line == 0 { " " } else { "" };
+        format!("{}:{between}{diagnostic}", file.display())
     })
 }
 
-/// All that is wrong with a file, as a reason to end.
-pub(crate) fn mistaken(file: &Path, mistakes: &Mistakes) -> Usage {
-    let count = mistakes.list().len();
+/// The error for a file with diagnostics.
+pub(crate) fn invalid(file: &Path, diagnostics: &Diagnostics) -> Usage {
+    let count = diagnostics.list().len();
     let plural = if count == 1 { "" } else { "s" };
-    let lines: Vec<String> = lines(file, mistakes).collect();
+    let lines: Vec<String> = lines(file, diagnostics).collect();
     Usage(format!("{} has {count} mistake{plural}\n{}", file.display(), lines.join("\n")))
 }

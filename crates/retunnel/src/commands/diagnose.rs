@@ -11,9 +11,9 @@ use anyhow::Result;
 use owo_colors::OwoColorize;
 use retunnel_client::{
     LocalTarget,
-    config::yaml::TunnelsFile,
     diagnose::{Check, Outcome, Problem, Step},
 };
+use retunnel_config::TunnelsFile;
 use serde_json::{Value, json};
 use tokio::time::Instant;
 
@@ -102,7 +102,7 @@ impl Plan {
             let shown = path.display();
             let text = std::fs::read_to_string(path).map_err(|error| Usage(format!("cannot read {shown}: {error}")))?;
             tunnels = TunnelsFile::parse(&text, |name| variables.value(name))
-                .map_err(|mistakes| config::mistaken(path, &mistakes))?;
+                .map_err(|diagnostics| config::invalid(path, &diagnostics))?;
             for tunnel in &tunnels.tunnels {
                 locals.push(tunnel.spec()?.target().clone());
             }

@@ -6,13 +6,8 @@ use std::{
 };
 
 use anyhow::Result;
-use retunnel_client::{
-    Client, Tunnel, TunnelError, TunnelProtocol, TunnelSpec,
-    config::{
-        document::{Mistakes, Place},
-        yaml::{TunnelEntry, TunnelsFile},
-    },
-};
+use retunnel_client::{Client, Tunnel, TunnelError, TunnelProtocol, TunnelSpec};
+use retunnel_config::{Diagnostics, Position, TunnelEntry, TunnelsFile};
 use serde_json::{Value, json};
 use tokio::task::{AbortHandle, JoinSet};
 
@@ -42,13 +37,13 @@ impl Source {
     }
 
     /// Reads a new text of the file. Without a wanted tunnel it is taken for a mistake: it may be half written.
-    fn read(&self, text: &str) -> Result<TunnelsFile, Mistakes> {
+    fn read(&self, text: &str) -> Result<TunnelsFile, Diagnostics> {
         let file = TunnelsFile::parse(text, |name| self.variables.value(name))?;
-        let mut mistakes = Mistakes::default();
+        let mut diagnostics = Diagnostics::default();
         if self.wanted(&file).is_empty() {
-            mistakes.add(Place::default(), "it has no tunnels to open");
+            diagnostics.add(Position::default(), "it has no tunnels to open");
         }
-        mistakes.or(file)
+        diagnostics.into_result(file)
     }
 }
 
@@ -115,12 +110,12 @@ impl Following {
         match step {
             Step::Seen(Seen::Text(text)) => match self.source.read(&text) {
                 Ok(file) => self.change(&file, tunnels),
-                Err(mistakes) => unusable(&self.source.path, &mistakes),
+                Err(diagnostics) => unusable(&self.source.path, &diagnostics),
             },
             Step::Seen(Seen::Unreadable(reason)) => {
-                let mut mistakes = Mistakes::default();
-                mistakes.add(Place::default(), format!("it cannot be read: {reason}"));
-                unusable(&self.source.path, &mistakes)
+                let mut diagnostics = Diagnostics::default();
+                diagnostics.add(Position::default(), format!("it cannot be read: {reason}"));
+                unusable(&self.source.path, &diagnostics)
             }
             Step::Opened(name, opened) => {
                 self.handles.retain(|(opening, _)| *opening != name);
@@ -249,10 +244,10 @@ fn needs_restart(running: &TunnelsFile, now: &TunnelsFile) -> Vec<&'static str> 
     .collect()
 }
 
-fn unusable(path: &Path, mistakes: &Mistakes) -> Report {
+fn unusable(path: &Path, diagnostics: &Diagnostics) -> Report {
     let mut lines = vec![format!("{} cannot be used as it is now; everything goes on as before", path.display())];
-    lines.extend(config::lines(path, mistakes));
-    let event = events::line("config_invalid", json!({ "file": path, "mistakes": mistakes.list() }));
+    lines.extend(config::lines(path, diagnostics));
+    let event = events::line("config_invalid", json!({ "file": path, "mistakes": diagnostics.list() }));
     Report { is_bad: true, is_taken: false, lines, event: Some(event), result: None }
 }
 

@@ -3,7 +3,7 @@
 use std::{path::PathBuf, time::Duration};
 
 use anyhow::{Context, Result};
-use retunnel_client::config::document::{Mistakes, Node};
+use retunnel_config::document::{Diagnostics, Node};
 use retunnel_server::{
     Server,
     auth::Auth,
@@ -68,8 +68,8 @@ fn config_of(args: ServerArgs) -> Result<ServerConfig> {
         Some(path) => {
             let text = std::fs::read_to_string(path)
                 .map_err(|error| Usage(format!("cannot read {}: {error}", path.display())))?;
-            if let (Err(_), Err(mistakes)) = (ServerFile::parse(&text), check(&text)) {
-                return Err(config::mistaken(path, &mistakes).into());
+            if let (Err(_), Err(diagnostics)) = (ServerFile::parse(&text), check(&text)) {
+                return Err(config::invalid(path, &diagnostics).into());
             }
             ServerFile::parse(&text).map_err(|reason| Usage(format!("{}: {reason}", path.display())))?
         }
@@ -98,32 +98,32 @@ fn config_of(args: ServerArgs) -> Result<ServerConfig> {
 /// Lists everything that is wrong with a server's file.
 ///
 /// # Errors
-/// The mistakes.
-pub(crate) fn check(text: &str) -> Result<(), Mistakes> {
+/// All diagnostics.
+pub(crate) fn check(text: &str) -> Result<(), Diagnostics> {
     let is_right = |file: &ServerFile| file.clone().into_config("data".into()).is_ok();
     if ServerFile::parse(text).is_ok_and(|file| is_right(&file)) {
         return Ok(());
     }
     let document = Node::parse(text)?;
-    let mut mistakes = Mistakes::default();
+    let mut diagnostics = Diagnostics::default();
     let known = keys(&ServerFile::default());
     let known: Vec<&str> = known.iter().map(String::as_str).collect();
-    let fields = document.fields(&known, "", &mut mistakes);
+    let fields = document.fields(&known, "", &mut diagnostics);
     let mut right = Map::new();
     for &key in &known {
         let Some(node) = fields.find(key) else { continue };
         if key == "limits" {
             let known = keys(&Limits::default());
             let known: Vec<&str> = known.iter().map(String::as_str).collect();
-            let limits = node.fields(&known, "limits: ", &mut mistakes);
+            let limits = node.fields(&known, "limits: ", &mut diagnostics);
             for &key in &known {
                 let Some(node) = limits.find(key) else { continue };
                 if let Err(error) = one::<Limits>(key, node) {
-                    limits.wrong(key, &error.to_string(), &mut mistakes);
+                    limits.wrong(key, &error.to_string(), &mut diagnostics);
                 }
             }
         } else if let Err(error) = one::<ServerFile>(key, node) {
-            fields.wrong(key, &error.to_string(), &mut mistakes);
+            fields.wrong(key, &error.to_string(), &mut diagnostics);
         } else {
             right.insert(key.into(), node.to_json());
         }
@@ -134,9 +134,9 @@ pub(crate) fn check(text: &str) -> Result<(), Mistakes> {
         if right.remove(error.key).is_none() {
             break;
         }
-        fields.wrong(error.key, &format!("{} (got `{}`)", error.reason, error.value), &mut mistakes);
+        fields.wrong(error.key, &format!("{} (got `{}`)", error.reason, error.value), &mut diagnostics);
     }
-    mistakes.or(())
+    diagnostics.into_result(())
 }
 
 fn keys(of: &impl serde::Serialize) -> Vec<String> {

@@ -2,7 +2,7 @@
 
 use anyhow::Result;
 use clap::ValueEnum;
-use retunnel_client::config::yaml::TunnelsFile;
+use retunnel_config::TunnelsFile;
 
 use crate::{
     args::{Global, LogLevel, StartArgs},
@@ -24,7 +24,7 @@ pub(crate) fn run(args: StartArgs, global: &Global, variables: &Variables, outpu
         Usage(format!("cannot read {shown}: {error}; `retunnel config --example > retunnel.yml` makes one"))
     })?;
     let file = TunnelsFile::parse(&text, |name| variables.value(name))
-        .map_err(|mistakes| config::mistaken(&args.file, &mistakes))?;
+        .map_err(|diagnostics| config::invalid(&args.file, &diagnostics))?;
     if let Some(unknown) = args.names.iter().find(|name| file.tunnels.iter().all(|tunnel| tunnel.name != **name)) {
         return Err(Usage(format!("{shown} has no tunnel `{unknown}`")).into());
     }

@@ -6,8 +6,8 @@ use anyhow::Result;
 use futures_util::future::join_all;
 use retunnel_client::{
     Client, Event, Events, PageCode, RequestSummary, Tunnel, TunnelError, TunnelProtocol, TunnelSpec,
-    config::file::ConfigFile,
 };
+use retunnel_config::ConfigFile;
 use serde_json::{Value, json};
 use tokio::{
     join,

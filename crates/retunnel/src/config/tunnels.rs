@@ -1,13 +1,8 @@
 //! `retunnel.yml`: several tunnels in one file, with `${NAME}` and `${NAME:default}` anywhere inside a value.
 
-use crate::{
-    config::document::{Fields, Mistakes, Node, Place, Value},
-    dialect::Dialect,
-    error::{Error, ValidationError},
-    target::LocalTarget,
-    transport::ServerEndpoint,
-    tunnel::TunnelSpec,
-};
+use retunnel_client::{Dialect, Error, LocalTarget, ServerEndpoint, TunnelSpec, ValidationError};
+
+use crate::document::{Diagnostics, Fields, Node, Position, Value};
 
 const FILE_KEYS: [&str; 6] = ["server_addr", "auth_token", "region", "dialect", "log_level", "tunnels"];
 const TUNNEL_KEYS: [&str; 11] = [
@@ -31,16 +26,16 @@ pub const EXAMPLE: &str = r#"# retunnel.yml - start all tunnels with `retunnel s
 # ${NAME} and ${NAME:default} are replaced by environment variables anywhere inside a value.
 server_addr: ${RETUNNEL_SERVER_ENDPOINT:localhost:6400}
 # auth_token: ${RETUNNEL_AUTH_TOKEN}
-# dialect: auto               # or native, 3, 2: what to speak with the server
+# dialect: auto               # or native, 3, 2: the protocol to use
 
 tunnels:
   - name: web
     protocol: http
     local_port: 8080          # or: target: http://127.0.0.1:8080, unix:/run/app.sock
     subdomain: my-app         # optional
-    # auth: user:password     # optional, asked from visitors
+    # auth: user:password     # optional, asked of visitors
     # host_header: rewrite    # optional, for services that answer to localhost only (Vite, webpack, Django)
-    # local_insecure: true    # optional, for target: https://... with a certificate nobody vouches for
+    # local_insecure: true    # optional, for target: https://... with an untrusted certificate
   - name: ssh
     protocol: tcp
     local_port: 22
@@ -55,9 +50,9 @@ pub struct TunnelsFile {
     pub server_addr: Option<String>,
     /// The account's token.
     pub auth_token: Option<String>,
-    /// Read and ignored, as the published clients do.
+    /// Ignored, as in the published clients.
     pub region: Option<String>,
-    /// What to speak with the server: `auto`, `native`, `3` or `2`.
+    /// Dialect: `auto`, `native`, `3` or `2`.
     pub dialect: Option<String>,
     /// Log level.
     pub log_level: Option<String>,
@@ -73,48 +68,48 @@ pub struct TunnelEntry {
     pub name: String,
     /// `http` or `tcp`.
     pub protocol: String,
-    /// Port of the local service; or `target`.
+    /// Port of the local service; alternative to `target`.
     pub local_port: Option<u16>,
     /// The local service in any form of [`LocalTarget`].
     pub target: Option<String>,
-    /// Wanted name.
+    /// Requested name.
     pub subdomain: Option<String>,
-    /// Wanted host name of one's own.
+    /// Requested custom host name.
     pub hostname: Option<String>,
-    /// `user:password` asked from visitors.
+    /// `user:password` that visitors must give.
     pub auth: Option<String>,
-    /// Wanted public port of a TCP tunnel.
+    /// Requested public port of a TCP tunnel.
     pub remote_port: Option<u16>,
-    /// `rewrite`, or the host that the local service sees instead of the public one.
+    /// `rewrite`, or the host that the local service sees instead of the public host.
     pub host_header: Option<String>,
     /// Accept any certificate of a local service reached by TLS.
     pub local_insecure: Option<bool>,
-    /// Whether the inspector sees the tunnel; yes by default.
+    /// Whether the inspector records the tunnel. Default yes.
     pub inspect: Option<bool>,
 }
 
 impl TunnelsFile {
-    /// Reads a file's text. `variable` gives the value of an environment variable.
+    /// Parses a file's text. `variable` returns the value of an environment variable.
     ///
     /// # Errors
-    /// All that is wrong with it.
-    pub fn parse(text: &str, variable: impl Fn(&str) -> Option<String>) -> Result<Self, Mistakes> {
+    /// All diagnostics.
+    pub fn parse(text: &str, variable: impl Fn(&str) -> Option<String>) -> Result<Self, Diagnostics> {
         let mut document = Node::parse(text)?;
-        let mut mistakes = Mistakes::default();
-        substitute(&mut document, "", &variable, &mut mistakes);
-        let fields = document.fields(&FILE_KEYS, "", &mut mistakes);
+        let mut diagnostics = Diagnostics::default();
+        substitute(&mut document, "", &variable, &mut diagnostics);
+        let fields = document.fields(&FILE_KEYS, "", &mut diagnostics);
         let file = Self {
-            server_addr: fields.text("server_addr", &mut mistakes),
-            auth_token: fields.text("auth_token", &mut mistakes),
-            region: fields.text("region", &mut mistakes),
-            dialect: fields.word("dialect", &dialects(), &mut mistakes),
-            log_level: fields.word("log_level", &LOG_LEVELS, &mut mistakes),
-            tunnels: tunnels(&fields, &mut mistakes),
+            server_addr: fields.text("server_addr", &mut diagnostics),
+            auth_token: fields.text("auth_token", &mut diagnostics),
+            region: fields.text("region", &mut diagnostics),
+            dialect: fields.word("dialect", &dialects(), &mut diagnostics),
+            log_level: fields.word("log_level", &LOG_LEVELS, &mut diagnostics),
+            tunnels: tunnels(&fields, &mut diagnostics),
         };
         if let Some(Err(error)) = file.server_addr.as_ref().map(|text| text.parse::<ServerEndpoint>()) {
-            wrong(&fields, "server_addr", &error, &mut mistakes);
+            wrong(&fields, "server_addr", &error, &mut diagnostics);
         }
-        mistakes.or(file)
+        diagnostics.into_result(file)
     }
 }
 
@@ -122,25 +117,25 @@ fn dialects() -> Vec<&'static str> {
     std::iter::once("auto").chain(Dialect::ALL.iter().map(|dialect| dialect.as_str())).collect()
 }
 
-fn wrong(fields: &Fields<'_>, key: &str, error: &ValidationError, mistakes: &mut Mistakes) {
-    fields.wrong(key, &format!("{} (got `{}`)", error.reason, error.value), mistakes);
+fn wrong(fields: &Fields<'_>, key: &str, error: &ValidationError, diagnostics: &mut Diagnostics) {
+    fields.wrong(key, &format!("{} (got `{}`)", error.reason, error.value), diagnostics);
 }
 
-fn tunnels(fields: &Fields<'_>, mistakes: &mut Mistakes) -> Vec<TunnelEntry> {
+fn tunnels(fields: &Fields<'_>, diagnostics: &mut Diagnostics) -> Vec<TunnelEntry> {
     let Some(node) = fields.find("tunnels") else { return Vec::new() };
     let Value::List(nodes) = &node.value else {
-        fields.wrong("tunnels", "expected a list, each tunnel with a `-` in front", mistakes);
+        fields.wrong("tunnels", "expected a list, with `-` before each tunnel", diagnostics);
         return Vec::new();
     };
     let mut taken = Vec::new();
-    let read = |(number, node): (usize, &Node)| entry(node, number + 1, &mut taken, mistakes);
+    let read = |(number, node): (usize, &Node)| entry(node, number + 1, &mut taken, diagnostics);
     nodes.iter().enumerate().map(read).collect()
 }
 
-/// Something that only one tunnel of a file can have.
-type Taken = (&'static str, String, Place);
+/// A value that only one tunnel of a file can have.
+type Taken = (&'static str, String, Position);
 
-fn entry(node: &Node, number: usize, taken: &mut Vec<Taken>, mistakes: &mut Mistakes) -> TunnelEntry {
+fn entry(node: &Node, number: usize, taken: &mut Vec<Taken>, diagnostics: &mut Diagnostics) -> TunnelEntry {
     let named = match &node.value {
         Value::Map(fields) => fields.iter().find(|(key, _)| key.name == "name"),
         _ => None,
@@ -149,35 +144,35 @@ fn entry(node: &Node, number: usize, taken: &mut Vec<Taken>, mistakes: &mut Mist
         Some(Value::Text(name)) if !name.is_empty() => format!("tunnel `{name}`: "),
         _ => format!("tunnel {number}: "),
     };
-    let fields = node.fields(&TUNNEL_KEYS, &what, mistakes);
+    let fields = node.fields(&TUNNEL_KEYS, &what, diagnostics);
     let entry = TunnelEntry {
-        name: fields.text("name", mistakes).unwrap_or_default(),
-        protocol: fields.word("protocol", &PROTOCOLS, mistakes).unwrap_or_default(),
-        local_port: fields.port("local_port", false, mistakes),
-        target: fields.text("target", mistakes),
-        subdomain: fields.text("subdomain", mistakes),
-        hostname: fields.text("hostname", mistakes),
-        auth: fields.text("auth", mistakes),
-        remote_port: fields.port("remote_port", true, mistakes),
-        host_header: fields.text("host_header", mistakes),
-        local_insecure: fields.flag("local_insecure", mistakes),
-        inspect: fields.flag("inspect", mistakes),
+        name: fields.text("name", diagnostics).unwrap_or_default(),
+        protocol: fields.word("protocol", &PROTOCOLS, diagnostics).unwrap_or_default(),
+        local_port: fields.port("local_port", false, diagnostics),
+        target: fields.text("target", diagnostics),
+        subdomain: fields.text("subdomain", diagnostics),
+        hostname: fields.text("hostname", diagnostics),
+        auth: fields.text("auth", diagnostics),
+        remote_port: fields.port("remote_port", true, diagnostics),
+        host_header: fields.text("host_header", diagnostics),
+        local_insecure: fields.flag("local_insecure", diagnostics),
+        inspect: fields.flag("inspect", diagnostics),
     };
     let is_missing = |keys: &[&str]| keys.iter().all(|key| fields.find(key).is_none());
     let needed: [(&str, &[&str]); 3] =
         [("`name`", &["name"]), ("`protocol`", &["protocol"]), ("`local_port` or `target`", &["local_port", "target"])];
     let missing: Vec<&str> = needed.iter().filter(|(_, keys)| is_missing(keys)).map(|(shown, _)| *shown).collect();
     if !missing.is_empty() {
-        mistakes.add(node.place, format!("{what}missing: {}", missing.join(", ")));
+        diagnostics.add(node.position, format!("{what}missing: {}", missing.join(", ")));
     }
     if entry.name.is_empty() && fields.find("name").is_some_and(|node| matches!(node.value, Value::Text(_))) {
-        fields.wrong("name", "a tunnel needs a name", mistakes);
+        fields.wrong("name", "a tunnel needs a name", diagnostics);
     }
     for (key, error) in entry.invalid() {
-        wrong(&fields, key, &error, mistakes);
+        wrong(&fields, key, &error, diagnostics);
     }
     if fields.find("target").is_some() && fields.find("local_port").is_some() {
-        fields.wrong("target", "`local_port` is given too; keep one", mistakes);
+        fields.wrong("target", "`local_port` is given too; keep one", diagnostics);
     }
     let port = entry.remote_port.filter(|port| *port != 0).map(|port| port.to_string());
     for (key, value) in [
@@ -188,11 +183,11 @@ fn entry(node: &Node, number: usize, taken: &mut Vec<Taken>, mistakes: &mut Mist
     ] {
         let Some(value) = value.filter(|value| !value.is_empty()) else { continue };
         match taken.iter().find(|(other, earlier, _)| *other == key && *earlier == value) {
-            Some((.., place)) => {
-                let line = place.line;
-                fields.wrong(key, &format!("the tunnel of line {line} has `{value}` already"), mistakes);
+            Some((.., position)) => {
+                let line = position.line;
+                fields.wrong(key, &format!("the tunnel in line {line} already has `{value}`"), diagnostics);
             }
-            None => taken.push((key, value, fields.place(key))),
+            None => taken.push((key, value, fields.position(key))),
         }
     }
     entry
@@ -202,7 +197,7 @@ impl TunnelEntry {
     /// The tunnel to open.
     ///
     /// # Errors
-    /// [`ValidationError`] of the first bad value.
+    /// [`ValidationError`] for the first invalid value.
     pub fn spec(&self) -> Result<TunnelSpec, Error> {
         let error = |what, value: &str, reason| Error::from(ValidationError { what, value: value.into(), reason });
         let target: LocalTarget = match (&self.target, self.local_port) {
@@ -242,14 +237,14 @@ impl TunnelEntry {
         Ok(spec)
     }
 
-    /// The values that cannot be right, with their keys.
+    /// The invalid values with their keys.
     fn invalid(&self) -> Vec<(&'static str, ValidationError)> {
         let spec = || TunnelSpec::http(1);
         let given = |value: &Option<String>| value.clone().filter(|text| !text.is_empty());
         [
             ("target", self.target.as_ref().and_then(|text| text.parse::<LocalTarget>().err())),
             ("subdomain", given(&self.subdomain).and_then(|text| spec().subdomain(text).err())),
-            // An empty password must not open what it was meant to close.
+            // An empty password must not leave the tunnel open to everyone.
             ("auth", self.auth.as_ref().and_then(|text| spec().auth(text.as_str()).err())),
             ("host_header", given(&self.host_header).and_then(|text| spec().host_header(text).err())),
         ]
@@ -260,19 +255,19 @@ impl TunnelEntry {
 }
 
 /// Replaces variables in every text.
-fn substitute(node: &mut Node, key: &str, variable: &impl Fn(&str) -> Option<String>, mistakes: &mut Mistakes) {
+fn substitute(node: &mut Node, key: &str, variable: &impl Fn(&str) -> Option<String>, diagnostics: &mut Diagnostics) {
     match &mut node.value {
         Value::Text(text) if text.contains("${") => match replaced(text, variable) {
             Ok(replaced) => {
-                // A value that is one variable may be a number or a truth value.
+                // A value that is a single variable may be a number or a Boolean.
                 node.from_variable = text.starts_with("${") && text.find('}') == Some(text.len() - 1);
                 *text = replaced;
             }
-            Err(reason) => mistakes.add(node.place, format!("`{key}`: {reason}")),
+            Err(reason) => diagnostics.add(node.position, format!("`{key}`: {reason}")),
         },
-        Value::List(nodes) => nodes.iter_mut().for_each(|node| substitute(node, key, variable, mistakes)),
+        Value::List(nodes) => nodes.iter_mut().for_each(|node| substitute(node, key, variable, diagnostics)),
         Value::Map(fields) => {
-            fields.iter_mut().for_each(|(key, node)| substitute(node, &key.name, variable, mistakes));
+            fields.iter_mut().for_each(|(key, node)| substitute(node, &key.name, variable, diagnostics));
         }
         _ => {}
     }
@@ -306,7 +301,7 @@ fn replaced(text: &str, variable: &impl Fn(&str) -> Option<String>) -> Result<St
 mod tests {
     use super::*;
 
-    fn parse(text: &str) -> Result<TunnelsFile, Mistakes> {
+    fn parse(text: &str) -> Result<TunnelsFile, Diagnostics> {
         TunnelsFile::parse(text, |name| match name {
             "PORT" => Some("9000".into()),
             "HOST" => Some("a.test".into()),
@@ -326,13 +321,13 @@ mod tests {
         assert_eq!((file.tunnels[1].remote_port, file.tunnels[1].inspect), (Some(20_001), Some(true)));
     }
 
-    /// All that is said about a text.
-    fn mistakes(text: &str) -> String {
+    /// The diagnostics of a text, as shown.
+    fn diagnostics(text: &str) -> String {
         parse(text).expect_err(text).to_string()
     }
 
     #[test]
-    fn every_mistake_is_told_with_its_place() {
+    fn every_mistake_is_reported_with_its_position() {
         let text = "\
 server_adr: a.test
 dialect: 4
@@ -368,7 +363,7 @@ tunnels:
 subdomain, hostname, auth, remote_port, host_header, local_insecure, inspect
 9:16: tunnel `web`: `subdomain`: expected 1 to 63 letters, digits and hyphens, no hyphen first or last (got `my_app`)
 10:14: tunnel `web`: `inspect`: expected true or false (got `on`)
-11:11: tunnel `web`: `name`: the tunnel of line 6 has `web` already
+11:11: tunnel `web`: `name`: the tunnel in line 6 already has `web`
 13:17: tunnel `web`: `local_port`: expected a number from 1 to 65535 (got `70000`)
 15:11: tunnel `web`: `auth`: expected USER:PASSWORD, both not empty (got `***`)
 16:5: tunnel 3: missing: `name`
@@ -376,19 +371,19 @@ subdomain, hostname, auth, remote_port, host_header, local_insecure, inspect
 18:18: tunnel 3: `remote_port`: expected a number from 1 to 65535 (got `-1`)
 19:13: tunnel 3: `target`: expected PORT, HOST:PORT, http(s)://HOST:PORT or unix:/path (got `nowhere`)
 20:50: tunnel `last`: `local_port` is given twice, first in line 20; keep one
-20:77: tunnel `last`: `subdomain`: the tunnel of line 14 has `shop` already
+20:77: tunnel `last`: `subdomain`: the tunnel in line 14 already has `shop`
 20:91: `target`: the environment variable NOPE is not set; set it or write ${NOPE:default}
-21:5: tunnel 5: expected keys with values, as `name: …`
+21:5: tunnel 5: expected keys with values, such as `name: …`
 22:5: tunnel `both`: missing: `protocol`
 22:26: tunnel `both`: `target`: `local_port` is given too; keep one";
-        assert_eq!(mistakes(text), expected);
+        assert_eq!(diagnostics(text), expected);
     }
 
     #[test]
     fn files_that_are_wrong_as_a_whole() {
         for (text, expected) in [
-            ("- a\n", "1:1: expected keys with values, as `server_addr: …`"),
-            ("tunnels: web\n", "1:10: `tunnels`: expected a list, each tunnel with a `-` in front"),
+            ("- a\n", "1:1: expected keys with values, such as `server_addr: …`"),
+            ("tunnels: web\n", "1:10: `tunnels`: expected a list, with `-` before each tunnel"),
             ("server_addr: ${HOST\n", "1:14: `server_addr`: `${` without `}`"),
             (
                 "server_addr: ftp://a\n",
@@ -396,11 +391,11 @@ subdomain, hostname, auth, remote_port, host_header, local_insecure, inspect
             ),
             ("server_addr: a\nserver_addr: b\n", "2:1: `server_addr` is given twice, first in line 1; keep one"),
         ] {
-            assert_eq!(mistakes(text), expected, "{text}");
+            assert_eq!(diagnostics(text), expected, "{text}");
         }
         for text in ["tunnels: [", "tunnels:\n\t- name: a\n", "a: b: c\n", "a: *nobody\n", "a: \"b\n"] {
-            let mistakes = parse(text).expect_err(text);
-            let [only] = mistakes.list() else { panic!("{mistakes}") };
+            let diagnostics = parse(text).expect_err(text);
+            let [only] = diagnostics.list() else { panic!("{diagnostics}") };
             assert!(only.line > 0 && only.message.starts_with("not valid YAML: "), "{text}: {only}");
             assert!(!only.message.contains("at line") && !only.message.contains('\n'), "{text}: {only}");
         }

@@ -1,5 +1,5 @@
-//! A YAML text as a tree that knows where each value is written, so that every mistake is shown at its place. What a file
-//! may say is the matter of its reader, as [`super::yaml`].
+//! YAML text as a tree that knows where each value is written, so that every diagnostic has a position. What a file may
+//! contain is up to its reader, for example [`super::tunnels`].
 
 use std::fmt;
 
@@ -10,30 +10,30 @@ use serde::{
 use serde_json::Number;
 use serde_saphyr::{DuplicateKeyPolicy, Spanned};
 
-/// How much a key may differ from a known one to be taken for it, as in the command line.
+/// Least similarity (Jaro) for suggesting a known key, as in the command line.
 const LIKENESS: f64 = 0.75;
 
-/// Where something is written; both count from 1, and are 0 when it is about the file as a whole.
+/// A position in a file. Both numbers count from 1; both are 0 for the file as a whole.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord)]
 #[expect(missing_docs, reason = "the names say it")]
-pub struct Place {
+pub struct Position {
     pub line: u64,
     pub column: u64,
 }
 
-/// One mistake in a file.
+/// One error in a file.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[non_exhaustive]
-pub struct Mistake {
+pub struct Diagnostic {
     /// Line, from 1; 0 when the file as a whole is wrong.
     pub line: u64,
     /// Column in characters, from 1.
     pub column: u64,
-    /// What is wrong, and what is allowed.
+    /// What is wrong and what is allowed.
     pub message: String,
 }
 
-impl fmt::Display for Mistake {
+impl fmt::Display for Diagnostic {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.line {
             0 => f.write_str(&self.message),
@@ -42,41 +42,41 @@ impl fmt::Display for Mistake {
     }
 }
 
-/// The mistakes of a file, gathered while it is read.
+/// The diagnostics of a file, collected while it is read.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Mistakes(Vec<Mistake>);
+pub struct Diagnostics(Vec<Diagnostic>);
 
-impl Mistakes {
-    /// Notes one more. Of several at the same place only the first: the others follow from it.
-    pub fn add(&mut self, place: Place, message: impl Into<String>) {
-        if self.0.iter().any(|earlier| (earlier.line, earlier.column) == (place.line, place.column)) {
+impl Diagnostics {
+    /// Adds a diagnostic. At each position only the first is kept, because the others follow from it.
+    pub fn add(&mut self, position: Position, message: impl Into<String>) {
+        if self.0.iter().any(|earlier| (earlier.line, earlier.column) == (position.line, position.column)) {
             return;
         }
-        self.0.push(Mistake { line: place.line, column: place.column, message: message.into() });
+        self.0.push(Diagnostic { line: position.line, column: position.column, message: message.into() });
     }
 
-    /// All of them, in the order of the file.
+    /// All diagnostics.
     #[must_use]
-    pub fn list(&self) -> &[Mistake] {
+    pub fn list(&self) -> &[Diagnostic] {
         &self.0
     }
 
-    /// What was read, when nothing is wrong with it.
+    /// Returns what was read if there are no diagnostics.
     ///
     /// # Errors
-    /// The mistakes, in the order of the file.
-    pub fn or<T>(mut self, read: T) -> Result<T, Self> {
-        self.0.sort_by_key(|mistake| (mistake.line, mistake.column));
+    /// The diagnostics, in the order of the file.
+    pub fn into_result<T>(mut self, read: T) -> Result<T, Self> {
+        self.0.sort_by_key(|diagnostic| (diagnostic.line, diagnostic.column));
         if self.0.is_empty() { Ok(read) } else { Err(self) }
     }
 }
 
-impl std::error::Error for Mistakes {}
+impl std::error::Error for Diagnostics {}
 
-impl fmt::Display for Mistakes {
+impl fmt::Display for Diagnostics {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        for (number, mistake) in self.0.iter().enumerate() {
-            write!(f, "{}{mistake}", if number == 0 { "" } else { "\n" })?;
+        for (number, diagnostic) in self.0.iter().enumerate() {
+            write!(f, "{}{diagnostic}", if number == 0 { "" } else { "\n" })?;
         }
         Ok(())
     }
@@ -101,8 +101,8 @@ pub struct Node {
     /// The value.
     pub value: Value,
     /// Where it begins.
-    pub place: Place,
-    /// Variables were put into it, so that it may stand for a number or truth value too.
+    pub position: Position,
+    /// Whether it comes from a variable. Then text may also stand for a number or a Boolean.
     pub from_variable: bool,
 }
 
@@ -111,37 +111,37 @@ pub struct Node {
 #[expect(missing_docs, reason = "the names say it")]
 pub struct Key {
     pub name: String,
-    pub place: Place,
+    pub position: Position,
 }
 
 impl Node {
-    /// Reads a text. An empty one is null.
+    /// Parses a text. An empty one is null.
     ///
     /// # Errors
-    /// The first place where it is not YAML; what comes behind cannot be understood.
-    pub fn parse(text: &str) -> Result<Self, Mistakes> {
+    /// The first position that is not valid YAML. Nothing after it can be parsed.
+    pub fn parse(text: &str) -> Result<Self, Diagnostics> {
         if text.trim().is_empty() {
-            return Ok(Self { value: Value::Null, place: Place::default(), from_variable: false });
+            return Ok(Self { value: Value::Null, position: Position::default(), from_variable: false });
         }
         let options = serde_saphyr::options! {
-            // YAML 1.1 reads names such as `y` and `on` as truth values.
+            // YAML 1.1 reads names such as `y` and `on` as Booleans.
             strict_booleans: true,
-            // Reported with all the other mistakes.
+            // Reported with all the other diagnostics.
             duplicate_keys: DuplicateKeyPolicy::PassThrough,
             with_snippet: false,
         };
         serde_saphyr::from_str_with_options(text, options).map_err(|error| {
-            let place = error.location().map_or(Place::default(), place_of);
+            let position = error.location().map_or(Position::default(), position_of);
             let message = error.without_snippet().to_string();
-            // The place is told once.
-            let told = format!(" at line {}, column {}", place.line, place.column);
-            let mut mistakes = Mistakes::default();
-            mistakes.add(place, format!("not valid YAML: {}", message.replace(&told, "").trim()));
-            mistakes
+            // The position is already in the diagnostic.
+            let repeated = format!(" at line {}, column {}", position.line, position.column);
+            let mut diagnostics = Diagnostics::default();
+            diagnostics.add(position, format!("not valid YAML: {}", message.replace(&repeated, "").trim()));
+            diagnostics
         })
     }
 
-    /// As JSON, for what is read with serde.
+    /// Converts the value to JSON, to be read with serde.
     #[must_use]
     pub fn to_json(&self) -> serde_json::Value {
         match &self.value {
@@ -154,23 +154,25 @@ impl Node {
         }
     }
 
-    /// The fields of a map whose keys are known; null has none.
-    pub fn fields<'a>(&'a self, known: &'a [&'a str], what: &str, mistakes: &mut Mistakes) -> Fields<'a> {
+    /// The fields of a map with known keys. Null has none.
+    pub fn fields<'a>(&'a self, known: &'a [&'a str], what: &str, diagnostics: &mut Diagnostics) -> Fields<'a> {
         let mut fields = Fields { what: what.to_owned(), found: Vec::new() };
         let entries = match &self.value {
             Value::Map(entries) => entries.as_slice(),
             Value::Null => &[],
             _ => {
-                mistakes.add(self.place, format!("{what}expected keys with values, as `{}: …`", known[0]));
+                diagnostics.add(self.position, format!("{what}expected keys with values, such as `{}: …`", known[0]));
                 &[]
             }
         };
         for (key, node) in entries {
             if !known.contains(&key.name.as_str()) {
-                mistakes.add(key.place, format!("{what}unknown key `{}`{}", key.name, suggestion(&key.name, known)));
+                diagnostics
+                    .add(key.position, format!("{what}unknown key `{}`{}", key.name, suggestion(&key.name, known)));
             } else if let Some((first, _)) = fields.found.iter().find(|(earlier, _)| earlier.name == key.name) {
-                let line = first.place.line;
-                mistakes.add(key.place, format!("{what}`{}` is given twice, first in line {line}; keep one", key.name));
+                let line = first.position.line;
+                diagnostics
+                    .add(key.position, format!("{what}`{}` is given twice, first in line {line}; keep one", key.name));
             } else {
                 fields.found.push((key, node));
             }
@@ -194,13 +196,13 @@ impl Node {
 /// The known fields of a map, each once.
 #[derive(Debug)]
 pub struct Fields<'a> {
-    /// What begins every message, as `tunnel `web`: `.
+    /// Prefix of every message, for example `tunnel `web`: `.
     pub what: String,
     found: Vec<(&'a Key, &'a Node)>,
 }
 
 impl<'a> Fields<'a> {
-    /// A field, unless it is missing or null.
+    /// A field; `None` if it is missing or null.
     #[must_use]
     pub fn find(&self, name: &str) -> Option<&'a Node> {
         let (_, node) = self.found.iter().find(|(key, _)| key.name == name)?;
@@ -209,32 +211,32 @@ impl<'a> Fields<'a> {
 
     /// Where a field's value is.
     #[must_use]
-    pub fn place(&self, name: &str) -> Place {
-        self.find(name).map_or(Place::default(), |node| node.place)
+    pub fn position(&self, name: &str) -> Position {
+        self.find(name).map_or(Position::default(), |node| node.position)
     }
 
-    /// Notes what is wrong with a field.
-    pub fn wrong(&self, name: &str, message: &str, mistakes: &mut Mistakes) {
-        mistakes.add(self.place(name), format!("{}`{name}`: {message}", self.what));
+    /// Adds a diagnostic for a field.
+    pub fn wrong(&self, name: &str, message: &str, diagnostics: &mut Diagnostics) {
+        diagnostics.add(self.position(name), format!("{}`{name}`: {message}", self.what));
     }
 
-    fn expected(&self, name: &str, what: &str, node: &Node, mistakes: &mut Mistakes) {
-        self.wrong(name, &format!("expected {what} (got {})", node.shown()), mistakes);
+    fn expected(&self, name: &str, what: &str, node: &Node, diagnostics: &mut Diagnostics) {
+        self.wrong(name, &format!("expected {what} (got {})", node.shown()), diagnostics);
     }
 
     /// A field that is text.
-    pub fn text(&self, name: &str, mistakes: &mut Mistakes) -> Option<String> {
+    pub fn text(&self, name: &str, diagnostics: &mut Diagnostics) -> Option<String> {
         let node = self.find(name)?;
         match &node.value {
             Value::Text(text) => return Some(text.clone()),
-            Value::Number(_) | Value::Bool(_) => self.expected(name, "text; put it in quotes", node, mistakes),
-            _ => self.expected(name, "text", node, mistakes),
+            Value::Number(_) | Value::Bool(_) => self.expected(name, "text; put it in quotes", node, diagnostics),
+            _ => self.expected(name, "text", node, diagnostics),
         }
         None
     }
 
-    /// A field that is one of some words; a number may stand for the word that spells it.
-    pub fn word(&self, name: &str, words: &[&str], mistakes: &mut Mistakes) -> Option<String> {
+    /// A field that is one of several words. A number may stand for the word that spells it.
+    pub fn word(&self, name: &str, words: &[&str], diagnostics: &mut Diagnostics) -> Option<String> {
         let node = self.find(name)?;
         let text = match &node.value {
             Value::Text(text) => Some(text.clone()),
@@ -245,12 +247,12 @@ impl<'a> Fields<'a> {
             return Some(word);
         }
         let (last, others) = words.split_last()?;
-        self.expected(name, &format!("{} or {last}", others.join(", ")), node, mistakes);
+        self.expected(name, &format!("{} or {last}", others.join(", ")), node, diagnostics);
         None
     }
 
-    /// A field that is a port; `zero` when 0 stands for any.
-    pub fn port(&self, name: &str, zero: bool, mistakes: &mut Mistakes) -> Option<u16> {
+    /// A field that is a port. `zero` allows 0, which stands for any port.
+    pub fn port(&self, name: &str, zero: bool, diagnostics: &mut Diagnostics) -> Option<u16> {
         let node = self.find(name)?;
         let number = match &node.value {
             Value::Number(number) => number.as_u64(),
@@ -261,25 +263,25 @@ impl<'a> Fields<'a> {
         if port.is_none() {
             let is_quoted = matches!(&node.value, Value::Text(text) if text.parse::<u16>().is_ok());
             let how = if is_quoted { ", without quotes" } else { "" };
-            self.expected(name, &format!("a number from 1 to 65535{how}"), node, mistakes);
+            self.expected(name, &format!("a number from 1 to 65535{how}"), node, diagnostics);
         }
         port
     }
 
-    /// A field that is a truth value.
-    pub fn flag(&self, name: &str, mistakes: &mut Mistakes) -> Option<bool> {
+    /// A field that is a Boolean.
+    pub fn flag(&self, name: &str, diagnostics: &mut Diagnostics) -> Option<bool> {
         let node = self.find(name)?;
         match &node.value {
             Value::Bool(value) => return Some(*value),
             Value::Text(text) if node.from_variable && text == "true" => return Some(true),
             Value::Text(text) if node.from_variable && text == "false" => return Some(false),
-            _ => self.expected(name, "true or false", node, mistakes),
+            _ => self.expected(name, "true or false", node, diagnostics),
         }
         None
     }
 }
 
-/// `; did you mean …?` and the known keys, to put behind a message about an unknown one.
+/// `; did you mean …?` and the known keys, for the end of a message about an unknown key.
 #[must_use]
 pub fn suggestion(unknown: &str, known: &[&str]) -> String {
     let likeness = |known: &str| strsim::jaro(known, &unknown.to_ascii_lowercase());
@@ -290,21 +292,21 @@ pub fn suggestion(unknown: &str, known: &[&str]) -> String {
     format!("{question}{end} known are {}", known.join(", "))
 }
 
-fn place_of(location: serde_saphyr::Location) -> Place {
-    Place { line: location.line(), column: location.column() }
+fn position_of(location: serde_saphyr::Location) -> Position {
+    Position { line: location.line(), column: location.column() }
 }
 
 impl<'de> Deserialize<'de> for Node {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         let Spanned { value, referenced, .. } = Spanned::<Value>::deserialize(deserializer)?;
-        Ok(Self { value, place: place_of(referenced), from_variable: false })
+        Ok(Self { value, position: position_of(referenced), from_variable: false })
     }
 }
 
 impl<'de> Deserialize<'de> for Key {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         let Spanned { value, referenced, .. } = Spanned::<String>::deserialize(deserializer)?;
-        Ok(Self { name: value, place: place_of(referenced) })
+        Ok(Self { name: value, position: position_of(referenced) })
     }
 }
 

@@ -1,5 +1,5 @@
-//! `~/.retunnel.conf`: a JSON object with mode 0600. It is replaced in one step, keeps keys it does not know, and is
-//! never overwritten while it cannot be read.
+//! `~/.retunnel.conf`: a JSON object with mode 0600. It is replaced atomically, keeps unknown keys, and is never
+//! overwritten while it cannot be parsed.
 
 use std::{
     fs, io,
@@ -8,16 +8,40 @@ use std::{
     time::{SystemTime, UNIX_EPOCH},
 };
 
-use retunnel_proto::message::Token;
+use retunnel_client::Token;
 use serde_json::{Map, Value};
-
-use crate::error::ConfigError;
+use thiserror::Error;
 
 /// Name of the file in the home directory.
 pub const FILE_NAME: &str = ".retunnel.conf";
 /// Tokens by server, beside the published clients' single `auth_token`.
 const TOKENS: &str = "tokens";
 const AUTH_TOKEN: &str = "auth_token";
+
+/// Why a configuration file cannot be used.
+#[doc(alias = "ConfigurationError")]
+#[derive(Debug, Error)]
+#[non_exhaustive]
+pub enum ConfigError {
+    /// The file cannot be read or written.
+    #[error("cannot {action} {}: {source}", path.display())]
+    Io {
+        /// What failed: `read`, `write`, `move` or `protect`.
+        action: &'static str,
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// The file's text is not valid. The file is not changed.
+    #[error("{}: {reason}", path.display())]
+    Invalid {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong and where.
+        reason: String,
+    },
+}
 
 /// The contents of the file.
 #[doc(alias = "ConfigManager")]
@@ -33,7 +57,7 @@ impl ConfigFile {
     /// Reads the file; a missing one is empty.
     ///
     /// # Errors
-    /// [`ConfigError`]; the file is left as it is.
+    /// [`ConfigError`]; the file is not changed.
     pub fn read(path: impl Into<PathBuf>) -> Result<Self, ConfigError> {
         let path = path.into();
         let text = match fs::read_to_string(&path) {
@@ -74,7 +98,7 @@ impl ConfigFile {
         self.text(AUTH_TOKEN).map(Token::new)
     }
 
-    /// The server saved by the user; the published clients' default counts as none.
+    /// The server saved by the user. The published clients' default counts as none.
     #[must_use]
     pub fn server_url(&self) -> Option<&str> {
         self.text("server_url").filter(|url| *url != "wss://retunnel.net")
@@ -123,7 +147,7 @@ impl ConfigFile {
         })
     }
 
-    /// Moves a file that cannot be understood out of the way and says where it is now.
+    /// Renames a file that cannot be parsed and returns its new path.
     ///
     /// # Errors
     /// [`ConfigError`].
@@ -136,10 +160,10 @@ impl ConfigFile {
         Ok(kept.into())
     }
 
-    /// Reads, changes and replaces the file while no other process of ours does.
+    /// Reads, changes and replaces the file under a lock against our other processes.
     fn update(path: PathBuf, change: impl FnOnce(&mut Map<String, Value>)) -> Result<(), ConfigError> {
         let failed = |path: &Path, source| ConfigError::Io { action: "write", path: path.into(), source };
-        // A link is followed, so that it stays one.
+        // A symbolic link is followed, so that it is not replaced by a file.
         let path = fs::canonicalize(&path).unwrap_or(path);
         let _lock = lock(&path).map_err(|source| failed(&path, source))?;
         let mut file = Self::read(&path)?;
@@ -148,7 +172,7 @@ impl ConfigFile {
         replace(&path, text.as_bytes()).map_err(|source| failed(&path, source))
     }
 
-    /// Takes away the rights of others on a file that has them; says whether it had to.
+    /// Removes other users' access to the file. Returns whether they had any.
     ///
     /// # Errors
     /// [`ConfigError`].
@@ -175,7 +199,7 @@ fn private_options() -> fs::OpenOptions {
     options
 }
 
-/// Held while the file is changed; the system gives it back when the process ends.
+/// Held while the file is changed. The system releases it when the process ends.
 fn lock(path: &Path) -> io::Result<fs::File> {
     let file = private_options().create(true).truncate(false).open(path.with_extension("conf.lock"))?;
     file.lock()?;
