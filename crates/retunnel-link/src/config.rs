@@ -8,6 +8,15 @@ use std::{
     time::Duration,
 };
 
+/// Which end this is. Only the server opens streams.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Role {
+    /// Accepts streams.
+    Client,
+    /// Opens streams.
+    Server,
+}
+
 /// Bounds and times of one link. The defaults suit both ends.
 #[derive(Debug, Clone)]
 pub struct LinkConfig {

@@ -13,13 +13,12 @@ use std::{
 };
 
 use bytes::{Buf, Bytes};
-use retunnel_proto::native::{FLAG_FIN, FrameHeader, FrameKind, HEADER_LEN};
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
     time::{Instant, Sleep, sleep_until},
 };
 
-use crate::{LinkError, Shared, take_turns};
+use crate::{chunk, error::LinkError, scheduling::take_turns, shared::Shared, state::incoming::Incoming};
 
 /// Bytes of one read. Large enough that a busy link needs few calls, shared by all links of a thread.
 const READ_BUFFER: usize = 128 * 1024;
@@ -37,9 +36,7 @@ thread_local! {
 pub struct Driver<IO> {
     io: IO,
     shared: Arc<Shared>,
-    frame: PartialFrame,
-    /// Bytes that arrived behind the frame that filled the event queue.
-    leftover: Vec<u8>,
+    incoming: Incoming,
     out: VecDeque<Bytes>,
     /// Whom a poll wakes; empty between polls.
     wakers: Vec<Waker>,
@@ -76,15 +73,6 @@ impl Probe {
     }
 }
 
-/// A frame whose bytes have not all arrived.
-enum PartialFrame {
-    Header { bytes: [u8; HEADER_LEN], have: usize },
-    Data { header: FrameHeader, left: usize, wanted: bool },
-    Other { header: FrameHeader, payload: Vec<u8> },
-}
-
-const NO_FRAME: PartialFrame = PartialFrame::Header { bytes: [0; HEADER_LEN], have: 0 };
-
 impl<IO> fmt::Debug for Driver<IO> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Driver").finish_non_exhaustive()
@@ -93,12 +81,11 @@ impl<IO> fmt::Debug for Driver<IO> {
 
 impl<IO: AsyncRead + AsyncWrite + Unpin> Driver<IO> {
     pub(crate) fn new(io: IO, shared: Arc<Shared>) -> Self {
-        let first = Instant::now() + shared.lock().config.ping_interval;
+        let first = Instant::now() + shared.lock().config().ping_interval;
         Self {
             io,
             shared,
-            frame: NO_FRAME,
-            leftover: Vec::new(),
+            incoming: Incoming::default(),
             out: VecDeque::new(),
             wakers: Vec::new(),
             tick: Box::pin(sleep_until(first)),
@@ -108,7 +95,7 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> Driver<IO> {
     }
 
     fn poll_link(&mut self, cx: &mut Context<'_>, wakers: &mut Vec<Waker>) -> Poll<LinkError> {
-        self.shared.lock().driver_waker = Some(cx.waker().clone());
+        self.shared.lock().set_driver(cx.waker());
         if let Err(error) = self.poll_read(cx, wakers) {
             return Poll::Ready(error);
         }
@@ -126,21 +113,21 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> Driver<IO> {
     }
 
     fn poll_read(&mut self, cx: &mut Context<'_>, wakers: &mut Vec<Waker>) -> Result<(), LinkError> {
-        if !self.leftover.is_empty() {
-            let bytes = std::mem::take(&mut self.leftover);
-            self.received(&bytes, wakers)?;
+        if self.incoming.has_leftover() {
+            let now = Instant::now();
+            self.incoming.resume(&mut self.shared.lock(), now, wakers)?;
         }
         SCRATCH.with_borrow_mut(|scratch| {
             scratch.resize(READ_BUFFER, 0);
             for _ in 0..READS_PER_POLL {
                 {
                     let mut state = self.shared.lock();
-                    if state.closing.is_some() {
+                    if state.closing().is_some() {
                         return Ok(());
                     }
                     if state.events_are_full() {
                         // Not reading is our choice, not the peer's silence.
-                        state.heard_at = Instant::now();
+                        state.heard(Instant::now());
                         return Ok(());
                     }
                 }
@@ -157,66 +144,9 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> Driver<IO> {
         })
     }
 
-    fn received(&mut self, mut bytes: &[u8], wakers: &mut Vec<Waker>) -> Result<(), LinkError> {
+    fn received(&mut self, bytes: &[u8], wakers: &mut Vec<Waker>) -> Result<(), LinkError> {
         let now = Instant::now();
-        let mut state = self.shared.lock();
-        state.heard_at = now;
-        loop {
-            match &mut self.frame {
-                PartialFrame::Header { bytes: header, have } => {
-                    if bytes.is_empty() {
-                        return Ok(());
-                    }
-                    if state.events_are_full() {
-                        self.leftover = bytes.to_vec();
-                        return Ok(());
-                    }
-                    let take = (HEADER_LEN - *have).min(bytes.len());
-                    header[*have..*have + take].copy_from_slice(&bytes[..take]);
-                    *have += take;
-                    bytes.advance(take);
-                    if *have < HEADER_LEN {
-                        return Ok(());
-                    }
-                    let header = FrameHeader::decode(*header, state.max_control)?;
-                    self.frame = if header.kind == FrameKind::Data {
-                        let wanted = state.begin_data(header)?;
-                        PartialFrame::Data { header, left: header.len as usize, wanted }
-                    } else {
-                        PartialFrame::Other { header, payload: Vec::new() }
-                    };
-                }
-                PartialFrame::Data { header, left, wanted } => {
-                    let take = (*left).min(bytes.len());
-                    if take > 0 && *wanted {
-                        state.receive(header.stream, &bytes[..take], wakers);
-                    }
-                    bytes.advance(take);
-                    *left -= take;
-                    if *left > 0 {
-                        return Ok(());
-                    }
-                    if *wanted && header.flags & FLAG_FIN != 0 {
-                        state.receive_end(header.stream, wakers);
-                    }
-                    self.frame = NO_FRAME;
-                }
-                PartialFrame::Other { header, payload } => {
-                    let take = (header.len as usize - payload.len()).min(bytes.len());
-                    if payload.is_empty() && take == header.len as usize {
-                        state.frame(*header, &bytes[..take], now, wakers)?;
-                    } else {
-                        payload.extend_from_slice(&bytes[..take]);
-                        if payload.len() < header.len as usize {
-                            return Ok(());
-                        }
-                        state.frame(*header, payload, now, wakers)?;
-                    }
-                    bytes.advance(take);
-                    self.frame = NO_FRAME;
-                }
-            }
-        }
+        self.incoming.receive(&mut self.shared.lock(), bytes, now, wakers)
     }
 
     fn poll_heartbeat(&mut self, cx: &mut Context<'_>, wakers: &mut Vec<Waker>) -> Result<(), LinkError> {
@@ -224,15 +154,16 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> Driver<IO> {
             let now = Instant::now();
             let mut state = self.shared.lock();
             let silence = state.silence(now);
-            if silence >= state.config.dead_after {
+            if silence >= state.config().dead_after {
                 return Err(LinkError::Silent(silence));
             }
-            state.release_memory(now);
+            state.release_memory();
             state.queue_ping(now);
             state.reap_detached(now, wakers);
             // The next look is early enough to notice `dead_after` on time.
-            let next = state.config.ping_interval.min(state.config.dead_after - silence);
+            let next = state.config().ping_interval.min(state.config().dead_after - silence);
             drop(state);
+            chunk::release_unused(now);
             self.tick.as_mut().reset(now + next);
         }
         Ok(())
@@ -246,7 +177,7 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> Driver<IO> {
                     self.probe.data_goes(state.probe_after());
                 }
                 if self.out.is_empty() {
-                    return match state.closing.clone() {
+                    return match state.closing().cloned() {
                         Some(cause) => {
                             drop(state);
                             let _ = ready!(Pin::new(&mut self.io).poll_shutdown(cx));
@@ -272,12 +203,12 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> Driver<IO> {
 
     /// While the socket takes nothing, a closing link waits only so long.
     fn poll_close_deadline(&mut self, cx: &mut Context<'_>) -> Poll<LinkError> {
-        let (closing, patience) = {
+        let (closing, timeout) = {
             let state = self.shared.lock();
-            (state.closing.clone(), state.config.flush_on_close)
+            (state.closing().cloned(), state.config().flush_on_close)
         };
         let Some(cause) = closing else { return Poll::Pending };
-        let deadline = *self.close_deadline.get_or_insert_with(|| Instant::now() + patience);
+        let deadline = *self.close_deadline.get_or_insert_with(|| Instant::now() + timeout);
         self.tick.as_mut().reset(deadline);
         ready!(self.tick.as_mut().poll(cx));
         Poll::Ready(cause)

@@ -8,17 +8,15 @@ use std::{
 };
 
 use bytes::{Buf, Bytes, BytesMut};
-use tokio::{
-    io::{AsyncRead, AsyncWrite, ReadBuf},
-    net::TcpStream,
-};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 #[cfg(target_os = "linux")]
-use crate::splice::poll_splice;
+use crate::splice::{Progressed, Splicer};
 use crate::{
-    LinkStream,
     chunk::{CHUNK, Chunk, OWN_FROM},
-    take_turns,
+    scheduling::take_turns,
+    socket::{MaybeTcp, Way},
+    stream::LinkStream,
 };
 
 /// Bytes written together, if so many have come.
@@ -28,55 +26,17 @@ const SLICES: usize = 8;
 /// Reads in a row before other tasks get a turn.
 const READS_PER_POLL: usize = 16;
 
-/// A socket that may be plain TCP: then the kernel can move its bytes.
-pub trait MaybeTcp {
-    /// The socket itself, when nothing stands between it and the bytes.
-    fn tcp(&self) -> Option<&TcpStream>;
-
-    /// The same, where it may be replaced by another handle to the same connection.
-    fn tcp_mut(&mut self) -> Option<&mut TcpStream> {
-        None
-    }
-
-    /// Bytes that may be read, or written, without anybody looking at them. Default: all.
-    fn unseen(&self, _: Way) -> u64 {
-        u64::MAX
-    }
-
-    /// So many were.
-    fn skip(&mut self, _: Way, _count: u64) {}
-}
-
-/// What is done with a socket.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Way {
-    /// Bytes are read from it.
-    Read,
-    /// Bytes are written to it.
-    Written,
-}
-
-impl MaybeTcp for TcpStream {
-    fn tcp(&self) -> Option<&TcpStream> {
-        Some(self)
-    }
-
-    fn tcp_mut(&mut self) -> Option<&mut TcpStream> {
-        Some(self)
-    }
-}
-
 /// One direction of a relay.
 #[derive(Debug, Default)]
 pub struct Pump {
     #[cfg(target_os = "linux")]
-    pub(crate) job: Option<crate::splice::Job>,
+    splicer: Splicer,
     /// Read but not yet taken by the writer; `first` is empty only when `more` is.
     first: Bytes,
     more: VecDeque<Bytes>,
-    pub(crate) ended: bool,
+    ended: bool,
     done: bool,
-    pub(crate) moved: u64,
+    moved: u64,
 }
 
 impl Pump {
@@ -298,7 +258,32 @@ where
     if up.done && down.done { Poll::Ready(Ok(())) } else { Poll::Pending }
 }
 
-/// Nothing is spliced here.
+/// Lets the kernel move bytes where it can. Ready when the next ones, or the end, have to be moved in the usual way.
+#[cfg(target_os = "linux")]
+fn poll_splice<S: MaybeTcp>(
+    cx: &mut Context<'_>,
+    way: Way,
+    socket: &mut S,
+    stream: &LinkStream,
+    pump: &mut Pump,
+    most: u64,
+) -> io::Result<Poll<()>> {
+    loop {
+        if let Some(Progressed { bytes, polled }) = pump.splicer.poll(cx, way, socket) {
+            pump.moved += bytes;
+            let Poll::Ready(has_ended) = polled else { return Ok(Poll::Pending) };
+            pump.ended = has_ended?;
+        }
+        if pump.ended
+            || pump.has_rest()
+            || !pump.splicer.start(cx, way, socket, stream.by_ref(), most.saturating_sub(pump.moved))
+        {
+            return Ok(Poll::Ready(()));
+        }
+    }
+}
+
+/// Other systems move no bytes by themselves.
 #[cfg(not(target_os = "linux"))]
 fn poll_splice<S: MaybeTcp>(
     _: &mut Context<'_>,

@@ -21,7 +21,12 @@ use futures_util::task::AtomicWaker;
 use rustix::pipe::{PipeFlags, SpliceFlags, fcntl_setpipe_size, pipe_with, splice};
 use tokio::{io::Interest, net::TcpStream, runtime::Handle, task::JoinHandle, time::Instant};
 
-use crate::{Lane, LinkStream, MaybeTcp, Pump, Way, bulk, stream::Place};
+use crate::{
+    bulk,
+    lane::Lane,
+    socket::{MaybeTcp, Way},
+    stream::StreamRef,
+};
 
 /// Pipefuls in a row before other tasks get a turn.
 const TURNS: usize = 8;
@@ -124,12 +129,12 @@ enum Ended {
 impl Job {
     /// Hands bytes of `socket`, at most so many, to a bulk thread. `None`: there is no thread or no descriptor to be had, so
     /// bytes go the usual way.
-    fn start(way: Way, socket: &TcpStream, stream: &LinkStream, lane: &Lane, limit: u64) -> Option<Self> {
+    fn start(way: Way, socket: &TcpStream, stream: &StreamRef, lane: &Lane, limit: u64) -> Option<Self> {
         let thread = lane.thread()?;
         let progress = Arc::new(Progress::default());
         let mut splice = Splice {
             socket: bulk::twin(socket, thread).ok()?,
-            stream: stream.place().clone(),
+            stream: stream.clone(),
             pipe: Pipe::new().ok()?,
             limit,
             taken: 0,
@@ -157,7 +162,7 @@ impl Job {
 /// The thread's part of a [`Job`].
 struct Splice {
     socket: TcpStream,
-    stream: Place,
+    stream: StreamRef,
     pipe: Pipe,
     limit: u64,
     /// Bytes read so far.
@@ -225,48 +230,60 @@ impl Splice {
     }
 }
 
-/// Moves bytes between a socket and a stream, `most` of them altogether, as long as both are plain TCP and so many are left
-/// that it is worth it. Ready when the next ones, or the end, have to be moved in the usual way.
-///
-/// # Errors
-/// The first failure of either side.
-pub(crate) fn poll_splice<S: MaybeTcp>(
-    cx: &mut Context<'_>,
-    way: Way,
-    socket: &mut S,
-    stream: &LinkStream,
-    pump: &mut Pump,
-    most: u64,
-) -> io::Result<Poll<()>> {
-    loop {
-        if let Some(job) = &mut pump.job {
-            let (count, polled) = job.poll(cx);
-            pump.moved += count;
-            socket.skip(way, count);
-            let Poll::Ready(ended) = polled else { return Ok(Poll::Pending) };
-            pump.job = None;
+/// Moves one direction of a relay on bulk threads, as long as both sides are plain TCP and it is worth it.
+#[derive(Debug, Default)]
+pub(crate) struct Splicer {
+    job: Option<Job>,
+}
+
+/// What a [`Splicer`] has done since it was last polled.
+#[derive(Debug)]
+pub(crate) struct Progressed {
+    /// Bytes moved.
+    pub(crate) bytes: u64,
+    /// Pending while a thread moves bytes; ready with whether the reader has ended. An error is the first failure of
+    /// either side.
+    pub(crate) polled: Poll<io::Result<bool>>,
+}
+
+impl Splicer {
+    /// What the thread has moved; `None` when no thread moves anything.
+    pub(crate) fn poll<S: MaybeTcp>(&mut self, cx: &mut Context<'_>, way: Way, socket: &mut S) -> Option<Progressed> {
+        let job = self.job.as_mut()?;
+        let (bytes, polled) = job.poll(cx);
+        socket.skip(way, bytes);
+        if polled.is_ready() {
+            self.job = None;
             if let Some(socket) = socket.tcp_mut() {
                 bulk::change_runtime(socket, &Handle::current());
             }
             cx.waker().wake_by_ref();
-            pump.ended = ended? == Ended::Reader;
         }
-        if pump.ended || pump.has_rest() {
-            return Ok(Poll::Ready(()));
-        }
-        let limit = most.saturating_sub(pump.moved).min(socket.unseen(way));
-        let place = stream.place();
+        Some(Progressed { bytes, polled: polled.map_ok(|ended| ended == Ended::Reader) })
+    }
+
+    /// Hands at most `limit` bytes to a thread. `false`: they have to be moved in the usual way.
+    pub(crate) fn start<S: MaybeTcp>(
+        &mut self,
+        cx: &Context<'_>,
+        way: Way,
+        socket: &mut S,
+        stream: &StreamRef,
+        limit: u64,
+    ) -> bool {
         let lane = match way {
-            Way::Read => place.poll_lane_to_write(cx),
-            Way::Written => place.poll_lane_to_read(cx).map(|(lane, _)| lane),
+            Way::Read => stream.poll_lane_to_write(cx),
+            Way::Written => stream.poll_lane_to_read(cx).map(|(lane, _)| lane),
         };
-        let (Some(lane), Some(tcp), WORTH_IT..) = (lane, socket.tcp(), limit) else { return Ok(Poll::Ready(())) };
-        let Some(job) = Job::start(way, tcp, stream, &lane, limit) else { return Ok(Poll::Ready(())) };
+        let limit = limit.min(socket.unseen(way));
+        let (Some(lane), Some(tcp), WORTH_IT..) = (lane, socket.tcp(), limit) else { return false };
+        let Some(job) = Job::start(way, tcp, stream, &lane, limit) else { return false };
         if let Some(tcp) = socket.tcp_mut() {
             bulk::change_runtime(tcp, job.thread);
         }
-        pump.job = Some(job);
+        self.job = Some(job);
         // The other direction may have waited for the lane or the socket where they were before.
         cx.waker().wake_by_ref();
+        true
     }
 }

@@ -5,18 +5,21 @@ use std::{
     io,
     pin::Pin,
     sync::{Arc, MutexGuard},
-    task::{Context, Poll, Waker, ready},
+    task::{Context, Poll, ready},
 };
 
 use bytes::{Buf, Bytes};
 use retunnel_proto::native::ReasonCode;
 use thiserror::Error;
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::{
+    io::{AsyncRead, AsyncWrite, ReadBuf},
+    time::Instant,
+};
 
 use crate::{
-    Lane, Shared,
     chunk::Chunk,
-    release,
+    lane::Lane,
+    shared::{Shared, release},
     state::{ReadOutcome, State, WriteOutcome},
 };
 
@@ -27,12 +30,12 @@ use crate::{
 /// directions ended resets it.
 #[derive(Debug)]
 pub struct LinkStream {
-    at: Place,
+    at: StreamRef,
 }
 
 /// Which stream of which link; owns nothing.
 #[derive(Debug, Clone)]
-pub(crate) struct Place {
+pub(crate) struct StreamRef {
     shared: Arc<Shared>,
     id: u32,
 }
@@ -64,7 +67,7 @@ impl StreamReset {
 
 impl LinkStream {
     pub(crate) const fn new(shared: Arc<Shared>, id: u32) -> Self {
-        Self { at: Place { shared, id } }
+        Self { at: StreamRef { shared, id } }
     }
 
     /// The stream's number on its link.
@@ -80,9 +83,7 @@ impl LinkStream {
             if state.is_readable(self.at.id) {
                 return Poll::Ready(());
             }
-            if let Some(stream) = state.streams.get_mut(&self.at.id) {
-                stream.read_waker = Some(cx.waker().clone());
-            }
+            state.wait_to_read(self.at.id, cx.waker());
             match state.lane_to_read(self.at.id) {
                 Some((lane, _)) => lane.poll_readable(cx),
                 None => Poll::Pending,
@@ -100,7 +101,7 @@ impl LinkStream {
         std::future::poll_fn(|cx| {
             let mut state = self.at.shared.lock();
             if let Some(bytes) = state.read_piece(self.at.id) {
-                release(state, Vec::new());
+                self.was_read(state);
                 return Poll::Ready(Ok(bytes));
             }
             self.poll_other_piece(cx, state)
@@ -127,7 +128,7 @@ impl LinkStream {
                 len += piece.len();
                 more.push_back(piece);
             }
-            release(state, Vec::new());
+            self.was_read(state);
             return Poll::Ready(Ok(()));
         }
         *first = ready!(self.poll_other_piece(cx, state))?;
@@ -156,10 +157,9 @@ impl LinkStream {
     /// Writes bytes that may be kept as they are: many are not copied. They are taken from the front of `bytes`, as many as
     /// the result says.
     pub(crate) fn poll_write_owned(&self, cx: &mut Context<'_>, bytes: &mut Bytes) -> Poll<io::Result<usize>> {
-        let mut wakers = Vec::new();
         let mut state = self.at.shared.lock();
-        let outcome = state.write_owned(self.at.id, bytes, &mut wakers);
-        match self.written(cx, state, outcome, wakers)? {
+        let outcome = state.write_owned(self.at.id, bytes);
+        match self.written(cx, state, outcome)? {
             Written::Took(count) => Poll::Ready(Ok(count)),
             Written::Wait => Poll::Pending,
             Written::Lane(lane) => {
@@ -182,26 +182,38 @@ impl LinkStream {
         Ok(())
     }
 
-    /// Ends a look at the state that began with a write.
+    /// Ends a change of the state that began with a read of bytes.
+    fn was_read(&self, mut state: MutexGuard<'_, State>) {
+        if state.credit_is_due(self.at.id) {
+            state.give_credit(self.at.id, Instant::now());
+        }
+        release(state, Vec::new());
+    }
+
+    /// Ends a change of the state that began with a write.
     fn written(
         &self,
         cx: &Context<'_>,
         mut state: MutexGuard<'_, State>,
         outcome: Result<WriteOutcome, (ReasonCode, String)>,
-        wakers: Vec<Waker>,
     ) -> io::Result<Written> {
-        if matches!(outcome, Ok(WriteOutcome::Took(0) | WriteOutcome::Lane(_)))
-            && let Some(stream) = state.streams.get_mut(&self.at.id)
-        {
-            stream.write_waker = Some(cx.waker().clone());
-        }
         match outcome {
-            Ok(WriteOutcome::Took(0)) => Ok(Written::Wait),
+            Ok(WriteOutcome::Took(0)) => {
+                state.wait_to_write(self.at.id, cx.waker());
+                Ok(Written::Wait)
+            }
             Ok(WriteOutcome::Took(len)) => {
+                let mut wakers = Vec::new();
+                if state.lane_is_due(self.at.id) {
+                    state.want_lane(self.at.id, Instant::now(), &mut wakers);
+                }
                 release(state, wakers);
                 Ok(Written::Took(len))
             }
-            Ok(WriteOutcome::Lane(lane)) => Ok(Written::Lane(lane)),
+            Ok(WriteOutcome::Lane(lane)) => {
+                state.wait_to_write(self.at.id, cx.waker());
+                Ok(Written::Lane(lane))
+            }
             Err((code, reason)) => Err(reset_error(code, reason)),
         }
     }
@@ -227,13 +239,13 @@ impl LinkStream {
     pub fn expect_bulk(&self) {
         let mut wakers = Vec::new();
         let mut state = self.at.shared.lock();
-        state.want_lane(self.at.id, &mut wakers);
+        state.want_lane(self.at.id, Instant::now(), &mut wakers);
         release(state, wakers);
     }
 
-    /// For whoever moves its bytes elsewhere.
+    /// The stream without its handle, for a task that moves its bytes elsewhere.
     #[cfg(target_os = "linux")]
-    pub(crate) const fn place(&self) -> &Place {
+    pub(crate) const fn by_ref(&self) -> &StreamRef {
         &self.at
     }
 
@@ -254,9 +266,7 @@ impl LinkStream {
             return match state.read(self.at.id, &mut []) {
                 ReadOutcome::Reset(code, reason) => Poll::Ready(Err(reset_error(code, reason))),
                 _ => {
-                    if let Some(stream) = state.streams.get_mut(&self.at.id) {
-                        stream.read_waker = Some(cx.waker().clone());
-                    }
+                    state.wait_to_read(self.at.id, cx.waker());
                     Poll::Pending
                 }
             };
@@ -278,21 +288,19 @@ impl LinkStream {
     /// stream is reset if the peer does not finish within ten seconds.
     pub fn finish(self) {
         let mut state = self.at.shared.lock();
-        state.detach(self.at.id);
+        state.detach(self.at.id, Instant::now());
         release(state, Vec::new());
     }
 }
 
-impl Place {
+impl StreamRef {
     /// The lane that this stream's next bytes come from, and the most bytes to take there. Reading it must be reported
     /// ([`Self::arrived_on_lane`]).
     pub(crate) fn poll_lane_to_read(&self, cx: &Context<'_>) -> Option<(Arc<Lane>, u64)> {
         let mut state = self.shared.lock();
         let found = state.lane_to_read(self.id)?;
-        if let Some(stream) = state.streams.get_mut(&self.id) {
-            // The count of all bytes, or a reset, comes over the link.
-            stream.read_waker = Some(cx.waker().clone());
-        }
+        // The count of all bytes, or a reset, comes over the link.
+        state.wait_to_read(self.id, cx.waker());
         Some(found)
     }
 
@@ -301,7 +309,7 @@ impl Place {
         let mut state = self.shared.lock();
         state.arrived_on_lane(self.id, count, &mut wakers);
         if !wakers.is_empty() || count == 0 {
-            wakers.extend(state.driver_waker.take());
+            wakers.extend(state.take_driver());
         }
         drop(state);
         wakers.into_iter().for_each(std::task::Waker::wake);
@@ -311,9 +319,7 @@ impl Place {
     pub(crate) fn poll_lane_to_write(&self, cx: &Context<'_>) -> Option<Arc<Lane>> {
         let mut state = self.shared.lock();
         let lane = state.lane_to_write(self.id)?;
-        if let Some(stream) = state.streams.get_mut(&self.id) {
-            stream.write_waker = Some(cx.waker().clone());
-        }
+        state.wait_to_write(self.id, cx.waker());
         Some(lane)
     }
 
@@ -335,23 +341,19 @@ impl AsyncRead for &LinkStream {
         let mut state = self.at.shared.lock();
         match state.read(self.at.id, buf.initialize_unfilled()) {
             ReadOutcome::Bytes(len) => {
-                release(state, Vec::new());
+                self.was_read(state);
                 buf.advance(len);
                 Poll::Ready(Ok(()))
             }
             ReadOutcome::End => Poll::Ready(Ok(())),
             ReadOutcome::Reset(code, reason) => Poll::Ready(Err(reset_error(code, reason))),
             ReadOutcome::Lane(lane, left) => {
-                if let Some(stream) = state.streams.get_mut(&self.at.id) {
-                    stream.read_waker = Some(cx.waker().clone());
-                }
+                state.wait_to_read(self.at.id, cx.waker());
                 drop(state);
                 self.poll_read_lane(cx, buf, (&lane, left))
             }
             ReadOutcome::Wait => {
-                if let Some(stream) = state.streams.get_mut(&self.at.id) {
-                    stream.read_waker = Some(cx.waker().clone());
-                }
+                state.wait_to_read(self.at.id, cx.waker());
                 Poll::Pending
             }
         }
@@ -363,10 +365,9 @@ impl AsyncWrite for &LinkStream {
         if buf.is_empty() {
             return Poll::Ready(Ok(0));
         }
-        let mut wakers = Vec::new();
         let mut state = self.at.shared.lock();
-        let outcome = state.write(self.at.id, buf, &mut wakers);
-        match self.written(cx, state, outcome, wakers)? {
+        let outcome = state.write(self.at.id, buf);
+        match self.written(cx, state, outcome)? {
             Written::Took(count) => Poll::Ready(Ok(count)),
             Written::Wait => Poll::Pending,
             Written::Lane(lane) => {
@@ -419,7 +420,7 @@ impl Drop for LinkStream {
     fn drop(&mut self) {
         let mut wakers = Vec::new();
         let mut state = self.at.shared.lock();
-        state.drop_handle(self.at.id, &mut wakers);
+        state.drop_handle(self.at.id, Instant::now(), &mut wakers);
         release(state, wakers);
     }
 }

@@ -17,7 +17,7 @@ use tokio_rustls::{
     rustls::{ClientConfig, HandshakeKind, pki_types::ServerName},
 };
 
-use crate::ReadAhead;
+use crate::read_ahead::ReadAhead;
 
 /// An encrypted connection, of either side.
 pub struct TlsSocket<S = TcpStream> {

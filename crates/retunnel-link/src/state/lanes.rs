@@ -7,11 +7,11 @@ use std::{
     time::Duration,
 };
 
-use retunnel_proto::native::{FLAG_DECLINED, FrameHeader, FrameKind, ReasonCode};
+use retunnel_proto::native::{FLAG_DECLINED, FrameHeader, FrameKind, HEADER_LEN, ReasonCode};
 use tokio::time::Instant;
 
-use super::{QueuedEvent, SendEnd, State};
-use crate::{Lane, LinkError, Role};
+use super::{QueuedEvent, State};
+use crate::{config::Role, error::LinkError, lane::Lane};
 
 /// Lanes of a link at a time, open, asked for or in use. More bulk streams than that stay on the link.
 pub(crate) const MAX_LANES: usize = 64;
@@ -26,9 +26,9 @@ pub(crate) const LANE_WITHIN: Duration = Duration::from_secs(10);
 
 /// The lanes of a link.
 #[derive(Debug, Default)]
-pub(crate) struct Lanes {
+pub(super) struct Lanes {
     /// The peer can open them (server), or may be asked to (client).
-    pub(crate) enabled: bool,
+    enabled: bool,
     spare: VecDeque<(u32, Arc<Lane>, Instant)>,
     asked: HashMap<u32, Instant>,
     /// Streams that were offered a lane which is still being opened here (client), by the lane.
@@ -42,83 +42,100 @@ pub(crate) struct Lanes {
 
 /// How far one stream has moved.
 #[derive(Debug, Default)]
-pub(crate) struct Moving {
+pub(super) struct Moving {
     /// Offered to the client, no answer yet (server).
     offered: Option<Arc<Lane>>,
-    pub(crate) lane: Option<Arc<Lane>>,
+    pub(super) lane: Option<Arc<Lane>>,
     /// It was offered or is waiting for one; it asks only once.
     wanted: bool,
     /// Counts as using a lane.
     counted: bool,
-    pub(crate) sending: Sending,
+    route: Route,
     /// What we read next comes from the lane once the link's bytes are read.
-    pub(crate) receiving: bool,
+    pub(super) receiving: bool,
     /// All bytes of our direction so far, and of the peer's.
-    pub(crate) sent: u64,
-    pub(crate) arrived: u64,
+    pub(super) sent: u64,
+    pub(super) arrived: u64,
     /// Count of all bytes of the peer, once it has ended.
     total: Option<u64>,
     /// `sent` and `arrived` when the present exchange began.
     since: (u64, u64),
 }
 
+/// Where the new bytes of our direction go.
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Sending {
+enum Route {
     #[default]
-    OnLink,
-    /// New bytes go to the lane; the frame that says so waits behind the link's bytes.
-    Queued {
+    Link,
+    /// New bytes go to the lane; the frame that says so waits until the link's bytes are sent.
+    Switching {
+        /// The count of bytes on the link.
         at: u64,
     },
-    OnLane,
+    Lane,
+}
+
+impl Moving {
+    /// Whether new bytes of our direction go to the link.
+    pub(super) fn is_on_link(&self) -> bool {
+        self.route == Route::Link
+    }
+
+    /// Whether the frame that announces the move of our direction is not sent yet.
+    pub(super) const fn is_switching(&self) -> bool {
+        matches!(self.route, Route::Switching { .. })
+    }
 }
 
 impl State {
+    /// Lets streams move: the peer can open lanes.
+    pub(crate) const fn enable_lanes(&mut self) {
+        self.lanes.enabled = true;
+    }
+
     /// A new exchange begins on the stream: what it moved before says nothing about the next one.
     pub(crate) fn begin_exchange(&mut self, id: u32) {
-        if let Some(stream) = self.streams.get_mut(&id) {
+        if let Some(stream) = self.streams.get_mut(id) {
             let moving = &mut stream.moving;
             moving.since = (moving.sent, moving.arrived);
         }
     }
 
     pub(crate) fn is_on_lane(&self, id: u32) -> bool {
-        self.streams.get(&id).is_some_and(|stream| stream.moving.lane.is_some() || stream.moving.offered.is_some())
+        self.streams.get(id).is_some_and(|stream| stream.moving.lane.is_some() || stream.moving.offered.is_some())
     }
 
-    /// Looks whether the stream has become bulk.
-    pub(crate) fn consider_lane(&mut self, id: u32, wakers: &mut Vec<Waker>) {
+    /// Whether the stream has become bulk: then [`Self::want_lane`] has to be called. Asked after each write.
+    pub(crate) fn lane_is_due(&self, id: u32) -> bool {
         if self.role != Role::Server || !self.lanes.enabled {
-            return;
+            return false;
         }
-        let Some(stream) = self.streams.get(&id) else { return };
+        let Some(stream) = self.streams.get(id) else { return false };
         let moving = &stream.moving;
         let moved = (moving.sent - moving.since.0).max(moving.arrived - moving.since.1);
-        if !moving.wanted && moved >= self.config.lane_after {
-            self.want_lane(id, wakers);
-        }
+        !moving.wanted && moved >= self.config.lane_after
     }
 
     /// The stream is bulk.
-    pub(crate) fn want_lane(&mut self, id: u32, wakers: &mut Vec<Waker>) {
+    pub(crate) fn want_lane(&mut self, id: u32, now: Instant, wakers: &mut Vec<Waker>) {
         if self.role != Role::Server || !self.lanes.enabled {
             return;
         }
-        if let Some(stream) = self.streams.get_mut(&id)
+        if let Some(stream) = self.streams.get_mut(id)
             && !stream.moving.wanted
             && stream.reset.is_none()
             && self.lanes.waiting.len() < MAX_LANES
         {
             stream.moving.wanted = true;
             self.lanes.waiting.push_back(id);
-            self.offer_lanes(wakers);
+            self.offer_lanes(now, wakers);
         }
     }
 
     /// Gives spare lanes to streams that wait for one, and asks for as many as are missing.
-    fn offer_lanes(&mut self, wakers: &mut Vec<Waker>) {
+    fn offer_lanes(&mut self, now: Instant, wakers: &mut Vec<Waker>) {
         while let Some(id) = self.lanes.waiting.front().copied() {
-            let Some(stream) = self.streams.get_mut(&id).filter(|stream| !stream.is_finished()) else {
+            let Some(stream) = self.streams.get_mut(id).filter(|stream| !stream.is_finished()) else {
                 self.lanes.waiting.pop_front();
                 continue;
             };
@@ -127,13 +144,12 @@ impl State {
             stream.moving.counted = true;
             self.lanes.in_use += 1;
             self.lanes.waiting.pop_front();
-            self.urgent_frame(FrameKind::Move, 0, id, &number.to_be_bytes());
+            self.outgoing.push(FrameKind::Move, 0, id, &number.to_be_bytes());
         }
         let lanes = &mut self.lanes;
         let have = lanes.spare.len() + lanes.asked.len();
         let room = MAX_LANES.saturating_sub(have + lanes.in_use);
         let missing = (lanes.waiting.len() + SPARE).saturating_sub(have).min(room);
-        let now = Instant::now();
         for _ in 0..missing {
             self.lanes.last = self.lanes.last.wrapping_add(1);
             let number = self.lanes.last;
@@ -143,14 +159,14 @@ impl State {
     }
 
     /// A lane is open.
-    pub(crate) fn add_lane(&mut self, number: u32, lane: Lane, wakers: &mut Vec<Waker>) {
+    pub(crate) fn add_lane(&mut self, number: u32, lane: Lane, now: Instant, wakers: &mut Vec<Waker>) {
         if self.lanes.asked.remove(&number).is_none() || self.ended.is_some() {
             return;
         }
         self.lanes.failures = 0;
-        self.lanes.spare.push_back((number, Arc::new(lane), Instant::now()));
+        self.lanes.spare.push_back((number, Arc::new(lane), now));
         match self.role {
-            Role::Server => self.offer_lanes(wakers),
+            Role::Server => self.offer_lanes(now, wakers),
             Role::Client => {
                 if let Some(id) = self.lanes.promised.remove(&number) {
                     self.take_lane(number, id, wakers);
@@ -160,10 +176,10 @@ impl State {
     }
 
     /// The server asked for a lane, which is being opened (client). `false`: there are as many as there may be.
-    pub(crate) fn expect_lane(&mut self, number: u32) -> bool {
+    pub(crate) fn expect_lane(&mut self, number: u32, now: Instant) -> bool {
         let has_room = self.lanes.asked.len() + self.lanes.spare.len() < MAX_LANES;
         if has_room {
-            self.lanes.asked.insert(number, Instant::now());
+            self.lanes.asked.insert(number, now);
         }
         has_room
     }
@@ -182,7 +198,7 @@ impl State {
         }
     }
 
-    pub(crate) fn reap_lanes(&mut self, now: Instant) {
+    pub(super) fn reap_lanes(&mut self, now: Instant) {
         let patience = if self.role == Role::Server { SPARE_FOR } else { 2 * SPARE_FOR };
         self.lanes.spare.retain(|(_, _, since)| now.duration_since(*since) < patience);
         if self.role == Role::Server {
@@ -190,29 +206,27 @@ impl State {
             self.lanes.asked.retain(|_, since| now.duration_since(*since) < LANE_WITHIN);
         }
         let streams = &self.streams;
-        self.lanes.waiting.retain(|id| streams.get(id).is_some_and(|stream| !stream.is_finished()));
+        self.lanes.waiting.retain(|id| streams.get(*id).is_some_and(|stream| !stream.is_finished()));
     }
 
-    pub(crate) fn drop_lanes(&mut self) {
+    pub(super) fn drop_lanes(&mut self) {
         self.lanes = Lanes::default();
     }
 
     /// Called for every stream that is forgotten.
-    pub(crate) fn lane_is_free(&mut self, moving: &Moving) {
+    pub(super) fn lane_is_free(&mut self, moving: &Moving) {
         if moving.counted {
             self.lanes.in_use = self.lanes.in_use.saturating_sub(1);
         }
     }
 
     /// The server offers a lane (client).
-    pub(crate) fn move_offered(&mut self, id: u32, payload: &[u8], wakers: &mut Vec<Waker>) -> Result<(), LinkError> {
+    pub(super) fn move_offered(&mut self, id: u32, payload: &[u8], wakers: &mut Vec<Waker>) -> Result<(), LinkError> {
         if self.role == Role::Server {
             return Err(LinkError::Protocol("only the server offers lanes"));
         }
         let number = u32::from_be_bytes(payload.try_into().expect("the header's check made it 4 bytes"));
-        if !self.was_opened(id) {
-            return Err(LinkError::Protocol("a lane for a stream never opened"));
-        }
+        self.streams.check_late(id, "a lane for a stream never opened")?;
         if self.lanes.asked.contains_key(&number) {
             // The server's word was faster than its answer on the lane itself.
             if let Some(other) = self.lanes.promised.insert(number, id) {
@@ -227,13 +241,13 @@ impl State {
     fn take_lane(&mut self, number: u32, id: u32, wakers: &mut Vec<Waker>) {
         let at = self.lanes.spare.iter().position(|(known, ..)| *known == number);
         let lane = at.and_then(|at| self.lanes.spare.remove(at)).map(|(_, lane, _)| lane);
-        match (lane, self.streams.get_mut(&id)) {
+        match (lane, self.streams.get_mut(id)) {
             (Some(lane), Some(stream))
-                if stream.send_end == SendEnd::Open && stream.reset.is_none() && stream.moving.lane.is_none() =>
+                if stream.sending.is_open() && stream.reset.is_none() && stream.moving.lane.is_none() =>
             {
                 stream.moving.lane = Some(lane);
-                stream.moving.sending = Sending::Queued { at: stream.moving.sent };
-                wakers.extend(stream.write_waker.take());
+                stream.moving.route = Route::Switching { at: stream.moving.sent };
+                wakers.extend(stream.sending.waker.take());
                 self.want_turn(id);
             }
             _ => self.decline_lane(id),
@@ -241,11 +255,11 @@ impl State {
     }
 
     fn decline_lane(&mut self, id: u32) {
-        self.urgent_frame(FrameKind::Moved, FLAG_DECLINED, id, &0_u64.to_be_bytes());
+        self.outgoing.push(FrameKind::Moved, FLAG_DECLINED, id, &0_u64.to_be_bytes());
     }
 
     /// The peer's bytes go on on the lane.
-    pub(crate) fn moved(
+    pub(super) fn moved(
         &mut self,
         header: FrameHeader,
         payload: &[u8],
@@ -254,8 +268,8 @@ impl State {
         let id = header.stream;
         let at = u64::from_be_bytes(payload.try_into().expect("the header's check made it 8 bytes"));
         let is_server = self.role == Role::Server;
-        let Some(stream) = self.streams.get_mut(&id) else {
-            return if self.was_opened(id) { Ok(()) } else { Err(LinkError::Protocol("a stream never opened moved")) };
+        let Some(stream) = self.streams.get_mut(id) else {
+            return self.streams.check_late(id, "a stream never opened moved");
         };
         if stream.reset.is_some() {
             return Ok(());
@@ -274,20 +288,20 @@ impl State {
             return Err(LinkError::Protocol("a stream moved that was not to move, or at another byte"));
         }
         stream.moving.receiving = true;
-        wakers.extend(stream.read_waker.take());
-        if is_server && stream.send_end == SendEnd::Open {
-            stream.moving.sending = Sending::Queued { at: stream.moving.sent };
-            wakers.extend(stream.write_waker.take());
+        wakers.extend(stream.receiving.waker.take());
+        if is_server && stream.sending.is_open() {
+            stream.moving.route = Route::Switching { at: stream.moving.sent };
+            wakers.extend(stream.sending.waker.take());
             self.want_turn(id);
         }
         Ok(())
     }
 
     /// The peer has sent all of a direction that moved.
-    pub(crate) fn moved_end(&mut self, id: u32, payload: &[u8], wakers: &mut Vec<Waker>) -> Result<(), LinkError> {
+    pub(super) fn moved_end(&mut self, id: u32, payload: &[u8], wakers: &mut Vec<Waker>) -> Result<(), LinkError> {
         let total = u64::from_be_bytes(payload.try_into().expect("the header's check made it 8 bytes"));
-        let Some(stream) = self.streams.get_mut(&id) else {
-            return if self.was_opened(id) { Ok(()) } else { Err(LinkError::Protocol("end of a stream never opened")) };
+        let Some(stream) = self.streams.get_mut(id) else {
+            return self.streams.check_late(id, "end of a stream never opened");
         };
         if stream.reset.is_some() {
             return Ok(());
@@ -296,7 +310,7 @@ impl State {
             return Err(LinkError::Protocol("end of a stream that did not move, or before its bytes"));
         }
         stream.moving.total = Some(total);
-        wakers.extend(stream.read_waker.take());
+        wakers.extend(stream.receiving.waker.take());
         if stream.moving.arrived == total {
             self.receive_end(id, wakers);
         } else if stream.detached_until.is_some() {
@@ -307,9 +321,9 @@ impl State {
 
     /// The lane to read from and the most bytes to take, where the next bytes come from one.
     pub(crate) fn lane_to_read(&self, id: u32) -> Option<(Arc<Lane>, u64)> {
-        let stream = self.streams.get(&id)?;
+        let stream = self.streams.get(id)?;
         let moving = &stream.moving;
-        if !moving.receiving || !stream.received.is_empty() || stream.receive_ended || stream.reset.is_some() {
+        if !moving.receiving || !stream.receiving.bytes.is_empty() || stream.receiving.ended || stream.reset.is_some() {
             return None;
         }
         let left = moving.total.map_or(u64::MAX, |total| total - moving.arrived);
@@ -318,7 +332,7 @@ impl State {
 
     /// Bytes were read from the lane; 0: it has ended, which must not be before the peer's count.
     pub(crate) fn arrived_on_lane(&mut self, id: u32, count: usize, wakers: &mut Vec<Waker>) {
-        let Some(stream) = self.streams.get_mut(&id) else { return };
+        let Some(stream) = self.streams.get_mut(id) else { return };
         if count == 0 {
             if stream.moving.total.is_some() {
                 self.reset_here(id, ReasonCode::CANCELLED, "the stream's lane was cut", wakers);
@@ -334,35 +348,34 @@ impl State {
 
     /// The lane to write to, where the next bytes go to one.
     pub(crate) fn lane_to_write(&self, id: u32) -> Option<Arc<Lane>> {
-        let stream = self.streams.get(&id)?;
-        let on_lane =
-            stream.moving.sending != Sending::OnLink && stream.send_end == SendEnd::Open && stream.reset.is_none();
+        let stream = self.streams.get(id)?;
+        let on_lane = !stream.moving.is_on_link() && stream.sending.is_open() && stream.reset.is_none();
         if on_lane { stream.moving.lane.clone() } else { None }
     }
 
     pub(crate) fn sent_on_lane(&mut self, id: u32, count: usize) {
-        if let Some(stream) = self.streams.get_mut(&id) {
+        if let Some(stream) = self.streams.get_mut(id) {
             stream.moving.sent += count as u64;
         }
     }
 
     /// The frame that is due for a stream whose bytes on the link are sent: it moves, or it has ended on its lane.
-    pub(crate) fn moving_frame(&mut self, id: u32, head: &mut bytes::BytesMut) -> Option<usize> {
-        let stream = self.streams.get_mut(&id)?;
-        let (kind, number) = match (stream.moving.sending, stream.send_end) {
-            (Sending::Queued { at }, _) => {
-                stream.moving.sending = Sending::OnLane;
+    pub(super) fn moving_frame(&mut self, id: u32, head: &mut bytes::BytesMut) -> Option<usize> {
+        let stream = self.streams.get_mut(id)?;
+        let (kind, number) = match stream.moving.route {
+            Route::Switching { at } => {
+                stream.moving.route = Route::Lane;
                 (FrameKind::Moved, at)
             }
-            (Sending::OnLane, SendEnd::Queued) => {
-                stream.send_end = SendEnd::Sent;
+            Route::Lane if stream.sending.end_is_due() => {
+                stream.sending.end_is_sent();
                 (FrameKind::End, stream.moving.sent)
             }
-            _ => return None,
+            Route::Link | Route::Lane => return None,
         };
         let header = FrameHeader { kind, flags: 0, len: 8, stream: id };
         head.extend_from_slice(&header.encode());
         head.extend_from_slice(&number.to_be_bytes());
-        Some(super::HEADER_LEN + 8)
+        Some(HEADER_LEN + 8)
     }
 }

@@ -1,0 +1,30 @@
+//! The state of a link behind its lock, as driver, handles and streams share it.
+
+use std::{
+    sync::{Mutex, MutexGuard},
+    task::Waker,
+};
+
+use crate::state::State;
+
+#[derive(Debug)]
+pub(crate) struct Shared {
+    state: Mutex<State>,
+}
+
+impl Shared {
+    pub(crate) const fn new(state: State) -> Self {
+        Self { state: Mutex::new(state) }
+    }
+
+    pub(crate) fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().expect("no code panics while it holds the link's state")
+    }
+}
+
+/// Ends a change of the state: the driver looks at what it left, and `wakers` at what became of theirs.
+pub(crate) fn release(mut state: MutexGuard<'_, State>, wakers: Vec<Waker>) {
+    let driver = state.take_driver();
+    drop(state);
+    driver.into_iter().chain(wakers).for_each(Waker::wake);
+}
