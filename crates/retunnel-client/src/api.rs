@@ -9,8 +9,10 @@ use serde_json::{Value, json};
 use tokio::time::timeout;
 
 use crate::{
+    endpoint::ServerEndpoint,
     error::{ApiError, ConnectError},
-    transport::{ANSWER_WITHIN, Dialer, ServerEndpoint, Socket, tls::Trust, upgrade::HTTPS_REQUIRED},
+    transport::{Dialer, Socket, dialer::ANSWER_WITHIN, upgrade::HTTPS_REQUIRED},
+    trust::Trust,
 };
 
 /// Largest answer that is read.

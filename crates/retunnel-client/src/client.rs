@@ -1,125 +1,47 @@
 //! The client: one session with one server, kept up by a supervisor task.
 
-use std::{
-    collections::BTreeMap,
-    fmt,
-    sync::{Arc, Mutex, MutexGuard},
-    time::Duration,
-};
+use std::{sync::Arc, time::Duration};
 
-use retunnel_link::Link;
-use retunnel_proto::message::{Refusal, Token, TunnelProtocol};
+use retunnel_proto::message::Token;
 use tokio::{
-    sync::{Notify, broadcast, mpsc, oneshot, watch},
+    sync::{mpsc, oneshot, watch},
     task::JoinSet,
 };
-use tokio_util::sync::CancellationToken;
 
 use crate::{
     api::ApiClient,
+    diagnose::{self, Check, Subject},
     dialect::Dialect,
-    error::{ConnectError, TunnelError, ValidationError},
-    event::{self, Event, Events, SessionInfo},
+    endpoint::ServerEndpoint,
+    error::{ConnectError, TunnelError},
+    event::{Events, SessionInfo},
     session,
+    spec::{TunnelInfo, TunnelSpec},
+    state::{Command, Entry, Shared},
     stats::{Stats, StatsSnapshot},
     tap::Observer,
     target::LocalTarget,
-    transport::{Dialer, ServerEndpoint, proxy::Proxies, tls::Trust},
-    tunnel::{Tunnel, TunnelInfo, TunnelSpec},
+    transport::{Dialer, proxy::Proxies},
+    trust::Trust,
+    tunnel::Tunnel,
+    validation::ValidationError,
 };
-
-/// What the handles ask of the supervisor.
-#[derive(Debug)]
-pub(crate) enum Command {
-    Open(u64),
-    Close(u64),
-}
-
-/// A tunnel as the supervisor keeps it.
-pub(crate) struct Entry {
-    pub(crate) spec: TunnelSpec,
-    /// Set once it was open; what it is asked for again after a reconnect.
-    pub(crate) info: Option<TunnelInfo>,
-    pub(crate) stats: Arc<Stats>,
-    pub(crate) waiter: Option<oneshot::Sender<Result<TunnelInfo, TunnelError>>>,
-    pub(crate) closed: watch::Sender<Option<Refusal>>,
-    /// It was refused for now.
-    pub(crate) held: Option<session::Held>,
-}
-
-#[derive(Default)]
-pub(crate) struct State {
-    pub(crate) tunnels: BTreeMap<u64, Entry>,
-    next_key: u64,
-    pub(crate) session: Option<SessionInfo>,
-    /// The native session's link, for its measurements.
-    pub(crate) link: Option<Link>,
-    /// Why the supervisor gave up, and the same for [`Client::connected`] to take.
-    pub(crate) ended: Option<String>,
-    pub(crate) failure: Option<ConnectError>,
-}
-
-/// Shared by the client, its tunnels and the supervisor.
-pub(crate) struct Shared {
-    state: Mutex<State>,
-    /// Told when `session` or `ended` changes.
-    pub(crate) changed: Notify,
-    /// As many commands as the caller has tunnels.
-    pub(crate) commands: mpsc::UnboundedSender<Command>,
-    pub(crate) events: broadcast::Sender<Event>,
-    pub(crate) observer: Option<Arc<dyn Observer>>,
-    pub(crate) closing: CancellationToken,
-    pub(crate) done: CancellationToken,
-}
-
-impl fmt::Debug for Shared {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Shared").finish_non_exhaustive()
-    }
-}
-
-impl Shared {
-    pub(crate) fn new(commands: mpsc::UnboundedSender<Command>, observer: Option<Arc<dyn Observer>>) -> Self {
-        Self {
-            state: Mutex::default(),
-            changed: Notify::new(),
-            commands,
-            events: broadcast::channel(event::QUEUE).0,
-            observer,
-            closing: CancellationToken::new(),
-            done: CancellationToken::new(),
-        }
-    }
-
-    pub(crate) fn lock(&self) -> MutexGuard<'_, State> {
-        self.state.lock().expect("no code panics while it holds the client's state")
-    }
-
-    pub(crate) fn emit(&self, event: Event) {
-        // Nobody listening is fine.
-        let _ = self.events.send(event);
-    }
-
-    pub(crate) fn remove(&self, key: u64) {
-        self.lock().tunnels.remove(&key);
-    }
-}
 
 /// Values of a client before it starts.
 #[doc(alias = "ClientConfig")]
 #[derive(Debug, Clone)]
 pub struct ClientBuilder {
-    pub(crate) server: ServerEndpoint,
-    pub(crate) token: Option<Token>,
-    pub(crate) trust: Trust,
-    pub(crate) local_trust: Trust,
-    pub(crate) proxies: Proxies,
-    pub(crate) register: bool,
-    pub(crate) replace_refused_token: bool,
-    pub(crate) token_is_of_server: bool,
-    pub(crate) keep_trying: bool,
-    pub(crate) observer: Option<Arc<dyn Observer>>,
-    pub(crate) dialect: Option<Dialect>,
+    server: ServerEndpoint,
+    token: Option<Token>,
+    trust: Trust,
+    local_trust: Trust,
+    proxies: Proxies,
+    register: bool,
+    replace_refused_token: bool,
+    token_is_of_server: bool,
+    keep_trying: bool,
+    observer: Option<Arc<dyn Observer>>,
+    dialect: Option<Dialect>,
 }
 
 impl ClientBuilder {
@@ -215,10 +137,16 @@ impl ClientBuilder {
         let shared = Arc::new(Shared::new(commands, self.observer.clone()));
         let dialer = self.dialer();
         let stats = Arc::new(Stats::default());
-        let local_trust = self.local_trust.clone();
+        let config = session::Config {
+            token: self.token,
+            register: self.register,
+            replace_refused_token: self.replace_refused_token,
+            keep_trying: self.keep_trying,
+            dialect: self.dialect,
+        };
         let mut tasks = JoinSet::new();
-        tasks.spawn(session::supervise(Arc::clone(&shared), dialer, self, receiver));
-        Client { shared, stats, local_trust, tasks }
+        tasks.spawn(session::supervise(Arc::clone(&shared), dialer, config, receiver));
+        Client { shared, stats, local_trust: self.local_trust, tasks }
     }
 
     /// The server's REST API, reached as sessions of this client are.
@@ -227,12 +155,32 @@ impl ClientBuilder {
         ApiClient::over(self.dialer())
     }
 
-    pub(crate) fn dialer(&self) -> Dialer {
+    fn dialer(&self) -> Dialer {
         let dialer = Dialer::new(self.server.clone(), self.trust.clone(), &self.proxies);
         if self.token_is_of_server {
             dialer.trust();
         }
         dialer
+    }
+
+    /// Checks the connection to the server step by step and reports each check as soon as it is done; all end within
+    /// 25 s. Nothing is changed: no account is created and no session opened. Dropping the future stops it.
+    pub async fn diagnose(&self, report: impl FnMut(Check)) {
+        let subject = Subject {
+            dialer: self.dialer(),
+            proxies: &self.proxies,
+            dialect: self.dialect,
+            token: self.token.as_ref(),
+            replaces_token: self.replace_refused_token,
+        };
+        subject.diagnose(report).await;
+    }
+
+    /// Whether a local service accepts connections.
+    pub async fn diagnose_local(&self, target: &LocalTarget) -> Check {
+        let mut target = target.clone();
+        target.trust.get_or_insert_with(|| self.local_trust.clone());
+        diagnose::local(&target).await
     }
 
     /// Starts and waits for the first session.
@@ -332,8 +280,14 @@ impl Client {
             }
             state.next_key += 1;
             let key = state.next_key;
-            let entry =
-                Entry { spec, info: None, stats: Arc::clone(&stats), waiter: Some(waiter), closed: closer, held: None };
+            let entry = Entry {
+                spec,
+                info: None,
+                stats: Arc::clone(&stats),
+                waiter: Some(waiter),
+                closed: closer,
+                retry: None,
+            };
             state.tunnels.insert(key, entry);
             key
         };
@@ -421,14 +375,5 @@ impl Drop for Unopened<'_> {
             self.shared.remove(key);
             let _ = self.shared.commands.send(Command::Close(key));
         }
-    }
-}
-
-/// The name a tunnel has in events when the caller gave none.
-pub(crate) fn name_of(spec: &TunnelSpec, subdomain: &str, remote_port: Option<u16>) -> String {
-    match (&spec.name, spec.protocol, remote_port) {
-        (Some(name), ..) => name.clone(),
-        (None, TunnelProtocol::Tcp, Some(port)) => format!("tcp-{port}"),
-        _ => subdomain.to_owned(),
     }
 }

@@ -2,7 +2,7 @@
 
 use std::{fmt, str::FromStr};
 
-use crate::error::ValidationError;
+use crate::validation::ValidationError;
 
 /// What client and server speak. Without a choice a client tries them in this order.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]

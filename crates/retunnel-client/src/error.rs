@@ -6,7 +6,8 @@ use retunnel_link::LinkError;
 use retunnel_proto::{PageCode, message::Refusal};
 use thiserror::Error;
 
-use crate::transport::ServerEndpoint;
+use crate::endpoint::ServerEndpoint;
+pub use crate::validation::ValidationError;
 
 /// Anything this library can fail with.
 #[doc(alias = "ReTunnelError")]
@@ -203,18 +204,6 @@ impl RelayError {
             Self::Io(_) | Self::Answer(_) => PageCode::LocalClosedEarly,
         }
     }
-}
-
-/// A value that cannot be right.
-#[derive(Debug, Clone, PartialEq, Eq, Error)]
-#[error("{what} `{value}`: {reason}")]
-pub struct ValidationError {
-    /// What was given.
-    pub what: &'static str,
-    /// Its value.
-    pub value: String,
-    /// What is expected.
-    pub reason: &'static str,
 }
 
 /// A failed call of the REST API.

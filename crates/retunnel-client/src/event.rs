@@ -5,7 +5,7 @@ use std::time::Duration;
 use retunnel_proto::message::{Refusal, RequestSummary, Token};
 use tokio::sync::broadcast;
 
-use crate::{dialect::Dialect, tunnel::TunnelInfo};
+use crate::{dialect::Dialect, spec::TunnelInfo};
 
 /// Events a slow listener may miss.
 pub(crate) const QUEUE: usize = 1024;

@@ -1,12 +1,9 @@
 //! One visitor's request, done with the local service by HTTP/1.1: for dialects that carry requests as messages. The
 //! native link carries bytes instead and needs nothing of this ([`crate::relay`]).
 
-use std::{
-    io,
-    pin::Pin,
-    sync::Arc,
-    task::{Context, Poll, ready},
-};
+pub(crate) mod visit;
+
+use std::io;
 
 use bytes::Bytes;
 use http_body_util::{BodyExt, Full, combinators::UnsyncBoxBody};
@@ -18,18 +15,9 @@ use hyper::{
 };
 use hyper_util::rt::TokioIo;
 use retunnel_proto::origin::{LocalOrigin, RESTORED};
-use tokio::{
-    io::{AsyncRead, AsyncWrite, ReadBuf},
-    task::JoinSet,
-};
+use tokio::task::JoinSet;
 
-use crate::{
-    error::RelayError,
-    relay,
-    session::Served,
-    stats::Stats,
-    tap::{Side, TappedSocket},
-};
+use crate::{error::RelayError, service::Service, tap::Side};
 
 /// Headers that concern one connection only (RFC 9110, 7.6.1), and an expectation that the server has answered.
 const OF_ONE_HOP: [HeaderName; 8] = [
@@ -116,13 +104,13 @@ pub(crate) struct Exchange {
 ///
 /// # Errors
 /// [`RelayError`].
-pub(crate) async fn send(served: &Served, mut request: Request<RequestBody>) -> Result<Exchange, RelayError> {
+pub(crate) async fn send(served: &Service, mut request: Request<RequestBody>) -> Result<Exchange, RelayError> {
     let public_origin = served.local_origin.as_ref().map(|local| show(local, request.headers_mut()));
     if !request.headers().contains_key(header::HOST) {
         let host = HeaderValue::try_from(served.target.authority()).unwrap_or(HeaderValue::from_static("localhost"));
         request.headers_mut().insert(header::HOST, host);
     }
-    let local = Counted::connect(served).await.inspect_err(|error| {
+    let local = served.connect().await.inspect_err(|error| {
         if let Some(mut tap) = served.tap() {
             tap.seen(Side::Request, &head_of(&request));
             tap.failed(&error.to_string());
@@ -207,76 +195,6 @@ pub(crate) fn latin_1(bytes: &[u8]) -> String {
 /// Bytes of a header as 3.x carries them; what is not UTF-8 it cannot carry, so that the nearest is sent.
 pub(crate) fn utf_8(bytes: &[u8]) -> String {
     String::from_utf8(bytes.to_vec()).unwrap_or_else(|_| latin_1(bytes))
-}
-
-/// A connection to the local service whose bytes are counted.
-pub(crate) struct Counted {
-    socket: TappedSocket,
-    stats: Arc<Stats>,
-}
-
-impl Counted {
-    /// Connects to a tunnel's local service.
-    ///
-    /// # Errors
-    /// [`RelayError::LocalUnreachable`].
-    pub(crate) async fn connect(served: &Served) -> Result<Self, RelayError> {
-        let socket = relay::reach(&served.target, &served.stats).await?;
-        served.stats.opened();
-        Ok(Self { socket: TappedSocket::new(socket, served.tap()), stats: Arc::clone(&served.stats) })
-    }
-}
-
-impl Counted {
-    /// Makes the end of the connection a reset.
-    pub(crate) fn abort(&self) {
-        self.socket.abort();
-    }
-}
-
-impl Drop for Counted {
-    fn drop(&mut self) {
-        self.stats.closed();
-    }
-}
-
-impl AsyncRead for Counted {
-    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        let before = buf.filled().len();
-        let polled = Pin::new(&mut self.socket).poll_read(cx, buf);
-        self.stats.add_bytes(0, (buf.filled().len() - before) as u64);
-        polled
-    }
-}
-
-impl AsyncWrite for Counted {
-    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
-        let written = ready!(Pin::new(&mut self.socket).poll_write(cx, buf))?;
-        self.stats.add_bytes(written as u64, 0);
-        Poll::Ready(Ok(written))
-    }
-
-    fn poll_write_vectored(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        bufs: &[io::IoSlice<'_>],
-    ) -> Poll<io::Result<usize>> {
-        let written = ready!(Pin::new(&mut self.socket).poll_write_vectored(cx, bufs))?;
-        self.stats.add_bytes(written as u64, 0);
-        Poll::Ready(Ok(written))
-    }
-
-    fn is_write_vectored(&self) -> bool {
-        self.socket.is_write_vectored()
-    }
-
-    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.socket).poll_flush(cx)
-    }
-
-    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.socket).poll_shutdown(cx)
-    }
 }
 
 #[cfg(test)]

@@ -17,23 +17,32 @@
 
 pub mod api;
 mod client;
+mod connection;
 pub mod diagnose;
 mod dialect;
+mod endpoint;
 pub mod error;
 mod event;
 mod exchange;
 mod local;
 mod reconnect;
 mod relay;
+mod service;
 mod session;
+mod spec;
+mod state;
 mod stats;
 pub mod tap;
 mod target;
 mod transport;
+mod trust;
 mod tunnel;
+mod validation;
+mod version;
 
 pub use client::{Client, ClientBuilder};
 pub use dialect::Dialect;
+pub use endpoint::ServerEndpoint;
 pub use error::{ApiError, ConnectError, Error, RelayError, TunnelError, ValidationError};
 pub use event::{Event, Events, SessionInfo};
 pub use local::LocalConnection;
@@ -41,13 +50,9 @@ pub use retunnel_proto::{
     PageCode, RequestId,
     message::{Refusal, RefusalCode, RequestSummary, Token, TunnelProtocol},
 };
+pub use spec::{TunnelInfo, TunnelSpec};
 pub use stats::StatsSnapshot;
 pub use target::LocalTarget;
-pub use transport::{
-    ServerEndpoint,
-    proxy::{Proxies, Proxy},
-};
-pub use tunnel::{Tunnel, TunnelInfo, TunnelSpec};
-
-/// Version of this library.
-pub const VERSION: &str = env!("CARGO_PKG_VERSION");
+pub use transport::proxy::{Proxies, Proxy};
+pub use tunnel::Tunnel;
+pub use version::VERSION;

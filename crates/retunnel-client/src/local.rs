@@ -10,8 +10,8 @@ use std::{
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use crate::{
+    connection,
     error::RelayError,
-    relay,
     stats::Stats,
     tap::{Observer, Tap, TappedSocket},
     target::LocalTarget,
@@ -27,7 +27,7 @@ impl LocalTarget {
     /// # Errors
     /// [`RelayError::LocalUnreachable`].
     pub async fn connect(&self, observer: Arc<dyn Observer>, name: &str) -> Result<LocalConnection, RelayError> {
-        let socket = relay::reach(self, &Stats::default()).await?;
+        let socket = connection::reach(self, &Stats::default()).await?;
         Ok(LocalConnection(TappedSocket::new(socket, Some(Box::new(Tap::new(observer, name.to_owned()))))))
     }
 }

@@ -2,33 +2,27 @@
 
 use std::{
     future::poll_fn,
-    io,
-    net::SocketAddr,
     ops::RangeInclusive,
     sync::atomic::{AtomicBool, Ordering::Relaxed},
     task::Poll,
     time::Duration,
 };
 
-use retunnel_link::{LinkStream, Pump, TlsSocket, poll_relay};
+use retunnel_link::{LinkStream, Pump, poll_relay};
 use retunnel_proto::native::ReasonCode;
-use rustls::pki_types::ServerName;
 use tokio::{
     io::AsyncReadExt,
-    net::{TcpStream, lookup_host},
     time::{Instant, timeout},
 };
 
 use crate::{
+    connection::{reach, reason_of},
     error::RelayError,
     stats::Stats,
     tap::{Side, Tap, TappedSocket},
-    target::{Address, LocalTarget},
-    transport::Socket,
+    target::LocalTarget,
 };
 
-/// How long the local service may take to accept.
-const DIAL_WITHIN: Duration = Duration::from_secs(5);
 /// Bytes of a request that are shown when the local service takes no connection. They come right behind the stream's beginning.
 const HEAD_SHOWN: usize = 16 * 1024;
 const HEAD_WITHIN: Duration = Duration::from_millis(100);
@@ -136,89 +130,6 @@ impl Drop for Open<'_> {
     fn drop(&mut self) {
         self.0.closed();
     }
-}
-
-/// A connection to the local service.
-///
-/// # Errors
-/// [`RelayError::LocalUnreachable`].
-pub(crate) async fn reach(target: &LocalTarget, stats: &Stats) -> Result<Socket, RelayError> {
-    let dialed = timeout(DIAL_WITHIN, connect(target)).await.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()));
-    dialed.map_err(|error| {
-        stats.failed();
-        RelayError::LocalUnreachable { target: target.to_string(), reason: reason_of(&error) }
-    })
-}
-
-fn reason_of(error: &io::Error) -> String {
-    match error.kind() {
-        io::ErrorKind::ConnectionRefused => "connection refused".into(),
-        io::ErrorKind::ConnectionReset => "connection reset".into(),
-        io::ErrorKind::TimedOut => "no answer in time".into(),
-        io::ErrorKind::NotFound => "not found".into(),
-        _ => error.to_string(),
-    }
-}
-
-/// A failed handshake in words; the library's own name the alert.
-fn insecure(error: io::Error) -> io::Error {
-    match error.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>()) {
-        Some(rustls::Error::InvalidCertificate(reason)) => {
-            io::Error::other(format!("its certificate is not trusted ({reason})"))
-        }
-        Some(rustls::Error::InvalidMessage(_)) => io::Error::other("it does not speak TLS"),
-        _ => error,
-    }
-}
-
-async fn connect(target: &LocalTarget) -> io::Result<Socket> {
-    match &target.address {
-        #[cfg(unix)]
-        Address::Unix(path) => tokio::net::UnixStream::connect(path).await.map(Socket::Unix),
-        #[cfg(not(unix))]
-        Address::Unix(_) => Err(io::ErrorKind::Unsupported.into()),
-        Address::Tcp { host, port, remembered } => {
-            let known = *remembered.lock().expect("no code panics while it holds the address");
-            let socket = match dial_known(known).await {
-                Some(socket) => socket,
-                None => {
-                    let socket = dial(host, *port).await?;
-                    *remembered.lock().expect("no code panics while it holds the address") = socket.peer_addr().ok();
-                    socket
-                }
-            };
-            let _ = socket.set_nodelay(true);
-            if !target.tls {
-                return Ok(Socket::Plain(socket));
-            }
-            let name = ServerName::try_from(host.clone()).map_err(io::Error::other)?;
-            let config = target.trust.clone().unwrap_or_default().config()?;
-            let stream = TlsSocket::connect(config, name, socket).await.map_err(insecure)?;
-            Ok(Socket::Tls(Box::new(stream)))
-        }
-    }
-}
-
-async fn dial_known(known: Option<SocketAddr>) -> Option<TcpStream> {
-    TcpStream::connect(known?).await.ok()
-}
-
-async fn dial(host: &str, port: u16) -> io::Result<TcpStream> {
-    let addresses: Vec<SocketAddr> = if host == "localhost" {
-        LocalTarget::loopbacks(port).to_vec()
-    } else {
-        lookup_host((host, port)).await?.collect()
-    };
-    let mut first_error = None;
-    for address in addresses {
-        match TcpStream::connect(address).await {
-            Ok(socket) => return Ok(socket),
-            Err(error) => {
-                first_error.get_or_insert(error);
-            }
-        }
-    }
-    Err(first_error.unwrap_or_else(|| io::ErrorKind::NotFound.into()))
 }
 
 #[cfg(test)]

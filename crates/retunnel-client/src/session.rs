@@ -2,10 +2,10 @@
 //! the matter of its dialect; what it knows about its tunnels is the same for all ([`Tunnels`]).
 
 mod native;
+mod timing;
 mod tunnels;
 mod v2;
 mod v3;
-mod visit;
 
 use std::{collections::HashMap, sync::Arc};
 
@@ -16,35 +16,36 @@ use retunnel_proto::{
 };
 use tokio::{
     sync::mpsc,
-    time::{Duration, Instant, sleep},
+    time::{Instant, sleep},
 };
 
 use self::tunnels::Tunnels;
-pub(crate) use self::tunnels::{Held, Served};
 use crate::{
     api::ApiClient,
-    client::{ClientBuilder, Command, Shared},
     dialect::Dialect,
     error::{ApiError, ConnectError, TunnelError},
     event::{Event, SessionInfo},
     reconnect::Backoff,
+    state::{Command, Shared},
     transport::Dialer,
+    version::VERSION,
 };
 
-/// How long the server may take to answer `Auth`.
-const AUTH_WITHIN: Duration = Duration::from_secs(10);
-/// How long a farewell may take.
-pub(crate) const CLOSE_WITHIN: Duration = Duration::from_millis(500);
-/// Time between questions whether the server is there, where the transport does not ask by itself.
-const TICK: Duration = Duration::from_secs(3);
-/// Without a word for so long, the server is gone.
-const SILENCE: Duration = Duration::from_secs(9);
+/// What a supervisor goes by.
+#[derive(Debug)]
+pub(crate) struct Config {
+    pub(crate) token: Option<Token>,
+    pub(crate) register: bool,
+    pub(crate) replace_refused_token: bool,
+    pub(crate) keep_trying: bool,
+    pub(crate) dialect: Option<Dialect>,
+}
 
 /// Keeps a session up until the client is closed or the server refuses it for good.
 pub(crate) async fn supervise(
     shared: Arc<Shared>,
     dialer: Dialer,
-    config: ClientBuilder,
+    config: Config,
     mut commands: mpsc::UnboundedReceiver<Command>,
 ) {
     let closing = shared.closing.clone();
@@ -172,7 +173,7 @@ async fn establish(
         client_id: String::new(),
         os: std::env::consts::OS.into(),
         arch: std::env::consts::ARCH.into(),
-        version: format!("retunnel/{}", crate::VERSION),
+        version: format!("retunnel/{}", VERSION),
     };
     let mut failure: Option<ConnectError> = None;
     for dialect in dialects {

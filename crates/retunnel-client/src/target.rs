@@ -9,10 +9,7 @@ use std::{
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
-use crate::{
-    error::ValidationError,
-    transport::{proxy::is_loopback, tls::Trust},
-};
+use crate::{endpoint::is_loopback, trust::Trust, validation::ValidationError};
 
 /// A local service: `8080`, `host:port`, `http(s)://host:port` or `unix:/path`.
 #[derive(Debug, Clone)]

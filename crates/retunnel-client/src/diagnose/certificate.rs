@@ -10,7 +10,7 @@ use x509_parser::{
     certificate::X509Certificate, extensions::GeneralName, prelude::FromDer, time::ASN1Time, x509::X509Name,
 };
 
-use super::plain;
+use super::check::plain;
 
 /// From here on a certificate is about to expire. Those that are renewed by programs are renewed weeks before.
 const SOON: Duration = Duration::from_secs(7 * 24 * 3600);

@@ -3,13 +3,13 @@
 use std::time::{Duration, SystemTime};
 
 use hyper::{HeaderMap, Method, header};
-use retunnel_proto::native;
+use retunnel_proto::{message::Token, native};
 use serde_json::{Value, json};
 
-use super::{Finding, Problem, plain};
+use super::check::{Finding, Problem, plain};
 use crate::{
-    ClientBuilder, Dialect,
     api::{self, ApiClient},
+    dialect::Dialect,
     error::{ApiError, ConnectError},
     transport::{Dialer, Socket, upgrade::HTTPS_REQUIRED, websocket},
 };
@@ -175,15 +175,20 @@ impl Server {
 }
 
 /// Whether the server knows the token; without one, whether it would make an account.
-pub(super) async fn token(client: &ClientBuilder, dialer: &Dialer, server: &Server) -> (Finding, Option<()>) {
+pub(super) async fn token(
+    dialer: &Dialer,
+    token: Option<&Token>,
+    is_replaced: bool,
+    server: &Server,
+) -> (Finding, Option<()>) {
     let registration = server.about["registration"].as_str().map(plain);
-    let details = json!({ "token": client.token.as_ref().map(|token| token.masked()), "registration": registration });
+    let details = json!({ "token": token.map(Token::masked), "registration": registration });
     let is_open = match registration.as_deref() {
         Some(policy) => policy == "open",
         // Published servers register whoever asks, or none who asks can know.
         None => true,
     };
-    let Some(token) = &client.token else {
+    let Some(token) = token else {
         let finding = match registration.as_deref() {
             Some("open") => Finding::fine("none yet; the server makes an account with the first tunnel"),
             Some("invite") => Finding::failed(
@@ -203,7 +208,7 @@ pub(super) async fn token(client: &ClientBuilder, dialer: &Dialer, server: &Serv
     }
     let finding = match answer {
         Ok(account) => Finding::fine(format!("{shown} is accepted: {}", plain(&account.email))),
-        Err(ApiError::Status { status: 401, .. }) if client.replace_refused_token && is_open => {
+        Err(ApiError::Status { status: 401, .. }) if is_replaced && is_open => {
             let found = format!("{shown}, which was saved, is not known to this server; a new account is made instead");
             Finding::warning(Problem::TokenRefused, found)
         }

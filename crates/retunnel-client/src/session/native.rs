@@ -13,17 +13,15 @@ use retunnel_proto::{
 use tokio::{sync::mpsc, task::JoinSet, time::timeout};
 use tracing::{debug, warn};
 
-use super::{
-    AUTH_WITHIN, CLOSE_WITHIN,
-    tunnels::{Served, Tunnels},
-};
+use super::{timing::AUTH_WITHIN, tunnels::Tunnels};
 use crate::{
-    client::Command,
     dialect::Dialect,
     error::{ConnectError, RelayError},
     event::SessionInfo,
     relay,
-    transport::{Dialer, Socket, upgrade::Early},
+    service::Service,
+    state::Command,
+    transport::{Dialer, Socket, upgrade::Early, websocket::CLOSE_WITHIN},
 };
 
 /// A session that stands.
@@ -258,7 +256,7 @@ fn message_of(tunnels: &mut Tunnels, message: Result<FromServer, DecodeError>) {
     }
 }
 
-async fn relay(stream: LinkStream, served: Served) {
+async fn relay(stream: LinkStream, served: Service) {
     match relay::serve(stream, &served.target, &served.stats, served.tap()).await {
         Ok(()) => {}
         Err(error @ RelayError::LocalUnreachable { .. }) => served.unreachable(&error),

@@ -4,7 +4,7 @@ use std::{collections::HashMap, sync::Arc, time::Duration};
 
 use retunnel_proto::{
     RequestId, TunnelId,
-    message::{HttpAuth, NewTunnel, Refusal, ReqTunnel, RequestSummary, Requests, TunnelProtocol},
+    message::{NewTunnel, Refusal, ReqTunnel, Requests},
     origin::LocalOrigin,
 };
 use tokio::{
@@ -14,13 +14,11 @@ use tokio::{
 };
 
 use crate::{
-    client::{Command, Shared, name_of},
-    error::{RelayError, TunnelError},
+    error::TunnelError,
     event::{Event, SessionInfo},
-    stats::Stats,
-    tap::{Observer, Tap},
-    target::LocalTarget,
-    tunnel::{TunnelInfo, TunnelSpec},
+    service::Service,
+    spec::{TunnelInfo, TunnelSpec, name_of},
+    state::{Command, Retry, Shared},
 };
 
 /// Pause before a tunnel that was refused for now is asked for again; doubled each time.
@@ -30,13 +28,6 @@ const MAX_RETRY: Duration = Duration::from_secs(60);
 
 /// Tunnels asked for before the server has said who we are.
 const MAX_EARLY: usize = 64;
-
-/// A tunnel that was refused for now.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct Held {
-    until: Instant,
-    pause: Duration,
-}
 
 fn later(retries: &mut JoinSet<u64>, key: u64, until: Instant) {
     retries.spawn(async move {
@@ -48,7 +39,7 @@ fn later(retries: &mut JoinSet<u64>, key: u64, until: Instant) {
 /// Requests for the tunnels that are wanted, to be sent before the session stands.
 pub(crate) fn wanted_now(shared: &Shared) -> Vec<(u64, ReqTunnel)> {
     let state = shared.lock();
-    let wanted = state.tunnels.iter().filter(|(_, entry)| entry.held.is_none()).take(MAX_EARLY);
+    let wanted = state.tunnels.iter().filter(|(_, entry)| entry.retry.is_none()).take(MAX_EARLY);
     wanted
         .map(|(key, entry)| {
             entry.stats.new_session();
@@ -68,40 +59,6 @@ pub(crate) struct Tunnels {
     retries: JoinSet<u64>,
 }
 
-/// What a relay needs of its tunnel.
-#[derive(Clone)]
-pub(crate) struct Served {
-    pub(crate) name: String,
-    pub(crate) target: LocalTarget,
-    pub(crate) stats: Arc<Stats>,
-    /// Looks at the tunnel's exchanges.
-    observer: Option<Arc<dyn Observer>>,
-    /// The password that visitors must give, where this side asks for it.
-    pub(crate) auth: Option<HttpAuth>,
-    pub(crate) protocol: TunnelProtocol,
-    /// What the local service takes for its address, where this side shows it.
-    pub(crate) local_origin: Option<LocalOrigin>,
-    shared: Arc<Shared>,
-}
-
-impl Served {
-    /// What looks at a new connection to the local service.
-    pub(crate) fn tap(&self) -> Option<Box<Tap>> {
-        Some(Box::new(Tap::new(Arc::clone(self.observer.as_ref()?), self.name.clone())))
-    }
-
-    /// A visitor's request is done.
-    pub(crate) fn request(&self, request: RequestSummary) {
-        self.stats.request(request.clone());
-        self.shared.emit(Event::Request { tunnel: self.name.clone(), request });
-    }
-
-    /// The local service did not take a connection.
-    pub(crate) fn unreachable(&self, error: &RelayError) {
-        self.shared.emit(Event::LocalUnreachable { tunnel: self.name.clone(), reason: error.to_string() });
-    }
-}
-
 impl Tunnels {
     /// `asked` were asked for while the session was made.
     pub(crate) fn new(shared: Arc<Shared>, info: SessionInfo, asked: HashMap<RequestId, u64>) -> Self {
@@ -114,8 +71,8 @@ impl Tunnels {
         while commands.try_recv().is_ok() {}
         let mut now = Vec::new();
         for (key, entry) in &self.shared.lock().tunnels {
-            match entry.held {
-                Some(Held { until, .. }) if until > Instant::now() => later(&mut self.retries, *key, until),
+            match entry.retry {
+                Some(Retry { at, .. }) if at > Instant::now() => later(&mut self.retries, *key, at),
                 _ => now.push(*key),
             }
         }
@@ -180,7 +137,7 @@ impl Tunnels {
             remote_port: tunnel.remote_port,
             target: entry.spec.target.clone(),
         };
-        entry.held = None;
+        entry.retry = None;
         let was_open = entry.info.replace(info.clone()).is_some();
         let waiter = entry.waiter.take();
         drop(state);
@@ -207,9 +164,9 @@ impl Tunnels {
             return true;
         }
         let name = entry.info.as_ref().map(|info| info.name.clone()).unwrap_or_default();
-        let pause = entry.held.map_or(RETRY, |held| (held.pause * 2).min(MAX_RETRY));
+        let pause = entry.retry.map_or(RETRY, |retry| (retry.pause * 2).min(MAX_RETRY));
         let until = Instant::now() + pause;
-        entry.held = Some(Held { until, pause });
+        entry.retry = Some(Retry { at: until, pause });
         drop(state);
         self.shared.emit(Event::TunnelFailed { name, refusal: refusal.clone() });
         if refusal.code.is_final() {
@@ -259,10 +216,10 @@ impl Tunnels {
     }
 
     /// What serves an open tunnel.
-    pub(crate) fn find(&self, tunnel_id: &TunnelId) -> Option<Served> {
+    pub(crate) fn find(&self, tunnel_id: &TunnelId) -> Option<Service> {
         let state = self.shared.lock();
         let entry = state.tunnels.get(self.open.get(tunnel_id)?)?;
-        Some(Served {
+        Some(Service {
             name: entry.info.as_ref().map(|info| info.name.clone()).unwrap_or_default(),
             target: entry.spec.target.clone(),
             auth: entry.spec.auth.clone(),
@@ -277,11 +234,11 @@ impl Tunnels {
 
 #[cfg(test)]
 mod tests {
-    use retunnel_proto::message::RefusalCode;
+    use retunnel_proto::message::{RefusalCode, TunnelProtocol};
     use tokio::sync::watch;
 
     use super::*;
-    use crate::{client::Entry, dialect::Dialect};
+    use crate::{dialect::Dialect, state::Entry};
 
     const KEY: u64 = 1;
 
@@ -306,7 +263,7 @@ mod tests {
             stats: Arc::default(),
             waiter: None,
             closed: watch::Sender::new(None),
-            held: None,
+            retry: None,
         };
         shared.lock().tunnels.insert(KEY, entry);
         let mut tunnels = session(&shared);
@@ -331,6 +288,6 @@ mod tests {
             subdomain: String::new(),
             remote_port: Some(1),
         });
-        assert!(shared.lock().tunnels[&KEY].held.is_none(), "what was open begins anew");
+        assert!(shared.lock().tunnels[&KEY].retry.is_none(), "what was open begins anew");
     }
 }

@@ -2,6 +2,7 @@
 //! that this side opens when it is asked to ([`data`]).
 
 mod data;
+mod wire;
 
 use std::{
     collections::{HashMap, VecDeque},
@@ -16,7 +17,7 @@ use retunnel_proto::{
     ClientId, RequestId, TunnelId, TunnelProtocol,
     dialect::v2,
     limits::{MAX_CONTROL_MESSAGE, V2_MAX_RESPONSE},
-    message::{Auth, AuthResp, ClientMessage, Heartbeat, Refusal, RefusalCode, ServerMessage, Token},
+    message::{Auth, AuthResp, ClientMessage, Heartbeat, Refusal, RefusalCode, ServerMessage},
     random_text,
 };
 use tokio::{
@@ -27,13 +28,19 @@ use tokio::{
 use tokio_websockets::Message;
 use tracing::debug;
 
-use self::data::Arrival;
-use super::{AUTH_WITHIN, SILENCE, TICK, tunnels::Tunnels};
+use self::{
+    data::Arrival,
+    wire::{Opener, send},
+};
+use super::{
+    timing::{AUTH_WITHIN, SILENCE, TICK},
+    tunnels::Tunnels,
+};
 use crate::{
-    client::Command,
     dialect::Dialect,
     error::ConnectError,
     event::SessionInfo,
+    state::Command,
     transport::{
         Dialer,
         websocket::{self, WebSocket},
@@ -57,14 +64,6 @@ const HEARTBEAT_EVERY: Duration = Duration::from_secs(30);
 pub(crate) struct Session {
     control: WebSocket,
     opener: Arc<Opener>,
-}
-
-/// What it takes to open a data socket.
-pub(crate) struct Opener {
-    dialer: Dialer,
-    token: Option<Token>,
-    client_id: ClientId,
-    answers: Arc<Semaphore>,
 }
 
 /// Connects and authenticates.
@@ -117,11 +116,6 @@ fn spelled_out(refusal: Refusal) -> Refusal {
         Some((text, code)) if !matches!(code, RefusalCode::Other(_)) => Refusal::new(code, text),
         _ => refusal,
     }
-}
-
-async fn send(socket: &mut WebSocket, message: &ClientMessage) -> Result<(), LinkError> {
-    let Some(bytes) = v2::encode_client(message) else { return Ok(()) };
-    websocket::send(socket, Message::binary(bytes)).await
 }
 
 impl Session {

@@ -37,15 +37,18 @@ use tokio_websockets::Message;
 use tracing::{debug, warn};
 
 use self::stream::{Entrance, Load, Outbox, Stream};
-use super::{AUTH_WITHIN, CLOSE_WITHIN, SILENCE, TICK, tunnels::Tunnels};
+use super::{
+    timing::{AUTH_WITHIN, SILENCE, TICK},
+    tunnels::Tunnels,
+};
 use crate::{
-    client::Command,
     dialect::Dialect,
     error::ConnectError,
     event::SessionInfo,
+    state::Command,
     transport::{
         Dialer,
-        websocket::{self, WRITE_WITHIN, WebSocket},
+        websocket::{self, CLOSE_WITHIN, WRITE_WITHIN, WebSocket},
     },
 };
 

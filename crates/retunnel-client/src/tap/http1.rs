@@ -3,7 +3,7 @@
 
 use std::{collections::VecDeque, mem::MaybeUninit, sync::Arc};
 
-use super::{Exchange, Observer, Side};
+use super::observer::{Exchange, Observer, Side};
 
 /// Bytes of a head; the edge allows 16 KiB of target and 64 KiB of headers.
 const MAX_HEAD: usize = 128 * 1024;

@@ -4,7 +4,7 @@ use std::{fmt, net::IpAddr, str::FromStr};
 
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 
-use crate::error::ValidationError;
+use crate::{endpoint::is_loopback, validation::ValidationError};
 
 /// Largest answer of an HTTP proxy.
 const MAX_ANSWER: usize = 16 * 1024;
@@ -350,13 +350,6 @@ impl Proxies {
             Some((proxy, variable)) => Route::Through(proxy, *variable),
         }
     }
-}
-
-/// Whether a host is this machine by its name or number alone.
-pub(crate) fn is_loopback(host: &str) -> bool {
-    let host = host.trim_end_matches('.');
-    let is_name = host.eq_ignore_ascii_case("localhost") || host.to_ascii_lowercase().ends_with(".localhost");
-    is_name || host.parse::<IpAddr>().is_ok_and(|address| address.to_canonical().is_loopback())
 }
 
 /// One entry of `NO_PROXY`.

@@ -1,216 +1,25 @@
-//! Whom TLS connections trust: the system's roots, further ones of a network, or anybody.
+//! TLS handshakes on connections that are already there.
 
-use std::{
-    io,
-    sync::{Arc, Mutex, MutexGuard, OnceLock},
-};
+use std::io;
 
 use retunnel_link::TlsSocket;
-use rustls::{
-    ClientConfig, DigitallySignedStruct, SignatureScheme,
-    client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier},
-    crypto::{CryptoProvider, WebPkiSupportedAlgorithms},
-    pki_types::{CertificateDer, ServerName, UnixTime, pem::PemObject},
-};
-use rustls_platform_verifier::Verifier;
+use rustls::pki_types::ServerName;
 
-use super::Socket;
-use crate::error::ValidationError;
+use super::socket::Socket;
+use crate::trust::Trust;
 
-/// Whom to trust. Clones share what was read from the system.
-#[derive(Debug, Clone, Default)]
-pub(crate) struct Trust(Arc<Inner>);
-
-#[derive(Debug, Default)]
-struct Inner {
-    anybody: bool,
-    roots: Vec<CertificateDer<'static>>,
-    config: OnceLock<Arc<ClientConfig>>,
+/// A handshake with the host of this name over a connection to it.
+pub(crate) async fn handshake(trust: &Trust, host: &str, socket: Socket) -> io::Result<Socket> {
+    let name = ServerName::try_from(host.to_owned()).map_err(io::Error::other)?;
+    let config = trust.config()?;
+    Ok(match socket {
+        Socket::Plain(socket) => Socket::Tls(Box::new(TlsSocket::connect(config, name, socket).await?)),
+        socket => Socket::Nested(Box::new(TlsSocket::connect(config, name, socket).await?)),
+    })
 }
 
-impl Trust {
-    /// Accepts every certificate.
-    pub(crate) fn anybody() -> Self {
-        Self(Arc::new(Inner { anybody: true, ..Inner::default() }))
-    }
-
-    /// The system's roots and those of a PEM file.
-    ///
-    /// # Errors
-    /// [`ValidationError`] when it has no certificates.
-    pub(crate) fn with_roots(pem: &[u8]) -> Result<Self, ValidationError> {
-        let error = |value: String, reason| ValidationError { what: "certificate authorities", value, reason };
-        let roots: Vec<_> = CertificateDer::pem_slice_iter(pem)
-            .collect::<Result<_, _>>()
-            .map_err(|broken| error(broken.to_string(), "expected certificates in PEM form"))?;
-        if roots.is_empty() {
-            return Err(error("no certificate".into(), "expected `-----BEGIN CERTIFICATE-----`"));
-        }
-        Ok(Self(Arc::new(Inner { roots, ..Inner::default() })))
-    }
-
-    /// A handshake with the host of this name over a connection to it.
-    pub(crate) async fn handshake(&self, host: &str, socket: Socket) -> io::Result<Socket> {
-        let name = ServerName::try_from(host.to_owned()).map_err(io::Error::other)?;
-        let config = self.config()?;
-        Ok(match socket {
-            Socket::Plain(socket) => Socket::Tls(Box::new(TlsSocket::connect(config, name, socket).await?)),
-            socket => Socket::Nested(Box::new(TlsSocket::connect(config, name, socket).await?)),
-        })
-    }
-
-    /// The configuration, made once: reading the system's roots takes milliseconds.
-    pub(crate) fn config(&self) -> io::Result<Arc<ClientConfig>> {
-        if let Some(config) = self.0.config.get() {
-            return Ok(Arc::clone(config));
-        }
-        let config = configured(self.verifier()?)?;
-        Ok(Arc::clone(self.0.config.get_or_init(|| Arc::new(config))))
-    }
-
-    fn verifier(&self) -> io::Result<Arc<dyn ServerCertVerifier>> {
-        let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-        Ok(if self.0.anybody {
-            Arc::new(AcceptAll(provider.signature_verification_algorithms))
-        } else {
-            Arc::new(platform(&self.0.roots, provider).map_err(io::Error::other)?)
-        })
-    }
-
-    /// The same trust, which notes down whom it was asked about.
-    pub(crate) fn watched(&self) -> io::Result<(Self, Arc<Watch>)> {
-        let watch = Arc::new(Watch { verifier: self.verifier()?, seen: Mutex::default() });
-        let config = OnceLock::from(Arc::new(configured(Arc::<Watch>::clone(&watch))?));
-        let inner = Inner { anybody: self.0.anybody, roots: self.0.roots.clone(), config };
-        Ok((Self(Arc::new(inner)), watch))
-    }
-
-    /// Who vouches for certificates, in words.
-    pub(crate) fn vouched_by(&self) -> &'static str {
-        match (self.0.anybody, self.0.roots.is_empty()) {
-            (true, _) => "nobody: any certificate is accepted",
-            (false, true) => "the system's authorities",
-            (false, false) => "the system's authorities and the named ones",
-        }
-    }
-
-    pub(crate) fn is_anybody(&self) -> bool {
-        self.0.anybody
-    }
-}
-
-fn configured(verifier: Arc<dyn ServerCertVerifier>) -> io::Result<ClientConfig> {
-    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-    Ok(ClientConfig::builder_with_provider(provider)
-        .with_safe_default_protocol_versions()
-        .map_err(io::Error::other)?
-        .dangerous()
-        .with_custom_certificate_verifier(verifier)
-        .with_no_client_auth())
-}
-
-fn platform(roots: &[CertificateDer<'static>], provider: Arc<CryptoProvider>) -> Result<Verifier, rustls::Error> {
-    if roots.is_empty() {
-        return Verifier::new(provider);
-    }
-    Verifier::new_with_extra_roots(roots.iter().cloned(), provider)
-}
-
-/// What a [`Watch`] saw last.
-#[derive(Debug, Clone, Default)]
-pub(crate) struct Seen {
-    /// The host's own certificate.
-    pub(crate) certificate: Option<CertificateDer<'static>>,
-    /// The version of TLS; known once the certificate is trusted.
-    pub(crate) version: Option<&'static str>,
-}
-
-/// Trusts as another one does, and notes down whom it was asked about.
-#[derive(Debug)]
-pub(crate) struct Watch {
-    verifier: Arc<dyn ServerCertVerifier>,
-    seen: Mutex<Seen>,
-}
-
-impl Watch {
-    pub(crate) fn seen(&self) -> MutexGuard<'_, Seen> {
-        self.seen.lock().expect("no code panics while it holds what was seen")
-    }
-}
-
-impl ServerCertVerifier for Watch {
-    fn verify_server_cert(
-        &self,
-        certificate: &CertificateDer<'_>,
-        above: &[CertificateDer<'_>],
-        name: &ServerName<'_>,
-        ocsp: &[u8],
-        now: UnixTime,
-    ) -> Result<ServerCertVerified, rustls::Error> {
-        *self.seen() = Seen { certificate: Some(certificate.clone().into_owned()), version: None };
-        self.verifier.verify_server_cert(certificate, above, name, ocsp, now)
-    }
-
-    fn verify_tls12_signature(
-        &self,
-        message: &[u8],
-        cert: &CertificateDer<'_>,
-        dss: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        self.seen().version = Some("TLS 1.2");
-        self.verifier.verify_tls12_signature(message, cert, dss)
-    }
-
-    fn verify_tls13_signature(
-        &self,
-        message: &[u8],
-        cert: &CertificateDer<'_>,
-        dss: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        self.seen().version = Some("TLS 1.3");
-        self.verifier.verify_tls13_signature(message, cert, dss)
-    }
-
-    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.verifier.supported_verify_schemes()
-    }
-}
-
-/// Accepts every certificate: for `--insecure`, and for local services, whose certificates nobody else vouches for.
-#[derive(Debug)]
-struct AcceptAll(WebPkiSupportedAlgorithms);
-
-impl ServerCertVerifier for AcceptAll {
-    fn verify_server_cert(
-        &self,
-        _: &CertificateDer<'_>,
-        _: &[CertificateDer<'_>],
-        _: &ServerName<'_>,
-        _: &[u8],
-        _: UnixTime,
-    ) -> Result<ServerCertVerified, rustls::Error> {
-        Ok(ServerCertVerified::assertion())
-    }
-
-    fn verify_tls12_signature(
-        &self,
-        message: &[u8],
-        cert: &CertificateDer<'_>,
-        dss: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        rustls::crypto::verify_tls12_signature(message, cert, dss, &self.0)
-    }
-
-    fn verify_tls13_signature(
-        &self,
-        message: &[u8],
-        cert: &CertificateDer<'_>,
-        dss: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        rustls::crypto::verify_tls13_signature(message, cert, dss, &self.0)
-    }
-
-    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.0.supported_schemes()
-    }
+/// Whether what came back for a TLS handshake was no TLS at all.
+pub(crate) fn speaks_no_tls(error: &io::Error) -> bool {
+    let inner = error.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>());
+    matches!(inner, Some(rustls::Error::InvalidMessage(_)))
 }

@@ -1,7 +1,7 @@
 //! The HTTP upgrade that turns a connection into a link or a lane. Where somebody in between refuses it, the same bytes ride
 //! in a WebSocket, which almost everybody lets through (`docs/decisions/0007-websocket-fallback.md`).
 
-use std::{io, time::Duration};
+use std::{io, sync::MutexGuard};
 
 use bytes::BytesMut;
 use hyper::header::{AUTHORIZATION, HeaderValue, SEC_WEBSOCKET_PROTOCOL};
@@ -14,72 +14,22 @@ use tokio::{
 };
 use tracing::info;
 
-use super::{ANSWER_WITHIN, Dialer, Socket};
-use crate::error::ConnectError;
+use super::{
+    dialer::{ANSWER_WITHIN, Dialer},
+    path::{By, PathState, is_silent},
+    socket::Socket,
+};
+use crate::{error::ConnectError, version::VERSION};
 
 const PATH: &str = "/api/v1/link";
 /// Largest answer to the upgrade.
 const MAX_ANSWER: usize = 16 * 1024;
-/// How long a refusal of the upgrade is remembered. Then, when the link is lost, it is tried again: machines move between
-/// networks, and proxies get mended.
-const REMEMBERED: Duration = Duration::from_secs(600);
-
-/// What is known about the way to the server.
-#[derive(Debug, Default)]
-pub(crate) struct Way {
-    /// The upgrade has passed. Who ends a connection without an answer then is a server that restarts.
-    passed: bool,
-    /// Only a WebSocket passed, at this time.
-    refused: Option<Instant>,
-    /// Whoever listens there may see the token before it has answered: by TLS it is the server, or the token is its own.
-    trusted: bool,
-    /// Somebody on the way could not bear, or lost, what came behind a request.
-    minds_early: bool,
-}
-
 /// What a client says first, where it need not wait for the answer to its upgrade (`docs/decisions/0008-early-hello.md`). The
 /// token goes into the request, where everybody knows what not to write down; the frames follow it.
 #[derive(Debug)]
 pub(crate) struct Early {
     pub(crate) token: Option<Token>,
     pub(crate) frames: Vec<u8>,
-}
-
-/// How the server is asked.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum By {
-    Upgrade,
-    WebSocket,
-}
-
-impl Way {
-    pub(super) fn new(trusted: bool) -> Self {
-        Self { trusted, ..Self::default() }
-    }
-
-    /// Whether what a client says first may follow its request at once.
-    const fn may_be_early(&self) -> bool {
-        (self.trusted || self.passed) && !self.minds_early
-    }
-
-    fn next(&self) -> By {
-        match self.refused {
-            Some(at) if at.elapsed() < REMEMBERED => By::WebSocket,
-            _ => By::Upgrade,
-        }
-    }
-
-    /// Whether a failed upgrade is the work of somebody in between, or of a server that has no links at all.
-    fn is_refusal(&self, error: &ConnectError) -> bool {
-        matches!(error, ConnectError::NotAServer { .. }) || (is_silent(error) && !self.passed)
-    }
-}
-
-/// Whether the connection ended without an answer.
-fn is_silent(error: &ConnectError) -> bool {
-    use io::ErrorKind::{BrokenPipe, ConnectionAborted, ConnectionReset, UnexpectedEof};
-    let ends = [BrokenPipe, ConnectionAborted, ConnectionReset, UnexpectedEof];
-    matches!(error, ConnectError::Unreachable { source, .. } if ends.contains(&source.kind()))
 }
 
 /// Whether somebody may have taken what came behind a request for a part of it, or for the next one.
@@ -89,31 +39,31 @@ fn may_mind_early(error: &ConnectError) -> bool {
 }
 
 impl Dialer {
-    fn way(&self) -> std::sync::MutexGuard<'_, Way> {
-        self.way.lock().expect("no code panics while it holds what is known of the way")
+    fn path(&self) -> MutexGuard<'_, PathState> {
+        self.path.lock().expect("no code panics while it holds what is known of the path")
     }
 
     /// The token was issued by this very server.
     pub(crate) fn trust(&self) {
-        self.way().trusted = true;
+        self.path().trusted = true;
     }
 
     /// What came behind a request was lost.
     pub(crate) fn mind_early(&self) {
-        self.way().minds_early = true;
+        self.path().minds_early = true;
     }
 
     /// A connection that carries link frames from here on, and whether `early` was said on it.
     pub(crate) async fn link(&self, early: Option<&Early>) -> Result<(Socket, bool), ConnectError> {
         let mut refusal = None;
-        if self.way().next() == By::Upgrade {
+        if self.path().next() == By::Upgrade {
             match self.upgraded_early(early).await {
                 Ok(link) => {
-                    let mut way = self.way();
-                    (way.passed, way.refused) = (true, None);
+                    let mut path = self.path();
+                    (path.passed, path.refused) = (true, None);
                     return Ok(link);
                 }
-                Err(error) if self.way().is_refusal(&error) => refusal = Some(error),
+                Err(error) if self.path().is_refusal(&error) => refusal = Some(error),
                 Err(error) => return Err(error),
             }
         }
@@ -121,15 +71,15 @@ impl Dialer {
             Ok(socket) => {
                 if let Some(refusal) = refusal {
                     info!(%refusal, "the link rides in a WebSocket: the upgrade did not pass");
-                    let mut way = self.way();
-                    (way.passed, way.refused) = (false, Some(Instant::now()));
+                    let mut path = self.path();
+                    (path.passed, path.refused) = (false, Some(Instant::now()));
                 }
                 Ok((socket, false))
             }
             Err(error) => {
                 if matches!(error, ConnectError::NotAServer { .. }) {
                     // The way has changed: the next try begins anew.
-                    self.way().refused = None;
+                    self.path().refused = None;
                 }
                 // The first answer names the server best.
                 Err(refusal.unwrap_or(error))
@@ -138,7 +88,7 @@ impl Dialer {
     }
 
     async fn upgraded_early(&self, early: Option<&Early>) -> Result<(Socket, bool), ConnectError> {
-        if let Some(early) = early.filter(|_| self.way().may_be_early()) {
+        if let Some(early) = early.filter(|_| self.path().may_be_early()) {
             let authorization = early.token.as_ref().map(|token| format!("Bearer {}", token.expose()));
             match self.upgraded(authorization, &early.frames).await {
                 Err(error) if may_mind_early(&error) => {
@@ -154,7 +104,7 @@ impl Dialer {
 
     /// A connection that carries one bulk stream of a link, by the same way as the link.
     pub(crate) async fn lane(&self, nonce: &Token) -> Result<Socket, ConnectError> {
-        let by = if self.way().refused.is_some() { By::WebSocket } else { By::Upgrade };
+        let by = if self.path().refused.is_some() { By::WebSocket } else { By::Upgrade };
         let socket = match by {
             By::Upgrade => self.upgraded(Some(format!("Lane {}", nonce.expose())), &[]).await?,
             By::WebSocket => self.in_messages(Some(nonce)).await?,
@@ -191,7 +141,7 @@ impl Dialer {
             "GET {PATH} HTTP/1.1\r\nHost: {}\r\nConnection: Upgrade\r\nUpgrade: retunnel\r\n\
              User-Agent: retunnel/{}\r\n{authorization}\r\n",
             self.endpoint.authority(),
-            crate::VERSION,
+            VERSION,
         )
         .into_bytes();
         request.extend_from_slice(behind);

@@ -10,13 +10,19 @@ use retunnel_proto::message::Token;
 use tokio::time::{Duration, timeout};
 use tokio_websockets::{ClientBuilder, Config, Error, Limits, Message, WebSocketStream, upgrade};
 
-use super::{ANSWER_WITHIN, Dialer, Socket};
-use crate::{error::ConnectError, session::CLOSE_WITHIN};
+use super::{
+    dialer::{ANSWER_WITHIN, Dialer},
+    socket::Socket,
+};
+use crate::error::ConnectError;
 
 /// Bytes that may wait for one write.
 const BATCH: usize = 64 * 1024;
 /// How long the server may take to read what fits into one write.
 pub(crate) const WRITE_WITHIN: Duration = Duration::from_secs(30);
+
+/// How long a farewell may take.
+pub(crate) const CLOSE_WITHIN: Duration = Duration::from_millis(500);
 
 pub(crate) type WebSocket = WebSocketStream<Socket>;
 

@@ -24,14 +24,14 @@ use tokio::{
 use tokio_websockets::Message;
 use tracing::debug;
 
-use super::{Opener, send};
+use super::wire::{Opener, send};
 use crate::{
     error::RelayError,
-    exchange,
-    session::{
-        tunnels::Served,
+    exchange::{
+        self,
         visit::{Visit, visitor_in},
     },
+    service::Service,
     transport::websocket::{self, WebSocket},
 };
 
@@ -86,7 +86,7 @@ async fn arrival(mut socket: WebSocket, mut start: Option<StartProxy>) -> Option
 }
 
 /// Answers a request; gives its socket back for the next one.
-pub(super) async fn serve(mut arrival: Arrival, served: Served, opener: Arc<Opener>) -> Option<Arrival> {
+pub(super) async fn serve(mut arrival: Arrival, served: Service, opener: Arc<Opener>) -> Option<Arrival> {
     let request = std::mem::take(&mut arrival.request);
     let answered = tokio::select! {
         answered = answer(request, &arrival.start, served, &opener.answers) => answered,
@@ -116,7 +116,7 @@ async fn gone(socket: &mut WebSocket) {
 async fn answer(
     request: ProxyRequest,
     start: &StartProxy,
-    served: Served,
+    served: Service,
     budget: &Arc<Semaphore>,
 ) -> Option<(ProxyResponse, Option<OwnedSemaphorePermit>)> {
     let target = match request.query.as_str() {

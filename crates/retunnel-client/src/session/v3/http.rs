@@ -20,11 +20,11 @@ use super::{
 };
 use crate::{
     error::RelayError,
-    exchange::{self, RequestBody},
-    session::{
-        tunnels::Served,
+    exchange::{
+        self, RequestBody,
         visit::{Visit, visitor_in},
     },
+    service::Service,
 };
 
 /// Pieces of a request's body between its queue and the local connection.
@@ -45,7 +45,7 @@ impl From<Gone> for Failure {
 }
 
 /// Serves one request.
-pub(super) async fn serve(mut open: StreamOpen, stream: Stream, served: Served) {
+pub(super) async fn serve(mut open: StreamOpen, stream: Stream, served: Service) {
     let Stream { mut inbox, outbox } = stream;
     let visitor = visitor_in(&open.headers).unwrap_or_default().to_owned();
     let mut visit = Visit::new(served, &open.method, &open.path, &visitor);

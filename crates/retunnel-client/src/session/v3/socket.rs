@@ -25,9 +25,11 @@ use super::{
 };
 use crate::{
     error::RelayError,
-    exchange,
-    session::Served,
-    session::visit::{Visit, visitor_in},
+    exchange::{
+        self,
+        visit::{Visit, visitor_in},
+    },
+    service::Service,
 };
 
 /// How long the local service may take for the handshake.
@@ -56,7 +58,7 @@ enum Answer {
 }
 
 /// Serves one WebSocket.
-pub(super) async fn serve(mut open: StreamOpen, stream: Stream, served: Served) {
+pub(super) async fn serve(mut open: StreamOpen, stream: Stream, served: Service) {
     let Stream { mut inbox, outbox } = stream;
     let visitor = visitor_in(&open.headers).unwrap_or_default().to_owned();
     let mut visit = Visit::new(served, "GET", &open.path, &visitor);
@@ -112,7 +114,7 @@ enum Failure {
 }
 
 /// The handshake with the local service.
-async fn upgrade(open: &StreamOpen, served: &Served) -> Result<Answer, Failure> {
+async fn upgrade(open: &StreamOpen, served: &Service) -> Result<Answer, Failure> {
     let passed: Vec<(String, String)> = open
         .headers
         .iter()

@@ -6,11 +6,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt, ReadHalf, WriteHalf, split};
 use tracing::debug;
 
 use super::stream::{Gone, Inbox, Outbox, Stream};
-use crate::{
-    error::RelayError,
-    exchange::Counted,
-    session::{tunnels::Served, visit::Visit},
-};
+use crate::{connection::Connection, error::RelayError, exchange::visit::Visit, service::Service};
 
 /// How a connection ended.
 enum End {
@@ -23,10 +19,10 @@ enum End {
 }
 
 /// Serves one connection.
-pub(super) async fn serve(stream: Stream, served: Served) {
+pub(super) async fn serve(stream: Stream, served: Service) {
     let Stream { mut inbox, outbox } = stream;
     let mut visit = Visit::new(served, "", "", "");
-    let local = match Counted::connect(&visit.served).await {
+    let local = match visit.served.connect().await {
         Ok(local) => local,
         Err(error) => {
             visit.served.unreachable(&error);
@@ -58,7 +54,7 @@ pub(super) async fn serve(stream: Stream, served: Served) {
     }
 }
 
-async fn to_local(inbox: &mut Inbox, writer: &mut WriteHalf<Counted>, count: &mut u64) -> End {
+async fn to_local(inbox: &mut Inbox, writer: &mut WriteHalf<Connection>, count: &mut u64) -> End {
     loop {
         match inbox.next().await {
             Some(StreamEvent::Data { data, .. }) => {
@@ -77,7 +73,7 @@ async fn to_local(inbox: &mut Inbox, writer: &mut WriteHalf<Counted>, count: &mu
     }
 }
 
-async fn to_server(reader: &mut ReadHalf<Counted>, outbox: &Outbox, count: &mut u64) -> End {
+async fn to_server(reader: &mut ReadHalf<Connection>, outbox: &Outbox, count: &mut u64) -> End {
     let mut buffer = BytesMut::new();
     loop {
         buffer.reserve(V3_CHUNK);

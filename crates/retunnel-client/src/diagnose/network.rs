@@ -10,15 +10,19 @@ use tokio::{
     time::{Instant, timeout},
 };
 
-use super::{Finding, Problem, certificate, plain};
+use super::{
+    certificate,
+    check::{Finding, Problem, plain},
+};
 use crate::{
-    ClientBuilder,
+    endpoint::{ServerEndpoint, is_loopback},
     error::ConnectError,
     transport::{
-        Dialer, Socket, for_a_link,
-        proxy::{Route, is_loopback},
-        tls::Watch,
+        Dialer, Socket,
+        dialer::for_a_link,
+        proxy::{Proxies, Route},
     },
+    trust::Watch,
 };
 
 /// How long one address may take; less than the whole check, so that the others are told of.
@@ -27,9 +31,8 @@ const ADDRESS_WITHIN: Duration = Duration::from_secs(4);
 const MAX_ADDRESSES: usize = 16;
 
 /// Which proxy applies, and why.
-pub(super) fn proxy(client: &ClientBuilder) -> Finding {
-    let server = &client.server;
-    let (through, variable, found) = match client.proxies.route(server.host(), server.port(), server.is_tls()) {
+pub(super) fn proxy(server: &ServerEndpoint, proxies: &Proxies) -> Finding {
+    let (through, variable, found) = match proxies.route(server.host(), server.port(), server.is_tls()) {
         Route::Through(proxy, Some(variable)) => (Some(proxy), Some(variable), format!("{proxy}, named by {variable}")),
         Route::Through(proxy, None) => (Some(proxy), None, format!("{proxy}")),
         Route::Direct => (None, None, "none is named".into()),

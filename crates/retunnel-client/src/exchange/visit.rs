@@ -5,21 +5,21 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use retunnel_proto::{PageCode, message::RequestSummary};
 use tokio::time::Instant;
 
-use super::tunnels::Served;
+use crate::service::Service;
 
 /// Bytes of a request's target that are kept.
 const MAX_PATH: usize = 256;
 
 /// A request under way. It is counted when it is dropped, however it ended.
 pub(crate) struct Visit {
-    pub(crate) served: Served,
+    pub(crate) served: Service,
     pub(crate) summary: RequestSummary,
     began: Instant,
 }
 
 impl Visit {
     /// A request begins. A TCP connection has neither method nor path.
-    pub(crate) fn new(served: Served, method: &str, path: &str, visitor: &str) -> Self {
+    pub(crate) fn new(served: Service, method: &str, path: &str, visitor: &str) -> Self {
         let started = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         let summary = RequestSummary {
             method: method.chars().take(MAX_PATH).collect(),

@@ -1,0 +1,184 @@
+//! Connections to local services.
+
+use std::{
+    io,
+    net::SocketAddr,
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll, ready},
+    time::Duration,
+};
+
+use retunnel_link::TlsSocket;
+use rustls::pki_types::ServerName;
+use tokio::{
+    io::{AsyncRead, AsyncWrite, ReadBuf},
+    net::{TcpStream, lookup_host},
+    time::timeout,
+};
+
+use crate::{
+    error::RelayError,
+    stats::Stats,
+    tap::{Tap, TappedSocket},
+    target::{Address, LocalTarget},
+    transport::Socket,
+};
+
+/// How long the local service may take to accept.
+const DIAL_WITHIN: Duration = Duration::from_secs(5);
+
+/// A connection to the local service.
+///
+/// # Errors
+/// [`RelayError::LocalUnreachable`].
+pub(crate) async fn reach(target: &LocalTarget, stats: &Stats) -> Result<Socket, RelayError> {
+    let dialed = timeout(DIAL_WITHIN, connect(target)).await.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()));
+    dialed.map_err(|error| {
+        stats.failed();
+        RelayError::LocalUnreachable { target: target.to_string(), reason: reason_of(&error) }
+    })
+}
+
+pub(crate) fn reason_of(error: &io::Error) -> String {
+    match error.kind() {
+        io::ErrorKind::ConnectionRefused => "connection refused".into(),
+        io::ErrorKind::ConnectionReset => "connection reset".into(),
+        io::ErrorKind::TimedOut => "no answer in time".into(),
+        io::ErrorKind::NotFound => "not found".into(),
+        _ => error.to_string(),
+    }
+}
+
+/// A failed handshake in words; the library's own name the alert.
+fn insecure(error: io::Error) -> io::Error {
+    match error.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>()) {
+        Some(rustls::Error::InvalidCertificate(reason)) => {
+            io::Error::other(format!("its certificate is not trusted ({reason})"))
+        }
+        Some(rustls::Error::InvalidMessage(_)) => io::Error::other("it does not speak TLS"),
+        _ => error,
+    }
+}
+
+async fn connect(target: &LocalTarget) -> io::Result<Socket> {
+    match &target.address {
+        #[cfg(unix)]
+        Address::Unix(path) => tokio::net::UnixStream::connect(path).await.map(Socket::Unix),
+        #[cfg(not(unix))]
+        Address::Unix(_) => Err(io::ErrorKind::Unsupported.into()),
+        Address::Tcp { host, port, remembered } => {
+            let known = *remembered.lock().expect("no code panics while it holds the address");
+            let socket = match dial_known(known).await {
+                Some(socket) => socket,
+                None => {
+                    let socket = dial(host, *port).await?;
+                    *remembered.lock().expect("no code panics while it holds the address") = socket.peer_addr().ok();
+                    socket
+                }
+            };
+            let _ = socket.set_nodelay(true);
+            if !target.tls {
+                return Ok(Socket::Plain(socket));
+            }
+            let name = ServerName::try_from(host.clone()).map_err(io::Error::other)?;
+            let config = target.trust.clone().unwrap_or_default().config()?;
+            let stream = TlsSocket::connect(config, name, socket).await.map_err(insecure)?;
+            Ok(Socket::Tls(Box::new(stream)))
+        }
+    }
+}
+
+async fn dial_known(known: Option<SocketAddr>) -> Option<TcpStream> {
+    TcpStream::connect(known?).await.ok()
+}
+
+async fn dial(host: &str, port: u16) -> io::Result<TcpStream> {
+    let addresses: Vec<SocketAddr> = if host == "localhost" {
+        LocalTarget::loopbacks(port).to_vec()
+    } else {
+        lookup_host((host, port)).await?.collect()
+    };
+    let mut first_error = None;
+    for address in addresses {
+        match TcpStream::connect(address).await {
+            Ok(socket) => return Ok(socket),
+            Err(error) => {
+                first_error.get_or_insert(error);
+            }
+        }
+    }
+    Err(first_error.unwrap_or_else(|| io::ErrorKind::NotFound.into()))
+}
+
+/// A connection to the local service whose bytes are counted.
+pub(crate) struct Connection {
+    socket: TappedSocket,
+    stats: Arc<Stats>,
+}
+
+impl Connection {
+    /// Connects to a local service.
+    ///
+    /// # Errors
+    /// [`RelayError::LocalUnreachable`].
+    pub(crate) async fn open(
+        target: &LocalTarget,
+        stats: Arc<Stats>,
+        tap: Option<Box<Tap>>,
+    ) -> Result<Self, RelayError> {
+        let socket = reach(target, &stats).await?;
+        stats.opened();
+        Ok(Self { socket: TappedSocket::new(socket, tap), stats })
+    }
+
+    /// Makes the end of the connection a reset.
+    pub(crate) fn abort(&self) {
+        self.socket.abort();
+    }
+}
+
+impl Drop for Connection {
+    fn drop(&mut self) {
+        self.stats.closed();
+    }
+}
+
+impl AsyncRead for Connection {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let before = buf.filled().len();
+        let polled = Pin::new(&mut self.socket).poll_read(cx, buf);
+        self.stats.add_bytes(0, (buf.filled().len() - before) as u64);
+        polled
+    }
+}
+
+impl AsyncWrite for Connection {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        let written = ready!(Pin::new(&mut self.socket).poll_write(cx, buf))?;
+        self.stats.add_bytes(written as u64, 0);
+        Poll::Ready(Ok(written))
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        let written = ready!(Pin::new(&mut self.socket).poll_write_vectored(cx, bufs))?;
+        self.stats.add_bytes(written as u64, 0);
+        Poll::Ready(Ok(written))
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.socket.is_write_vectored()
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.socket).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.socket).poll_shutdown(cx)
+    }
+}

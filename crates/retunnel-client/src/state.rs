@@ -1,0 +1,107 @@
+//! What a client's handles and its supervisor share.
+
+use std::{
+    collections::BTreeMap,
+    fmt,
+    sync::{Arc, Mutex, MutexGuard},
+};
+
+use retunnel_link::Link;
+use retunnel_proto::message::Refusal;
+use tokio::{
+    sync::{Notify, broadcast, mpsc, oneshot, watch},
+    time::{Duration, Instant},
+};
+use tokio_util::sync::CancellationToken;
+
+use crate::{
+    error::{ConnectError, TunnelError},
+    event::{self, Event, SessionInfo},
+    spec::{TunnelInfo, TunnelSpec},
+    stats::Stats,
+    tap::Observer,
+};
+
+/// What the handles ask of the supervisor.
+#[derive(Debug)]
+pub(crate) enum Command {
+    Open(u64),
+    Close(u64),
+}
+
+/// A tunnel as the supervisor keeps it.
+pub(crate) struct Entry {
+    pub(crate) spec: TunnelSpec,
+    /// Set once it was open; what it is asked for again after a reconnect.
+    pub(crate) info: Option<TunnelInfo>,
+    pub(crate) stats: Arc<Stats>,
+    pub(crate) waiter: Option<oneshot::Sender<Result<TunnelInfo, TunnelError>>>,
+    pub(crate) closed: watch::Sender<Option<Refusal>>,
+    /// It was refused for now.
+    pub(crate) retry: Option<Retry>,
+}
+
+#[derive(Default)]
+pub(crate) struct State {
+    pub(crate) tunnels: BTreeMap<u64, Entry>,
+    pub(crate) next_key: u64,
+    pub(crate) session: Option<SessionInfo>,
+    /// The native session's link, for its measurements.
+    pub(crate) link: Option<Link>,
+    /// Why the supervisor gave up, and the same for [`Client::connected`] to take.
+    pub(crate) ended: Option<String>,
+    pub(crate) failure: Option<ConnectError>,
+}
+
+/// Shared by the client, its tunnels and the supervisor.
+pub(crate) struct Shared {
+    state: Mutex<State>,
+    /// Told when `session` or `ended` changes.
+    pub(crate) changed: Notify,
+    /// As many commands as the caller has tunnels.
+    pub(crate) commands: mpsc::UnboundedSender<Command>,
+    pub(crate) events: broadcast::Sender<Event>,
+    pub(crate) observer: Option<Arc<dyn Observer>>,
+    pub(crate) closing: CancellationToken,
+    pub(crate) done: CancellationToken,
+}
+
+impl fmt::Debug for Shared {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Shared").finish_non_exhaustive()
+    }
+}
+
+impl Shared {
+    pub(crate) fn new(commands: mpsc::UnboundedSender<Command>, observer: Option<Arc<dyn Observer>>) -> Self {
+        Self {
+            state: Mutex::default(),
+            changed: Notify::new(),
+            commands,
+            events: broadcast::channel(event::QUEUE).0,
+            observer,
+            closing: CancellationToken::new(),
+            done: CancellationToken::new(),
+        }
+    }
+
+    pub(crate) fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().expect("no code panics while it holds the client's state")
+    }
+
+    pub(crate) fn emit(&self, event: Event) {
+        // Nobody listening is fine.
+        let _ = self.events.send(event);
+    }
+
+    pub(crate) fn remove(&self, key: u64) {
+        self.lock().tunnels.remove(&key);
+    }
+}
+
+/// A tunnel that was refused for now.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Retry {
+    pub(crate) at: Instant,
+    pub(crate) pause: Duration,
+}
