@@ -13,18 +13,18 @@ COVERAGE_MIN ?= 85
 export RETUNNEL_TEST_VENVS := $(VENVS)
 export RETUNNEL_TEST_CLIENTS := $(PYTHON_CLIENTS)
 
-.PHONY: help install-dev test test-quick test-verbose format format-check lint typecheck check build demo bench bench-wan bench-parts recording fuzz \
-	coverage upload
+.PHONY: help install-dev test test-quick test-verbose format format-check lint typecheck dependencies minimum-rust fuzz-check \
+	api-compatibility check build demo bench bench-wan bench-parts recording fuzz coverage upload
 
 help: ## Show this list
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 20
 
-install-dev: $(foreach version,$(PYTHON_CLIENTS),$(VENVS)/$(version)/.ready) $(VENVS)/node/.ready $(VENVS)/django/.ready $(WEB)/.ready \
-	$(BUILD)/nginx/.ready \
-	## Prepare what the tests need
+TEST_TOOLS := $(PYTHON_CLIENTS:%=$(VENVS)/%/.ready) $(VENVS)/node/.ready $(VENVS)/django/.ready $(WEB)/.ready $(BUILD)/nginx/.ready
+
+install-dev: $(TEST_TOOLS) ## Prepare what the tests need
 	$(CARGO) fetch --locked
 
-# A virtual environment with one published Python client. Its marker is written last, so that a broken one is made anew.
+# A virtual environment with one published Python client. Its marker is written last, so that a broken one is made again.
 $(VENVS)/%/.ready:
 	@command -v $(PYTHON) >/dev/null || { echo "make test needs Python 3: install python3 and its venv module"; exit 1; }
 	@rm -rf $(@D) && mkdir -p $(VENVS)
@@ -96,13 +96,28 @@ lint: ## Check lints and documentation
 typecheck: ## Check types of everything
 	$(CARGO) check --workspace --all-targets --all-features --locked
 
-check: format-check lint test ## Everything that must be green before a merge
+dependencies: ## Check licences, banned crates and sources of dependencies, and advisories where their database can be fetched
+	@CARGO="$(CARGO)" PYTHON="$(PYTHON)" scripts/dependencies
+
+minimum-rust: ## Check with the oldest Rust that the manifest allows
+	@CARGO="$(CARGO)" scripts/minimum-rust
+
+# Compiled like any program: this needs neither cargo-fuzz nor the nightly toolchain, which only instrumentation and running need.
+# Shares the target folder with `lint`, whose compiled dependencies it uses.
+fuzz-check: ## Check that the fuzz targets compile
+	$(CARGO) check --manifest-path fuzz/Cargo.toml --locked --target-dir $(BUILD)
+
+api-compatibility: ## Compare the libraries' API with the last tagged version, if there is one
+	@CARGO="$(CARGO)" scripts/api-compatibility
+
+check: format-check lint dependencies minimum-rust fuzz-check api-compatibility test ## Everything that must be green before a merge
 
 build: ## Build the release program
 	$(CARGO) build --release --locked -p retunnel
 
 demo: ## Start a server, a sample service and a tunnel, and show a request going through
-	$(CARGO) run -q --locked -p retunnel -- demo $(DEMO_ARGS)
+	@$(CARGO) build --locked -p retunnel
+	@$(CARGO) run -q --locked -p retunnel -- demo $(DEMO_ARGS)
 
 # The programs the tunnel is compared with. rathole's own lock file names a `time` that today's compiler refuses.
 $(BUILD)/peers/.ready:
