@@ -13,7 +13,7 @@ const { INSPECTOR, EDGE, HOST, MODULES, PROFILE, SCREENSHOTS } = process.env;
 const require = createRequire(join(MODULES, "x.js"));
 const { chromium } = require("playwright-core");
 const validate = require("har-validator/lib/promise.js");
-const PATIENCE = 20_000;
+const TIMEOUT = 20_000;
 const BODY = '{"user":"ada","password":"body-secret","big":12345678901234567890}';
 const SCRIPT = "<script>window.pwned=1</script><img src=x onerror=window.pwned=1>";
 
@@ -37,7 +37,7 @@ const browser = await chromium.launchPersistentContext(PROFILE, {
   args: ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking", "--disable-component-update", "--disable-sync"],
 });
 const page = browser.pages()[0] ?? (await browser.newPage());
-page.setDefaultTimeout(PATIENCE);
+page.setDefaultTimeout(TIMEOUT);
 const troubles = [];
 const foreign = [];
 page.on("pageerror", (error) => troubles.push(error.stack));
@@ -57,7 +57,7 @@ const tab = (name) => page.getByRole("tab", { name }).click();
 const text = (locator) => locator.innerText();
 
 await page.goto(INSPECTOR);
-await page.getByText("Nothing yet").waitFor();
+await page.getByText("No requests yet").waitFor();
 await page.getByRole("status").getByText("Live").waitFor();
 
 // A request appears while the page is open.
@@ -110,7 +110,7 @@ for (const secret of ["cookie-secret", "body-secret", "query-secret"]) assert.ok
 await page.getByRole("button", { name: "Hide secrets" }).click();
 await panel.getByText("[masked]").first().waitFor();
 await tab("Timing");
-await panel.getByText("Waiting for the answer").waitFor();
+await panel.getByText("Waiting for the response").waitFor();
 await row("/cookies").click();
 await tab("Response");
 await panel.getByText("set-cookie").first().waitFor();
@@ -217,7 +217,7 @@ for (const [width, height] of [[1280, 800], [400, 800]]) {
 }
 await page.setViewportSize({ width: 1280, height: 800 });
 await page.getByRole("button", { name: "Clear" }).click();
-await page.getByText("Nothing yet").waitFor();
+await page.getByText("No requests yet").waitFor();
 
 // Another site can neither read nor act, nor show the page in a frame.
 const evil = http.createServer((_, response) => response.setHeader("Content-Type", "text/html").end("<title>evil</title>"));

@@ -64,7 +64,7 @@ async fn main() {
     watch(&mut terminal, LOOK).await;
     terminal.press("\x1b").await;
     let stopped = server.stop().await;
-    terminal.sees("next try in").await;
+    terminal.sees("retrying in").await;
     watch(&mut terminal, LOOK).await;
     let _server = stopped.start().await;
     terminal.sees("online").await;

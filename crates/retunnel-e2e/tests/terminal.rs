@@ -76,7 +76,7 @@ async fn every_key_does_what_the_last_line_says() {
     assert_eq!(terminal.text().matches("is open").count(), 1, "{}", terminal.text());
 
     terminal.press("c").await;
-    terminal.sees("asked to copy").await;
+    terminal.sees("Asked the terminal to copy").await;
     assert!(terminal.raw().contains(&format!("\x1b]52;c;{}\x07", BASE64.encode(url.as_bytes()))));
 
     terminal.press("o").await;
@@ -158,7 +158,7 @@ async fn a_closed_terminal_ends_the_program_with_and_without_a_file() {
         if options.is_empty() {
             terminal.press("4").await;
         }
-        terminal.sees("was read again: no tunnel changed").await;
+        terminal.sees("retunnel.yml: no tunnel changed").await;
         assert_eq!(terminal.close().await, Some(0));
     }
 }
@@ -235,9 +235,9 @@ async fn a_lost_server_is_told_with_the_next_try() {
     live.terminal.sees("online").await;
     let stopped = live.server.stop().await;
     live.terminal.sees("reconnecting").await;
-    live.terminal.sees("the address stays yours").await;
+    live.terminal.sees("your address is reserved").await;
     live.terminal.sees("cannot reach").await;
-    live.terminal.until("a count", |screen| screen.contents().contains("next try in ")).await;
+    live.terminal.until("a count", |screen| screen.contents().contains("retrying in ")).await;
     let server = stopped.start().await;
     live.terminal.sees("online").await;
     live.terminal.press("q").await;

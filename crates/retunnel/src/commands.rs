@@ -1,4 +1,4 @@
-//! One module for each command, and what several of them share.
+//! One module for each command, and the parts that several commands share.
 
 pub(crate) mod authtoken;
 pub(crate) mod completions;
@@ -8,9 +8,9 @@ pub(crate) mod credits;
 pub(crate) mod demo;
 pub(crate) mod descriptors;
 pub(crate) mod diagnose;
-pub(crate) mod events;
 pub(crate) mod help;
 pub(crate) mod http;
+pub(crate) mod json_events;
 pub(crate) mod logging;
 pub(crate) mod man;
 pub(crate) mod reload;

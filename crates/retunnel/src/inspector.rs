@@ -65,8 +65,8 @@ pub(crate) struct Options {
 }
 
 impl Options {
-    /// Whether the user said where it listens.
-    pub(crate) const fn is_asked_for(&self) -> bool {
+    /// Whether the user gave an address.
+    pub(crate) const fn has_address(&self) -> bool {
         self.address.is_some()
     }
 

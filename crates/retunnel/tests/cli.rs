@@ -299,13 +299,13 @@ fn dotenv_counts_for_every_variable_and_comes_after_the_environment() {
     home.write(".env", "RETUNNEL_QUIET=1\nRETUNNEL_LOG_FILE=from-dotenv.log\n");
     let words = ["http", "80", "--server", "127.0.0.1:1", "--token", "x"];
     let mut quiet = Running::start(&mut home.command(&words));
-    assert!(quiet.wait_for("trying again").starts_with("warning:"), "nothing but the warning");
+    assert!(quiet.wait_for("retrying").starts_with("warning:"), "nothing but the warning");
     assert!(exists(&home.path("from-dotenv.log")));
     let mut loud = Running::start(
         home.command(&words).env("RETUNNEL_QUIET", "0").env("RETUNNEL_LOG_FILE", home.path("from-environment.log")),
     );
     loud.wait_for("Connecting to ReTunnel server...");
-    loud.wait_for("trying again");
+    loud.wait_for("retrying");
     assert!(exists(&home.path("from-environment.log")));
 }
 
@@ -370,7 +370,7 @@ fn an_unreachable_named_server_is_retried_and_ctrl_c_ends_it() {
     let home = Home::new();
     for signal in ["-INT", "-TERM"] {
         let mut client = Running::start(&mut home.command(&["http", "80", "--server", &closed_address()]));
-        client.wait_for("trying again");
+        client.wait_for("retrying");
         client.signal(signal);
         assert_eq!(client.line(), "", "no result on stdout");
         let (code, rest) = client.end();
@@ -496,7 +496,7 @@ mod with_server {
         let mut client = Running::start(&mut home.command(&["start"]));
         assert!(client.line().starts_with("web=http://web.example.test:"));
         assert!(client.line().starts_with("shop=http://shop.example.test:"));
-        client.wait_for("tunnel `ssh` is not open");
+        client.wait_for("cannot open tunnel `ssh`");
         assert!(get(&address, "shop.example.test").ends_with("hello"));
         client.signal("-INT");
         assert_eq!(client.end().0, Some(0));

@@ -1,8 +1,8 @@
-// Calls of the local API. What acts carries the token of the page.
+// Calls the local API. Requests that change something carry the page's token.
 
 const token = document.querySelector("meta[name=token]").content;
 
-/** A failed call, with the text that the program gave. */
+/** A failed call, with the program's message. */
 export class Failure extends Error {}
 
 async function call(method, path, body) {
@@ -12,7 +12,7 @@ async function call(method, path, body) {
   try {
     response = await fetch(path, { method, headers, body: body === undefined ? undefined : JSON.stringify(body) });
   } catch {
-    throw new Failure("The client does not answer; it may have ended.");
+    throw new Failure("Cannot reach the client. It may have exited.");
   }
   if (!response.ok) {
     const failure = await response.json().catch(() => null);
@@ -21,7 +21,7 @@ async function call(method, path, body) {
   return response;
 }
 
-/** A query string of what is set. */
+/** A query string of the values that are set. */
 export function query(values) {
   const set = Object.entries(values).filter(([, value]) => value !== "" && value !== false && value != null);
   const text = new URLSearchParams(set.map(([name, value]) => [name, value === true ? "1" : String(value)])).toString();

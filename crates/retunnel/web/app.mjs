@@ -1,4 +1,4 @@
-// The page: head, filters, list, detail, and the keys.
+// The page: header, filters, list, details, and keyboard shortcuts.
 
 import { render } from "./vendor/preact.mjs";
 import { useEffect, useState } from "./vendor/hooks.mjs";
@@ -52,7 +52,7 @@ function Filters() {
       <option value="failed">failed</option><option value="open">open</option>
     </select>
     <input aria-label="Path" placeholder="Path" value=${filter.path.value} onInput=${set("path")} />
-    <input aria-label="Text" type="search" placeholder="Text anywhere  /" value=${filter.text.value} onInput=${set("text")} />
+    <input aria-label="Text" type="search" placeholder="Search everything  /" value=${filter.text.value} onInput=${set("text")} />
   </form>`;
 }
 
@@ -81,9 +81,9 @@ function List() {
   }, [id]);
   return html`<section class="list" aria-label="Requests">
     <p class="count hint">${list.length === total ? `${total} request${total === 1 ? "" : "s"}` : `${list.length} of ${total} requests`}</p>
-    ${!list.length && html`<p class="empty">${total ? "No request matches the filters." : "Nothing yet. Open the public address, and requests appear here."}</p>`}
+    ${!list.length && html`<p class="empty">${total ? "No request matches the filters." : "No requests yet. Open the public URL to see them here."}</p>`}
     <ol>${list.slice(0, limit).map((exchange) => html`<${Row} key=${exchange.id} exchange=${exchange} isSelected=${exchange.id === id} />`)}</ol>
-    ${list.length > limit && html`<button class="more" onClick=${() => setLimit(limit + 1000)}>${list.length - limit} older ones</button>`}
+    ${list.length > limit && html`<button class="more" onClick=${() => setLimit(limit + 1000)}>Show ${list.length - limit} older requests</button>`}
   </section>`;
 }
 

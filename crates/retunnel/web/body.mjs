@@ -1,12 +1,12 @@
-// A body as people read it: JSON, form, text, picture, or bytes.
+// Shows a body as JSON, form fields, text, an image or hex.
 
 import { useMemo, useState } from "./vendor/hooks.mjs";
 import { bytes, html } from "./html.mjs";
 
 const HEX_BYTES = 16 * 1024;
-const PICTURES = ["image/png", "image/jpeg", "image/gif", "image/webp", "image/avif"];
+const IMAGES = ["image/png", "image/jpeg", "image/gif", "image/webp", "image/avif"];
 
-/** JSON with line breaks. It works on the text, so that large numbers and doubled names stay as they were sent. */
+/** Indented JSON. It works on the text, so that large numbers and duplicate names stay as they were sent. */
 export function indented(text) {
   JSON.parse(text);
   const out = [];
@@ -44,7 +44,7 @@ export function hex(data) {
   return lines.join("\n");
 }
 
-/** Pairs of a query or a form. */
+/** The name-value pairs of a query or a form. */
 export function pairs(text) {
   return [...new URLSearchParams(text)];
 }
@@ -56,21 +56,21 @@ export function Pairs({ rows, label }) {
 }
 
 function views(part) {
-  if (part.text === null) return PICTURES.includes(part.media_type) ? ["Picture", "Hex"] : ["Hex"];
+  if (part.text === null) return IMAGES.includes(part.media_type) ? ["Image", "Hex"] : ["Hex"];
   const known = [];
   if (part.media_type === "application/x-www-form-urlencoded") known.push("Form");
   try {
     indented(part.text);
     known.push("JSON");
   } catch {
-    // Not JSON, or not all of it.
+    // Not JSON, or incomplete.
   }
   return [...known, "Text", "Hex"];
 }
 
 function Content({ part, view }) {
   const data = () => (part.text === null ? fromBase64(part.base64) : new TextEncoder().encode(part.text));
-  if (view === "Picture") return html`<img class="picture" alt="Body" src=${`data:${part.media_type};base64,${part.base64}`} />`;
+  if (view === "Image") return html`<img class="image" alt="Body" src=${`data:${part.media_type};base64,${part.base64}`} />`;
   if (view === "Form") return html`<${Pairs} rows=${pairs(part.text)} label="Form fields" />`;
   const text = view === "Hex" ? hex(data()) : view === "JSON" ? indented(part.text) : part.text;
   return html`<pre class="body" tabindex="0">${text}</pre>`;
@@ -80,12 +80,12 @@ export function Body({ part, href }) {
   const [chosen, choose] = useState(null);
   const known = useMemo(() => views(part), [part]);
   if (!part.size) return html`<p class="hint">No body</p>`;
-  if (!part.captured) return html`<p class="hint">${bytes(part.size)}, not kept</p>`;
+  if (!part.captured) return html`<p class="hint">${bytes(part.size)}, not captured</p>`;
   const view = known.includes(chosen) ? chosen : known[0];
   const notes = [bytes(part.size), part.media_type];
   if (part.decoded.length) notes.push(`decoded from ${part.decoded.join(", ")}`);
-  if (part.truncated) notes.push(`only the first ${bytes(part.captured)} were kept`);
-  if (part.decoded_cut) notes.push("the beginning is shown");
+  if (part.truncated) notes.push(`only the first ${bytes(part.captured)} captured`);
+  if (part.decoded_cut) notes.push("truncated");
   return html`<div class="bar">
       <div class="choice" role="group" aria-label="View of the body">
         ${known.map((name) => html`<button key=${name} aria-pressed=${name === view} onClick=${() => choose(name)}>${name}</button>`)}

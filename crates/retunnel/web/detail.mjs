@@ -1,15 +1,15 @@
-// Everything about one exchange, and what can be done with it.
+// The details of one exchange, and its actions.
 
 import { useState } from "./vendor/hooks.mjs";
 import { getText, post, query } from "./api.mjs";
 import { Body, Pairs, fromBase64, hex, pairs } from "./body.mjs";
 import { bytes, clock, html, status, time, tone } from "./html.mjs";
-import { attempt, detail, editing, reveal, select, selectedId, tell } from "./state.mjs";
+import { attempt, detail, editing, notify, reveal, select, selectedId } from "./state.mjs";
 
 export async function replay(id, edits = {}) {
   const sent = await attempt(() => post(`/api/requests/${id}/replay`, edits));
   if (!sent) return;
-  tell(sent.ids.length === 1 ? "Sent again" : `Sent ${sent.ids.length} times`);
+  notify(sent.ids.length === 1 ? "Sent again" : `Sent ${sent.ids.length} times`);
   if (sent.ids.length) select(sent.ids.at(-1));
 }
 
@@ -18,16 +18,16 @@ async function copyCurl(id) {
   if (command === undefined) return;
   try {
     await navigator.clipboard.writeText(command);
-    tell(reveal.value ? "Copied" : "Copied, with secrets masked");
+    notify(reveal.value ? "Copied" : "Copied, with secrets masked");
   } catch {
-    // A page that was not reached by a loopback address has no clipboard.
+    // Browsers give the clipboard only to pages on a loopback address or with HTTPS.
     window.prompt("Copy this command", command);
   }
 }
 
 function Part({ part, side, exchange }) {
-  if (!part && exchange.error) return html`<p class="trouble">The local service takes no connection: ${exchange.error}</p>`;
-  if (!part) return html`<p class="hint">${exchange.state === "open" ? "No answer yet" : "The connection ended without an answer"}</p>`;
+  if (!part && exchange.error) return html`<p class="trouble">Cannot connect to the local service: ${exchange.error}</p>`;
+  if (!part) return html`<p class="hint">${exchange.state === "open" ? "No response yet" : "The connection closed without a response"}</p>`;
   const search = side === "request" ? exchange.path.split("?").slice(1).join("?") : "";
   const href = `/api/requests/${exchange.id}/body/${side}${query({ reveal: reveal.value })}`;
   return html`<p class="first-line">${part.first_line}</p>
@@ -39,7 +39,7 @@ function Part({ part, side, exchange }) {
 }
 
 function Messages({ exchange }) {
-  // The newest is at the top, where it is seen while they flow.
+  // Newest first, so that new messages stay in view.
   const list = [...(exchange.message_list ?? [])].reverse();
   const dropped = exchange.messages - list.length;
   return html`<ol class="messages" aria-label="Messages">
@@ -51,7 +51,7 @@ function Messages({ exchange }) {
       )}
     </ol>
     ${!list.length && html`<p class="hint">No messages yet</p>`}
-    ${dropped > 0 && html`<p class="hint">${dropped} earlier ones were dropped</p>`}`;
+    ${dropped > 0 && html`<p class="hint">${dropped} earlier messages dropped</p>`}`;
 }
 
 function Timing({ exchange }) {
@@ -59,8 +59,8 @@ function Timing({ exchange }) {
   const total = exchange.duration_ms ?? done ?? waited ?? 0;
   const rows = [
     ["Request sent", 0, sent],
-    ["Waiting for the answer", sent ?? 0, waited],
-    ["Answer received", waited ?? 0, done],
+    ["Waiting for the response", sent ?? 0, waited],
+    ["Response received", waited ?? 0, done],
   ];
   return html`<table class="pairs" aria-label="Timing">
       <tbody>
@@ -95,7 +95,7 @@ function Editor({ exchange, close }) {
         .filter((line) => line.trim())
         .map((line) => [line.slice(0, line.indexOf(":")).trim(), line.slice(line.indexOf(":") + 1).trim()]);
     }
-    // What was not touched goes as it came, also where it was masked or coded.
+    // An unchanged body is sent as it was, even if it was masked or encoded.
     if (body !== (request.text ?? "")) edits.body = body;
     replay(exchange.id, edits).then(close);
   };
@@ -105,13 +105,13 @@ function Editor({ exchange, close }) {
       <label class="grow">Path <input name="path" value=${path} onInput=${(e) => setPath(e.target.value)} required /></label>
     </div>
     <label>Headers <textarea name="headers" rows="8" spellcheck="false" value=${headers} onInput=${(e) => setHeaders(e.target.value)}></textarea></label>
-    <label>Body ${keepsBody && html`<span class="hint">(${bytes(request.size)} of bytes are sent as they were unless you write something)</span>`}
+    <label>Body ${keepsBody && html`<span class="hint">(the original ${bytes(request.size)} are sent unless you enter a new body)</span>`}
       <textarea name="body" rows="8" spellcheck="false" value=${body} onInput=${(e) => setBody(e.target.value)}></textarea></label>
     <div class="line">
       <label>Times <input name="times" type="number" min="1" max="100" value=${times} onInput=${(e) => setTimes(e.target.value)} /></label>
       <button class="primary">Send</button>
       <button type="button" onClick=${close}>Cancel</button>
-      <span class="hint">Masked values are sent as they were.</span>
+      <span class="hint">Masked values are sent with their original content.</span>
     </div>
   </form>`;
 }
@@ -120,7 +120,7 @@ export function Detail() {
   const exchange = detail.value;
   const id = selectedId.value;
   const [tab, setTab] = useState("Response");
-  if (id === null) return html`<section class="detail none" aria-label="Exchange"><p class="empty">Select a request to see everything about it.</p></section>`;
+  if (id === null) return html`<section class="detail none" aria-label="Exchange"><p class="empty">Select a request to see its details.</p></section>`;
   if (!exchange || exchange.id !== id) return html`<section class="detail" aria-label="Exchange"><p class="empty">Loading…</p></section>`;
   const hasMessages = exchange.kind !== "http";
   const tabs = ["Request", "Response", ...(hasMessages ? ["Messages"] : []), "Timing"];

@@ -1,4 +1,4 @@
-// Elements as template literals. Texts are always texts: nothing here ever sets markup.
+// Elements as template literals. Text is always text: nothing here sets markup.
 
 import { h } from "./vendor/preact.mjs";
 import htm from "./vendor/htm.mjs";
@@ -23,13 +23,13 @@ export function time(ms) {
 
 export const clock = (unixMs) => new Date(unixMs).toLocaleTimeString([], { hour12: false });
 
-/** What stands in the place of a status. */
+/** The status to show. */
 export function status(exchange) {
   if (exchange.state === "failed") return "down";
   return exchange.state === "cut" ? "cut" : exchange.status || "…";
 }
 
-/** The class that colours a status. */
+/** The CSS class for the colour of a status. */
 export function tone(exchange) {
   if (exchange.state === "cut" || exchange.state === "failed") return "bad";
   if (!exchange.status) return "open";

@@ -1,17 +1,17 @@
-// What the page knows: the exchanges, what is selected and filtered, and the connection that keeps them fresh.
+// The state of the page: exchanges, selection, filters, and the event stream that keeps them up to date.
 
 import { batch, computed, effect, signal } from "./vendor/signals.mjs";
 import { getJson, query } from "./api.mjs";
 
-/** Every exchange by its id, as /api/requests has it. */
+/** Every exchange by its id, in the form of /api/requests. */
 export const exchanges = signal(new Map());
 export const tunnels = signal([]);
 export const paused = signal(false);
-/** `live`, or `lost` while the client does not answer. */
+/** `live`, or `lost` while the client cannot be reached. */
 export const connection = signal("lost");
 export const reveal = signal(false);
 export const selectedId = signal(null);
-/** All of the selected exchange. */
+/** The details of the selected exchange. */
 export const detail = signal(null);
 /** The form for an edited replay is open. */
 export const editing = signal(false);
@@ -23,20 +23,20 @@ const found = signal(null);
 const NOTICE_MS = 5000;
 const SEARCH_MS = 200;
 
-export function tell(text, isFailure = false) {
-  const told = { text, isFailure };
-  notice.value = told;
+export function notify(text, isFailure = false) {
+  const shown = { text, isFailure };
+  notice.value = shown;
   setTimeout(() => {
-    if (notice.peek() === told) notice.value = null;
+    if (notice.peek() === shown) notice.value = null;
   }, NOTICE_MS);
 }
 
-/** Does something and tells when it fails. */
+/** Runs an action and shows a notice if it fails. */
 export async function attempt(work) {
   try {
     return await work();
   } catch (error) {
-    tell(error.message, true);
+    notify(error.message, true);
     return undefined;
   }
 }
@@ -48,7 +48,7 @@ function hasStatus(exchange, wanted) {
   return Math.floor(exchange.status / 100) === Number(wanted);
 }
 
-/** What the filters let through, newest first. */
+/** The exchanges that match the filters, newest first. */
 export const visible = computed(() => {
   const [method, status] = [filter.method.value, filter.status.value];
   const path = filter.path.value.trim().toLowerCase();
@@ -107,7 +107,7 @@ async function loadDetail(id) {
     if (selectedId.peek() !== id) return;
     detail.value = null;
     selectedId.value = null;
-    tell(error.message, true);
+    notify(error.message, true);
   }
 }
 
@@ -121,7 +121,7 @@ async function search(text) {
 }
 
 let isPending = false;
-/** Searches after a moment, also while changes come all the time. */
+/** Searches after a short delay, even while changes keep coming. */
 function searchSoon() {
   if (!filter.text.peek().trim()) found.value = null;
   if (isPending) return;
@@ -139,7 +139,7 @@ function take(change) {
     if (!change.exchanges.length) return;
     const next = new Map(exchanges.peek());
     for (const exchange of change.exchanges) next.set(exchange.id, exchange);
-    // The client keeps so many; older ones are gone there.
+    // The client keeps 1,000; it has dropped older ones.
     const surplus = next.size - 1000;
     if (surplus > 0) for (const id of [...next.keys()].sort((a, b) => a - b).slice(0, surplus)) next.delete(id);
     exchanges.value = next;
@@ -149,7 +149,7 @@ function take(change) {
   if (change.exchanges.some((exchange) => exchange.id === selectedId.peek())) loadDetail(selectedId.peek());
 }
 
-/** Keeps everything fresh from now on. */
+/** Starts to keep everything up to date. */
 export function start() {
   effect(() => {
     const source = new EventSource(`/api/events${query({ reveal: reveal.value })}`);

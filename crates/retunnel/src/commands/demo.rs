@@ -17,15 +17,15 @@ use crate::{
     commands::{
         logging,
         signals::Signals,
-        tunnels::{self, Opened, Watcher},
+        tunnels::{self, EventHandler},
     },
     output::Output,
-    settings::{Settings, Variables},
+    settings::Variables,
 };
 
 /// How long the request through the tunnel may take.
-const CHECK_WITHIN: Duration = Duration::from_secs(10);
-/// Where the demo's server listens when nothing else does.
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
+/// Where the demo's server listens if the port is free.
 const PORT: u16 = 6400;
 
 pub(crate) fn run(args: &DemoArgs, global: &Global, variables: &Variables, output: Output) -> Result<()> {
@@ -37,7 +37,7 @@ pub(crate) fn run(args: &DemoArgs, global: &Global, variables: &Variables, outpu
 }
 
 async fn demo(args: &DemoArgs, output: Output) -> Result<()> {
-    let mut signals = Signals::take()?;
+    let mut signals = Signals::listen()?;
     let data = TemporaryDirectory::new()?;
     let server = start_server(&data).await?;
     let mut service = JoinSet::new();
@@ -54,30 +54,25 @@ async fn demo(args: &DemoArgs, output: Output) -> Result<()> {
     output.status(&format!("server           http://{} (data in a temporary directory)", server.address()));
 
     let endpoint: ServerEndpoint = server.address().to_string().parse()?;
-    let builder = Client::builder().server(endpoint.clone());
-    let path = data.path.join("retunnel.conf");
-    let settings = Settings { builder: builder.clone(), server: endpoint, path, sources: Vec::new(), inspector: None };
-    let client = builder.connect().await?;
-    let mut watcher = Watcher::new(&client, settings, output);
-    let tunnel = watcher.during(client.open(TunnelSpec::http(LocalTarget::port(port)))).await?;
+    let client = Client::builder().server(endpoint.clone()).connect().await?;
+    let mut handler = EventHandler::new(&client, endpoint, data.path.join("retunnel.conf"), output);
+    let tunnel = handler.during(client.open(TunnelSpec::http(LocalTarget::port(port)))).await?;
     output.status(&format!("tunnel           {} -> localhost:{port}", tunnel.url()));
 
-    let answer = check(server.address(), tunnel.url()).await?;
+    let response = check(server.address(), tunnel.url()).await?;
     output.status(&format!("request          GET {}/", tunnel.url()));
     output.status(&format!(
-        "answer           {} after {:.1} ms, {} bytes",
-        answer.status_line,
-        answer.time.as_secs_f64() * 1000.0,
-        answer.body_bytes,
+        "response         {} in {:.1} ms, {} bytes",
+        response.status_line,
+        response.time.as_secs_f64() * 1000.0,
+        response.body_bytes,
     ));
-    if answer.is_ok {
-        output.status(
-            "It works: the request went from the public address through server and client to the service and back.",
-        );
+    if response.is_ok {
+        output.status("It works: the request went through the server and the client to the service and back.");
     }
     let outcome = if args.once {
         let report = serde_json::json!({
-            "url": tunnel.url(), "status": answer.status, "ms": answer.time.as_secs_f64() * 1000.0,
+            "url": tunnel.url(), "status": response.status, "ms": response.time.as_secs_f64() * 1000.0,
         });
         if output.json {
             output.json(&report)
@@ -85,9 +80,9 @@ async fn demo(args: &DemoArgs, output: Output) -> Result<()> {
             output.result(tunnel.url())
         }
         drop(tunnel);
-        if answer.is_ok { Ok(()) } else { Err(anyhow::anyhow!("the tunnel answered `{}`", answer.status_line)) }
+        if response.is_ok { Ok(()) } else { Err(anyhow::anyhow!("the tunnel answered `{}`", response.status_line)) }
     } else {
-        tunnels::show(&client, Opened::one(tunnel), watcher, &mut signals, output).await
+        tunnels::show_one(&client, tunnel, handler, &mut signals, output).await
     };
     client.close().await;
     service.shutdown().await;
@@ -95,7 +90,7 @@ async fn demo(args: &DemoArgs, output: Output) -> Result<()> {
     outcome
 }
 
-/// The embedded server, on its usual port when that is free.
+/// The embedded server, on its default port if that is free.
 async fn start_server(data: &TemporaryDirectory) -> Result<ServerHandle> {
     let mut config = ServerConfig::new(data.path.join("server"));
     config.limits.grace_period = Duration::from_millis(300);
@@ -106,10 +101,10 @@ async fn start_server(data: &TemporaryDirectory) -> Result<ServerHandle> {
             result => return Ok(result?),
         }
     }
-    bail!("no port is free for the demo's server")
+    bail!("no free port for the demo server")
 }
 
-struct Answer {
+struct Response {
     status_line: String,
     status: u16,
     is_ok: bool,
@@ -117,8 +112,8 @@ struct Answer {
     body_bytes: usize,
 }
 
-/// A visitor's request to the public URL. Its name is not looked up, because not every system knows `*.localhost`.
-async fn check(server: SocketAddr, url: &str) -> Result<Answer> {
+/// A visitor's request to the public URL. The name is not resolved, because not every system resolves `*.localhost`.
+async fn check(server: SocketAddr, url: &str) -> Result<Response> {
     let host = url.strip_prefix("http://").unwrap_or(url);
     let started = Instant::now();
     let exchange = async {
@@ -129,21 +124,21 @@ async fn check(server: SocketAddr, url: &str) -> Result<Answer> {
         socket.take(8 * 1024 * 1024).read_to_end(&mut answer).await?;
         Ok::<_, std::io::Error>(answer)
     };
-    let answer = timeout(CHECK_WITHIN, exchange)
+    let answer = timeout(REQUEST_TIMEOUT, exchange)
         .await
         .context("the tunnel did not answer in time")?
         .context("the request through the tunnel failed")?;
     let time = started.elapsed();
-    let head_end = answer.windows(4).position(|part| part == b"\r\n\r\n").context("the answer is not HTTP")?;
+    let head_end = answer.windows(4).position(|part| part == b"\r\n\r\n").context("the response is not HTTP")?;
     let head = String::from_utf8_lossy(&answer[..head_end]).into_owned();
     let status_line = head.lines().next().unwrap_or_default().to_owned();
     let status: u16 = status_line.split(' ').nth(1).and_then(|code| code.parse().ok()).unwrap_or(0);
-    // Any answer of the service shows that the way works; the server's own pages carry this header.
+    // Any response of the service shows that the tunnel works; the server's own pages have this header.
     let is_ok = status != 0 && !head.to_ascii_lowercase().contains("x-retunnel-error");
-    Ok(Answer { status_line, status, is_ok, time, body_bytes: answer.len() - head_end - 4 })
+    Ok(Response { status_line, status, is_ok, time, body_bytes: answer.len() - head_end - 4 })
 }
 
-/// Removed with everything in it.
+/// A directory that is removed on drop.
 struct TemporaryDirectory {
     path: std::path::PathBuf,
 }
@@ -152,7 +147,7 @@ impl TemporaryDirectory {
     fn new() -> Result<Self> {
         let name = format!("retunnel-demo-{}", retunnel_proto::random_text(10));
         let path = std::env::temp_dir().join(name);
-        std::fs::create_dir(&path).with_context(|| format!("cannot make the directory {}", path.display()))?;
+        std::fs::create_dir(&path).with_context(|| format!("cannot create the directory {}", path.display()))?;
         Ok(Self { path })
     }
 }
@@ -164,7 +159,7 @@ impl Drop for TemporaryDirectory {
 }
 
 mod sample {
-    //! A service worth looking at, for people who have none at hand.
+    //! A sample service for people who have none at hand.
 
     use std::time::Duration;
 
@@ -197,7 +192,7 @@ mod sample {
         }
     }
 
-    /// One request of a connection, then its end.
+    /// Answers one request and closes the connection.
     async fn answer(mut socket: TcpStream) {
         let mut head = Vec::new();
         let arrived = timeout(Duration::from_secs(10), async {

@@ -23,7 +23,7 @@ use crate::{
     exit::{self, Unwell, Usage},
     output::Output,
     settings::{FromFile, Settings, Variables},
-    ui::look::Look,
+    ui::theme::Theme,
 };
 
 /// The tunnels file that is read when it is there and nothing else is named.
@@ -37,7 +37,7 @@ pub(crate) fn run(args: DiagnoseArgs, global: &Global, variables: &Variables, ou
     logging::start(global, variables, "warn", false, false)?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let result = runtime.block_on(async {
-        let mut signals = Signals::take()?;
+        let mut signals = Signals::listen()?;
         let mut report = Report::new(output);
         tokio::select! {
             result = checked(args, global, variables, &mut report) => result,
@@ -120,7 +120,7 @@ impl Plan {
 /// The checks as they are told.
 struct Report {
     output: Output,
-    look: Look,
+    theme: Theme,
     /// Columns of the terminal; none where lines may have any length.
     width: Option<usize>,
     server: Option<String>,
@@ -132,7 +132,14 @@ impl Report {
     fn new(output: Output) -> Self {
         let is_terminal = std::io::IsTerminal::is_terminal(&std::io::stdout());
         let width = is_terminal.then(|| crossterm::terminal::size().map_or(80, |(columns, _)| usize::from(columns)));
-        Self { output, look: Look::of_environment(), width, server: None, began: Instant::now(), checks: Vec::new() }
+        Self {
+            output,
+            theme: Theme::from_environment(),
+            width,
+            server: None,
+            began: Instant::now(),
+            checks: Vec::new(),
+        }
     }
 
     fn begin(&mut self, server: &str) {
@@ -150,7 +157,7 @@ impl Report {
     }
 
     fn print(&self, check: &Check) {
-        let unicode = self.look.unicode;
+        let unicode = self.theme.unicode;
         let mark = match check.outcome {
             Outcome::Fine => (if unicode { "✓" } else { "+" }).green().to_string(),
             Outcome::Warning(_) => "!".yellow().bold().to_string(),
@@ -158,10 +165,10 @@ impl Report {
             Outcome::NotChecked => "-".dimmed().to_string(),
         };
         let took = if check.outcome == Outcome::NotChecked { String::new() } else { time(check.took) };
-        let found = self.wrapped(&self.look.safe(&check.found));
+        let found = self.wrapped(&self.theme.safe(&check.found));
         self.output.result(&format!("{mark} {:<13} {took:>8}  {found}", check.step.as_str()));
         if let Some(problem) = check.outcome.problem() {
-            let arrow = self.look.arrow();
+            let arrow = self.theme.arrow();
             let next = self.wrapped(&format!("{arrow} {} [{}]", advice::next(problem), problem.as_str()));
             self.output.result(&format!("{:INDENT$}{}", "", next.cyan()));
         }

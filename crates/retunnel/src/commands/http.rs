@@ -5,7 +5,7 @@ use retunnel_client::TunnelSpec;
 
 use crate::{
     args::{Global, HttpArgs},
-    commands::tunnels::{self, Wanted},
+    commands::tunnels::{self, TunnelSource},
     inspector::Options,
     output::Output,
     settings::{FromFile, Settings, Variables},
@@ -34,5 +34,5 @@ pub(crate) fn run(args: HttpArgs, global: &Global, variables: &Variables, output
     }
     let mut settings = Settings::new(&args.connection, variables, FromFile::default(), global, output)?;
     settings.inspector = Options::new(&args.inspect, variables)?;
-    tunnels::run(Wanted::One(spec), settings, global, variables, output)
+    tunnels::run(TunnelSource::CommandLine(spec), settings, global, variables, output)
 }

@@ -1,4 +1,4 @@
-//! Where the log goes.
+//! Sets up the log.
 
 use std::fs::OpenOptions;
 
@@ -11,7 +11,7 @@ use crate::{
     settings::Variables,
 };
 
-/// Starts the log. `quiet_screen`: a live view has the terminal, so that only a file is written.
+/// Starts the log. `quiet_screen`: a live view uses the terminal, so the log goes to a file or nowhere.
 pub(crate) fn start(
     global: &Global,
     variables: &Variables,
@@ -37,8 +37,8 @@ pub(crate) fn start(
             None => default.to_owned(),
         },
     };
-    // The libraries below us are of interest to nobody who did not ask for everything.
-    // The access log has a switch of its own, which a quiet log must not undo.
+    // Dependencies log at `trace` only.
+    // The access log has its own switch, so a quiet log level must not disable it.
     let filter = match level.as_str() {
         "trace" => "trace".to_owned(),
         level => format!(

@@ -1,4 +1,4 @@
-//! `retunnel start` while its file changes: what the file says anew is done, what it says as before is left alone.
+//! Reloads the file of `retunnel start`: opens, reopens and closes the tunnels that changed, and leaves the others alone.
 
 use std::{
     path::{Path, PathBuf},
@@ -13,135 +13,143 @@ use tokio::task::{AbortHandle, JoinSet};
 
 use crate::{
     commands::{
-        config, events,
-        watch::{FileWatch, Seen},
+        config, json_events,
+        watch::{FileContent, FileWatch},
     },
     settings::Variables,
 };
 
-/// A file of tunnels as it was read.
-pub(crate) struct Source {
+/// A tunnels file as it was read at the start.
+pub(crate) struct LoadedFile {
     pub(crate) path: PathBuf,
-    /// The tunnels that are wanted; none stands for all.
+    /// The tunnels to open; empty means all.
     pub(crate) names: Vec<String>,
     pub(crate) text: String,
     pub(crate) file: TunnelsFile,
     pub(crate) variables: Variables,
 }
 
-impl Source {
-    /// The wanted tunnels of a file.
-    pub(crate) fn wanted(&self, file: &TunnelsFile) -> Vec<TunnelEntry> {
-        let is_wanted = |entry: &&TunnelEntry| self.names.is_empty() || self.names.contains(&entry.name);
-        file.tunnels.iter().filter(is_wanted).cloned().collect()
+impl LoadedFile {
+    /// The tunnels of a file that are to be opened.
+    pub(crate) fn selected(&self, file: &TunnelsFile) -> Vec<TunnelEntry> {
+        let is_selected = |entry: &&TunnelEntry| self.names.is_empty() || self.names.contains(&entry.name);
+        file.tunnels.iter().filter(is_selected).cloned().collect()
     }
 
-    /// Reads a new text of the file. Without a wanted tunnel it is taken for a mistake: it may be half written.
+    /// Parses a new version of the file. One without a tunnel to open is an error: it may be half written.
     fn read(&self, text: &str) -> Result<TunnelsFile, Diagnostics> {
         let file = TunnelsFile::parse(text, |name| self.variables.value(name))?;
         let mut diagnostics = Diagnostics::default();
-        if self.wanted(&file).is_empty() {
-            diagnostics.add(Position::default(), "it has no tunnels to open");
+        if self.selected(&file).is_empty() {
+            diagnostics.add(Position::default(), "has no tunnels to open");
         }
         diagnostics.into_result(file)
     }
 }
 
-/// Follows the file of a running program.
-pub(crate) struct Following {
+/// Applies the changes of a tunnels file to a running client.
+pub(crate) struct Reloader {
     client: Arc<Client>,
-    source: Source,
+    loaded: LoadedFile,
     watch: FileWatch,
-    /// What the file says now, right or not yet done.
+    /// The tunnels of the newest valid version of the file, open or not.
     entries: Vec<TunnelEntry>,
     opening: JoinSet<(String, Result<Tunnel, TunnelError>)>,
     /// The tunnels in `opening`.
     handles: Vec<(String, AbortHandle)>,
 }
 
-/// Something to do.
+/// A step of a reload.
 pub(crate) enum Step {
-    Seen(Seen),
-    Opened(String, Result<Tunnel, TunnelError>),
+    /// The file changed, or cannot be read.
+    File(FileContent),
+    /// A tunnel was opened, or cannot be.
+    Tunnel(String, Result<Tunnel, TunnelError>),
 }
 
-/// What was done, for people and programs.
+/// What a step did, for people and programs.
 pub(crate) struct Report {
     /// Something did not work.
-    pub(crate) is_bad: bool,
-    /// The file is right, and is what runs.
-    pub(crate) is_taken: bool,
+    pub(crate) is_failure: bool,
+    /// The file is valid and was applied.
+    pub(crate) is_applied: bool,
     pub(crate) lines: Vec<String>,
-    /// For `--json-events`; `None` when an event of the client tells it.
+    /// For `--json-events`; `None` if an event of the client covers it.
     pub(crate) event: Option<Value>,
-    /// A line on stdout, as for tunnels that were open from the beginning.
+    /// A line on stdout, the same as for tunnels that were opened at the start.
     pub(crate) result: Option<String>,
 }
 
-impl Following {
-    /// Follows from now on. Must be called in a runtime.
-    pub(crate) fn new(client: Arc<Client>, source: Source) -> Result<Self> {
-        let watch = FileWatch::new(source.path.clone(), source.text.clone())?;
-        let entries = source.wanted(&source.file);
-        Ok(Self { client, source, watch, entries, opening: JoinSet::new(), handles: Vec::new() })
+impl Reloader {
+    /// Watches the file from now on. Must be called in a runtime.
+    pub(crate) fn new(client: Arc<Client>, loaded: LoadedFile) -> Result<Self> {
+        let watch = FileWatch::new(loaded.path.clone(), loaded.text.clone())?;
+        let entries = loaded.selected(&loaded.file);
+        Ok(Self { client, loaded, watch, entries, opening: JoinSet::new(), handles: Vec::new() })
     }
 
-    /// Whether tunnels are about to be open.
+    /// Whether tunnels are being opened.
     pub(crate) fn is_opening(&self) -> bool {
         !self.handles.is_empty()
     }
 
-    /// Waits for something to do. Cancel-safe.
+    /// Waits for the next step. Cancel-safe.
     pub(crate) async fn next(&mut self) -> Step {
         loop {
             // Both arms are cancel-safe.
             tokio::select! {
-                seen = self.watch.next() => return Step::Seen(seen),
-                // One that was aborted is none.
+                content = self.watch.next() => return Step::File(content),
+                // Aborted tasks are skipped.
                 Some(opened) = self.opening.join_next() => if let Ok((name, opened)) = opened {
-                    return Step::Opened(name, opened);
+                    return Step::Tunnel(name, opened);
                 },
             }
         }
     }
 
-    /// Does it.
-    pub(crate) fn step(&mut self, step: Step, tunnels: &mut Vec<Tunnel>) -> Report {
+    /// Applies a step.
+    pub(crate) fn apply(&mut self, step: Step, tunnels: &mut Vec<Tunnel>) -> Report {
         match step {
-            Step::Seen(Seen::Text(text)) => match self.source.read(&text) {
+            Step::File(FileContent::Text(text)) => match self.loaded.read(&text) {
                 Ok(file) => self.change(&file, tunnels),
-                Err(diagnostics) => unusable(&self.source.path, &diagnostics),
+                Err(diagnostics) => invalid_file(&self.loaded.path, &diagnostics),
             },
-            Step::Seen(Seen::Unreadable(reason)) => {
+            Step::File(FileContent::Unreadable(reason)) => {
                 let mut diagnostics = Diagnostics::default();
-                diagnostics.add(Position::default(), format!("it cannot be read: {reason}"));
-                unusable(&self.source.path, &diagnostics)
+                diagnostics.add(Position::default(), format!("cannot be read: {reason}"));
+                invalid_file(&self.loaded.path, &diagnostics)
             }
-            Step::Opened(name, opened) => {
+            Step::Tunnel(name, opened) => {
                 self.handles.retain(|(opening, _)| *opening != name);
                 match opened {
                     Ok(tunnel) => {
                         let line = format!("Forwarding {} -> {}", tunnel.url(), tunnel.info().target);
                         let result = format!("{name}={}", tunnel.url());
                         tunnels.push(tunnel);
-                        Report { is_bad: false, is_taken: false, lines: vec![line], event: None, result: Some(result) }
+                        Report {
+                            is_failure: false,
+                            is_applied: false,
+                            lines: vec![line],
+                            event: None,
+                            result: Some(result),
+                        }
                     }
-                    Err(error) => not_open(&name, &error),
+                    Err(error) => open_failed(&name, &error),
                 }
             }
         }
     }
 
-    /// Makes what runs what the file says.
+    /// Opens, reopens and closes tunnels until they match the file.
     fn change(&mut self, file: &TunnelsFile, tunnels: &mut Vec<Tunnel>) -> Report {
-        let wanted = self.source.wanted(file);
+        let wanted = self.loaded.selected(file);
         let (mut opened, mut reopened, mut unchanged) = (Vec::new(), Vec::new(), Vec::new());
         let mut closed: Vec<String> = Vec::new();
         let before = std::mem::replace(&mut self.entries, wanted.clone());
-        // What the server closed for good, or the user through the inspector, is opened again if the file wants it.
+        // Tunnels that the server closed for good, or the user through the inspector, are opened again if the file has them.
         tunnels.retain(|tunnel| !tunnel.is_closed());
         for old in &before {
-            let is_there = tunnels.iter().any(|tunnel| tunnel.name() == old.name) || self.is_opened(&old.name);
+            let is_there = tunnels.iter().any(|tunnel| tunnel.name() == old.name) || self.is_pending(&old.name);
             if is_there && wanted.iter().all(|entry| entry.name != old.name) {
                 closed.push(old.name.clone());
                 self.close(&old.name, tunnels);
@@ -150,23 +158,23 @@ impl Following {
         for entry in &wanted {
             let open = tunnels.iter().find(|tunnel| tunnel.name() == entry.name);
             let old = before.iter().find(|old| old.name == entry.name);
-            let is_there = open.is_some() || self.is_opened(&entry.name);
+            let is_there = open.is_some() || self.is_pending(&entry.name);
             if is_there && old == Some(entry) {
                 unchanged.push(entry.name.clone());
                 continue;
             }
             let Ok(mut spec) = entry.spec() else { continue };
             if let (Some(open), Some(old)) = (open, old) {
-                spec = at_the_same_address(spec, entry, old, open);
+                spec = keep_address(spec, entry, old, open);
             }
             if is_there { &mut reopened } else { &mut opened }.push(entry.name.clone());
             self.close(&entry.name, tunnels);
             self.open(entry.name.clone(), spec);
         }
-        let restart = needs_restart(&self.source.file, file);
-        let path = self.source.path.display();
+        let restart = needs_restart(&self.loaded.file, file);
+        let path = self.loaded.path.display();
         let mut done = Vec::new();
-        for (what, names) in [("opens", &opened), ("opens again", &reopened), ("closed", &closed)] {
+        for (what, names) in [("opening", &opened), ("reopening", &reopened), ("closed", &closed)] {
             if !names.is_empty() {
                 done.push(format!("{what} {}", names.join(", ")));
             }
@@ -176,46 +184,46 @@ impl Following {
         } else if !unchanged.is_empty() {
             done.push(format!("{} unchanged", unchanged.len()));
         }
-        let mut lines = vec![format!("{path} was read again: {}", done.join("; "))];
+        let mut lines = vec![format!("reloaded {path}: {}", done.join("; "))];
         if !restart.is_empty() {
             let keys = restart.iter().map(|key| format!("`{key}`")).collect::<Vec<_>>().join(", ");
-            lines.push(format!("{keys} changed too, but cannot while the program runs; start it again"));
+            lines.push(format!("{keys} changed too; restart to apply"));
         }
-        let event = events::line(
+        let event = json_events::line(
             "config_reloaded",
             json!({
-                "file": self.source.path, "opened": opened, "reopened": reopened, "closed": closed,
+                "file": self.loaded.path, "opened": opened, "reopened": reopened, "closed": closed,
                 "unchanged": unchanged, "restart_needed": restart,
             }),
         );
-        Report { is_bad: !restart.is_empty(), is_taken: true, lines, event: Some(event), result: None }
+        Report { is_failure: !restart.is_empty(), is_applied: true, lines, event: Some(event), result: None }
     }
 
-    fn is_opened(&self, name: &str) -> bool {
+    fn is_pending(&self, name: &str) -> bool {
         self.handles.iter().any(|(opening, _)| opening == name)
     }
 
-    /// Gives a tunnel up. Exchanges under way go on to their end.
+    /// Closes a tunnel, or stops opening it. Exchanges in progress run to their end.
     fn close(&mut self, name: &str, tunnels: &mut Vec<Tunnel>) {
         tunnels.retain(|tunnel| tunnel.name() != name);
         self.handles.retain(|(opening, handle)| {
-            let is_meant = opening == name;
-            if is_meant {
+            let matches = opening == name;
+            if matches {
                 handle.abort();
             }
-            !is_meant
+            !matches
         });
     }
 
     fn open(&mut self, name: String, spec: TunnelSpec) {
-        let (client, told) = (Arc::clone(&self.client), name.clone());
-        let handle = self.opening.spawn(async move { (told, client.open(spec).await) });
+        let (client, key) = (Arc::clone(&self.client), name.clone());
+        let handle = self.opening.spawn(async move { (key, client.open(spec).await) });
         self.handles.push((name, handle));
     }
 }
 
-/// A tunnel that leaves its address to the server keeps the one it has.
-fn at_the_same_address(spec: TunnelSpec, entry: &TunnelEntry, old: &TunnelEntry, open: &Tunnel) -> TunnelSpec {
+/// Asks for the current address again if the file leaves the choice to the server.
+fn keep_address(spec: TunnelSpec, entry: &TunnelEntry, old: &TunnelEntry, open: &Tunnel) -> TunnelSpec {
     let info = open.info();
     let is_random = |entry: &TunnelEntry| entry.subdomain.is_none() && entry.hostname.is_none();
     match info.protocol {
@@ -231,7 +239,7 @@ fn at_the_same_address(spec: TunnelSpec, entry: &TunnelEntry, old: &TunnelEntry,
     }
 }
 
-/// The keys that changed and count only when the program starts.
+/// The changed keys that take effect only at the start.
 fn needs_restart(running: &TunnelsFile, now: &TunnelsFile) -> Vec<&'static str> {
     [
         ("server_addr", running.server_addr != now.server_addr),
@@ -244,18 +252,18 @@ fn needs_restart(running: &TunnelsFile, now: &TunnelsFile) -> Vec<&'static str> 
     .collect()
 }
 
-fn unusable(path: &Path, diagnostics: &Diagnostics) -> Report {
-    let mut lines = vec![format!("{} cannot be used as it is now; everything goes on as before", path.display())];
+fn invalid_file(path: &Path, diagnostics: &Diagnostics) -> Report {
+    let mut lines = vec![format!("{} is not valid; the running tunnels stay as they are", path.display())];
     lines.extend(config::lines(path, diagnostics));
-    let event = events::line("config_invalid", json!({ "file": path, "mistakes": diagnostics.list() }));
-    Report { is_bad: true, is_taken: false, lines, event: Some(event), result: None }
+    let event = json_events::line("config_invalid", json!({ "file": path, "mistakes": diagnostics.list() }));
+    Report { is_failure: true, is_applied: false, lines, event: Some(event), result: None }
 }
 
-fn not_open(name: &str, error: &TunnelError) -> Report {
+fn open_failed(name: &str, error: &TunnelError) -> Report {
     let event = match error {
-        TunnelError::Refused(refusal) => Some(events::refused("tunnel_failed", name, refusal)),
+        TunnelError::Refused(refusal) => Some(json_events::refused("tunnel_failed", name, refusal)),
         _ => None,
     };
-    let lines = vec![format!("tunnel `{name}` is not open: {error}")];
-    Report { is_bad: true, is_taken: false, lines, event, result: None }
+    let lines = vec![format!("cannot open tunnel `{name}`: {error}")];
+    Report { is_failure: true, is_applied: false, lines, event, result: None }
 }

@@ -27,7 +27,7 @@ use crate::{
 
 pub(crate) fn run(args: ServerArgs, global: &Global, variables: &Variables, output: Output) -> Result<()> {
     logging::start(global, variables, "info", args.log_format == LogFormat::Json, false)?;
-    descriptors::raise();
+    descriptors::raise_limit();
     let action = args.action.is_some();
     let threads_wanted = args.threads.map_or_else(default_threads, usize::from);
     let config = config_of(args)?;
@@ -42,7 +42,7 @@ pub(crate) fn run(args: ServerArgs, global: &Global, variables: &Variables, outp
         }
         tokio::select! {
             result = serve(config, output) => result,
-            never = memory::give_back() => match never {},
+            never = memory::trim_when_idle() => match never {},
         }
     });
     runtime.shutdown_timeout(Duration::from_millis(500));
@@ -153,8 +153,8 @@ fn one<T: serde::de::DeserializeOwned>(key: &str, node: &Node) -> serde_json::Re
 async fn serve(config: ServerConfig, output: Output) -> Result<()> {
     // Only a certificate can be read anew.
     let (mut signals, mut hangup) = match &config.tls {
-        Some(_) => (Signals::take_reloading()?, Some(Hangup::take()?)),
-        None => (Signals::take()?, None),
+        Some(_) => (Signals::listen_reloading()?, Some(Hangup::listen()?)),
+        None => (Signals::listen()?, None),
     };
     let domain = config.domain.clone();
     let tcp_ports = config.tcp_ports.clone();

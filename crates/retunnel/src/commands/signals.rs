@@ -4,7 +4,7 @@ use anyhow::{Context, Result};
 #[cfg(unix)]
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
-/// The wish of the user or the system that the program ends.
+/// Requests of the user or the system to exit.
 pub(crate) struct Signals {
     #[cfg(unix)]
     interrupt: Signal,
@@ -12,19 +12,19 @@ pub(crate) struct Signals {
     terminate: Signal,
     #[cfg(unix)]
     hangup: Option<Hangup>,
-    /// SIGHUP ends the program only when it comes from a terminal that closes.
+    /// SIGHUP ends the program only if its terminal was closed.
     #[cfg(unix)]
     reloads: bool,
 }
 
 impl Signals {
-    /// Takes the signals from now on. Must be called in a runtime.
-    pub(crate) fn take() -> Result<Self> {
+    /// Listens for the signals from now on. Must be called in a runtime.
+    pub(crate) fn listen() -> Result<Self> {
         #[cfg(unix)]
         {
-            // Without a terminal there is nothing to give back, and `nohup` may have said to ignore it.
-            let is_shown = std::io::IsTerminal::is_terminal(&std::io::stdout());
-            let hangup = if is_shown { Some(Hangup::take()?) } else { None };
+            // Without a terminal there is nothing to restore, and `nohup` may have set SIGHUP to be ignored.
+            let is_terminal = std::io::IsTerminal::is_terminal(&std::io::stdout());
+            let hangup = if is_terminal { Some(Hangup::listen()?) } else { None };
             let (interrupt, terminate) = (of(SignalKind::interrupt())?, of(SignalKind::terminate())?);
             Ok(Self { interrupt, terminate, hangup, reloads: false })
         }
@@ -32,12 +32,12 @@ impl Signals {
         Ok(Self {})
     }
 
-    /// The same where SIGHUP means that a file is to be read again ([`Hangup::reload`]).
-    pub(crate) fn take_reloading() -> Result<Self> {
+    /// The same for commands where SIGHUP reloads a file ([`Hangup::reload`]).
+    pub(crate) fn listen_reloading() -> Result<Self> {
         #[cfg(unix)]
-        return Ok(Self { hangup: Some(Hangup::take()?), reloads: true, ..Self::take()? });
+        return Ok(Self { hangup: Some(Hangup::listen()?), reloads: true, ..Self::listen()? });
         #[cfg(not(unix))]
-        Self::take()
+        Self::listen()
     }
 
     /// Waits for the next one. Cancel-safe.
@@ -55,7 +55,7 @@ impl Signals {
 
 #[cfg(unix)]
 fn of(kind: SignalKind) -> Result<Signal> {
-    signal(kind).context("signals cannot be taken")
+    signal(kind).context("cannot handle signals")
 }
 
 #[cfg(unix)]
@@ -69,7 +69,7 @@ async fn hung_up(hangup: Option<&mut Hangup>, reloads: bool) {
     }
 }
 
-/// SIGHUP, which means two things: the terminal was closed, or somebody wants a file to be read again.
+/// SIGHUP, which means one of two things: the terminal was closed, or a file is to be reloaded.
 pub(crate) struct Hangup {
     #[cfg(unix)]
     signal: Signal,
@@ -79,15 +79,15 @@ pub(crate) struct Hangup {
 }
 
 impl Hangup {
-    /// Takes the signal from now on. Must be called in a runtime.
-    pub(crate) fn take() -> Result<Self> {
+    /// Listens for the signal from now on. Must be called in a runtime.
+    pub(crate) fn listen() -> Result<Self> {
         #[cfg(unix)]
         return Ok(Self { signal: of(SignalKind::hangup())?, terminals: terminals() });
         #[cfg(not(unix))]
         Ok(Self {})
     }
 
-    /// Waits for a wish to read files again. Cancel-safe.
+    /// Waits for a request to reload files. Cancel-safe.
     pub(crate) async fn reload(&mut self) {
         #[cfg(unix)]
         loop {
@@ -100,7 +100,7 @@ impl Hangup {
         std::future::pending().await
     }
 
-    /// The system hangs a terminal up before it sends the signal; then it is none any more.
+    /// The system disconnects a closed terminal before it sends the signal.
     #[cfg(unix)]
     fn is_terminal_gone(&self) -> bool {
         self.terminals.iter().zip(terminals()).any(|(was, is)| *was && !is)

@@ -8,8 +8,8 @@ use crate::{
     args::{Global, LogLevel, StartArgs},
     commands::{
         config,
-        reload::Source,
-        tunnels::{self, Wanted},
+        reload::LoadedFile,
+        tunnels::{self, TunnelSource},
         watch,
     },
     exit::Usage,
@@ -21,7 +21,7 @@ use crate::{
 pub(crate) fn run(args: StartArgs, global: &Global, variables: &Variables, output: Output) -> Result<()> {
     let shown = args.file.display();
     let text = watch::read(&args.file).map_err(|error| {
-        Usage(format!("cannot read {shown}: {error}; `retunnel config --example > retunnel.yml` makes one"))
+        Usage(format!("cannot read {shown}: {error}; `retunnel config --example > retunnel.yml` creates one"))
     })?;
     let file = TunnelsFile::parse(&text, |name| variables.value(name))
         .map_err(|diagnostics| config::invalid(&args.file, &diagnostics))?;
@@ -31,7 +31,7 @@ pub(crate) fn run(args: StartArgs, global: &Global, variables: &Variables, outpu
     if file.tunnels.is_empty() {
         return Err(Usage(format!("{shown} has no tunnels")).into());
     }
-    // Option and environment win over the file.
+    // Option and environment take precedence over the file.
     let mut global = global.clone();
     if let (None, None, Some(level)) = (global.log_level, variables.value("RETUNNEL_LOG_LEVEL"), &file.log_level) {
         let level = LogLevel::from_str(level, true).map_err(|reason| Usage(format!("{shown}: log_level: {reason}")))?;
@@ -45,6 +45,6 @@ pub(crate) fn run(args: StartArgs, global: &Global, variables: &Variables, outpu
     };
     let mut settings = Settings::new(&args.connection, variables, from_file, &global, output)?;
     settings.inspector = Options::new(&args.inspect, variables)?;
-    let source = Source { path: args.file, names: args.names, text, file, variables: variables.clone() };
-    tunnels::run(Wanted::File(Box::new(source)), settings, &global, variables, output)
+    let file = LoadedFile { path: args.file, names: args.names, text, file, variables: variables.clone() };
+    tunnels::run(TunnelSource::File(Box::new(file)), settings, &global, variables, output)
 }

@@ -5,7 +5,7 @@ use retunnel_client::TunnelSpec;
 
 use crate::{
     args::{Global, TcpArgs},
-    commands::tunnels::{self, Wanted},
+    commands::tunnels::{self, TunnelSource},
     output::Output,
     settings::{FromFile, Settings, Variables},
 };
@@ -16,5 +16,5 @@ pub(crate) fn run(args: TcpArgs, global: &Global, variables: &Variables, output:
         spec = spec.remote_port(port);
     }
     let settings = Settings::new(&args.connection, variables, FromFile::default(), global, output)?;
-    tunnels::run(Wanted::One(spec), settings, global, variables, output)
+    tunnels::run(TunnelSource::CommandLine(spec), settings, global, variables, output)
 }

@@ -1,19 +1,17 @@
-//! What the view knows: gathered from events and counts, and moved by keys. Nothing here draws.
+//! The state of the view: updated by events, statistics and keys. Nothing here draws.
 
 use std::{collections::VecDeque, time::Duration};
 
 use retunnel_client::{Event, RequestSummary, StatsSnapshot, TunnelInfo};
 use tokio::time::Instant;
 
-use crate::commands::reload::Report;
-
 /// Requests that can be scrolled back to.
 const REQUESTS: usize = 500;
 /// Events that can be scrolled back to.
 const EVENTS: usize = 200;
-/// Seconds of traffic behind the bars.
+/// Seconds of traffic in the sparklines.
 const SECONDS: usize = 120;
-/// Longest filter.
+/// Maximum length of the filter.
 const FILTER: usize = 60;
 
 /// A part of the view.
@@ -38,58 +36,58 @@ impl Tab {
     }
 }
 
-/// How the session is.
+/// The state of the session.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Status {
     Online,
-    /// Lost, with the cause and the time of the next try.
+    /// Lost, with the cause and the time of the next attempt.
     Waiting(String, Instant),
-    /// Trying again now, after this cause.
+    /// Reconnecting now, after this cause.
     Connecting(String),
 }
 
-/// How important an event is.
+/// How serious an event is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Weight {
+pub(crate) enum Severity {
     Good,
-    Note,
+    Info,
     Bad,
 }
 
-/// A line of the events.
+/// A line in the list of events.
 #[derive(Debug, Clone)]
 pub(crate) struct Note {
-    /// Since the view began.
+    /// Time since the view was started.
     pub(crate) at: Duration,
-    pub(crate) weight: Weight,
+    pub(crate) severity: Severity,
     pub(crate) text: String,
 }
 
-/// A tunnel as it is shown.
+/// A tunnel in the list of tunnels.
 #[derive(Debug, Clone)]
 pub(crate) struct TunnelRow {
     pub(crate) name: String,
     pub(crate) url: String,
     pub(crate) target: String,
     pub(crate) requests: u64,
-    /// Why it does not work, if it does not.
+    /// Why it does not work.
     pub(crate) trouble: Option<String>,
-    /// The server closed it for good; it is shown with the reason.
-    pub(crate) is_gone: bool,
+    /// The server closed it for good. It stays in the list with the reason.
+    pub(crate) is_closed: bool,
 }
 
 /// Everything the view shows.
 #[derive(Debug)]
 pub(crate) struct Model {
-    began: Instant,
+    started: Instant,
     pub(crate) status: Status,
     pub(crate) server: String,
     pub(crate) account: String,
     pub(crate) latency: Option<Duration>,
     pub(crate) inspector: Option<String>,
     pub(crate) tunnels: Vec<TunnelRow>,
-    /// What is wrong with the tunnels' file as it is now.
-    pub(crate) file: Option<String>,
+    /// What is wrong with the tunnels file.
+    pub(crate) file_trouble: Option<String>,
     pub(crate) stats: StatsSnapshot,
     requests: VecDeque<(String, RequestSummary)>,
     pub(crate) notes: VecDeque<Note>,
@@ -98,7 +96,7 @@ pub(crate) struct Model {
     second: Instant,
     counted: (u64, u64),
     pub(crate) tab: Tab,
-    /// The tunnel that copy, open and QR code are for.
+    /// The tunnel that copy, open and QR code apply to.
     pub(crate) selected: usize,
     /// Lines scrolled back in requests and events.
     pub(crate) back: usize,
@@ -106,7 +104,7 @@ pub(crate) struct Model {
     /// The filter is being typed.
     pub(crate) typing: bool,
     pub(crate) qr: bool,
-    /// A short answer to a key, and when it goes away.
+    /// A short reply to a key, and when it disappears.
     flash: Option<(String, Instant)>,
 }
 
@@ -114,14 +112,14 @@ impl Model {
     pub(crate) fn new() -> Self {
         let now = Instant::now();
         Self {
-            began: now,
+            started: now,
             status: Status::Online,
             server: String::new(),
             account: String::new(),
             latency: None,
             inspector: None,
             tunnels: Vec::new(),
-            file: None,
+            file_trouble: None,
             stats: StatsSnapshot::default(),
             requests: VecDeque::new(),
             notes: VecDeque::new(),
@@ -138,16 +136,16 @@ impl Model {
         }
     }
 
-    /// The tunnel that keys are for.
+    /// The selected tunnel.
     pub(crate) fn tunnel(&self) -> Option<&TunnelRow> {
         self.tunnels.get(self.selected).or_else(|| self.tunnels.first())
     }
 
-    /// Takes the tunnels that are open now, whoever opened them.
-    pub(crate) fn show(&mut self, open: Vec<(TunnelInfo, StatsSnapshot)>) {
+    /// Replaces the open tunnels.
+    pub(crate) fn set_tunnels(&mut self, open: Vec<(TunnelInfo, StatsSnapshot)>) {
         let selected = self.tunnel().map(|row| row.name.clone());
         let before = std::mem::take(&mut self.tunnels);
-        let trouble = |name: &str| before.iter().find(|row| row.name == name && !row.is_gone)?.trouble.clone();
+        let trouble = |name: &str| before.iter().find(|row| row.name == name && !row.is_closed)?.trouble.clone();
         self.tunnels = open
             .into_iter()
             .map(|(info, stats)| TunnelRow {
@@ -156,33 +154,23 @@ impl Model {
                 url: info.url,
                 target: info.target.to_string(),
                 requests: stats.requests,
-                is_gone: false,
+                is_closed: false,
             })
             .collect();
         let is_open = |row: &TunnelRow| self.tunnels.iter().any(|open| open.name == row.name);
-        let gone: Vec<TunnelRow> = before.into_iter().filter(|row| row.is_gone && !is_open(row)).collect();
-        self.tunnels.extend(gone);
-        let place = self.tunnels.iter().position(|row| Some(&row.name) == selected.as_ref());
-        self.selected = place.unwrap_or(0);
+        let closed: Vec<TunnelRow> = before.into_iter().filter(|row| row.is_closed && !is_open(row)).collect();
+        self.tunnels.extend(closed);
+        let position = self.tunnels.iter().position(|row| Some(&row.name) == selected.as_ref());
+        self.selected = position.unwrap_or(0);
     }
 
-    /// Takes what a changed file did.
-    pub(crate) fn reported(&mut self, report: &Report) {
-        let weight = if report.is_bad { Weight::Bad } else { Weight::Note };
-        // Events are shown newest first.
-        for line in report.lines.iter().rev() {
-            self.note(weight, line.clone());
-        }
-        if report.is_taken {
-            self.tunnels.retain(|row| !row.is_gone);
-        }
-        if report.event.is_some() {
-            self.file = report.is_bad.then(|| report.lines.join("; "));
-        }
+    /// Removes the tunnels that the server closed for good.
+    pub(crate) fn remove_closed(&mut self) {
+        self.tunnels.retain(|row| !row.is_closed);
     }
 
-    /// Takes the counts of now.
-    pub(crate) fn count(&mut self, stats: StatsSnapshot) {
+    /// Replaces the statistics and updates the traffic of each second.
+    pub(crate) fn set_stats(&mut self, stats: StatsSnapshot) {
         while self.second.elapsed() >= Duration::from_secs(1) {
             self.second += Duration::from_secs(1);
             let moved = (
@@ -203,20 +191,20 @@ impl Model {
         self.seconds.back().copied().unwrap_or_default()
     }
 
-    /// The requests that the filter lets through, newest first.
+    /// The requests that match the filter, newest first.
     pub(crate) fn shown(&self) -> impl Iterator<Item = &(String, RequestSummary)> {
-        let wanted = self.filter.to_lowercase();
+        let filter = self.filter.to_lowercase();
         self.requests.iter().rev().filter(move |(tunnel, request)| {
-            wanted.is_empty()
+            filter.is_empty()
                 || [&request.method, &request.path, &request.error, &request.visitor, tunnel]
                     .iter()
-                    .any(|text| text.to_lowercase().contains(&wanted))
-                || request.status.to_string().starts_with(&wanted)
+                    .any(|text| text.to_lowercase().contains(&filter))
+                || request.status.to_string().starts_with(&filter)
         })
     }
 
-    /// Takes what happened.
-    pub(crate) fn happened(&mut self, event: &Event) {
+    /// Applies an event.
+    pub(crate) fn handle(&mut self, event: &Event) {
         match event {
             Event::Connecting { .. } => {
                 if let Status::Waiting(cause, _) = &self.status {
@@ -227,42 +215,42 @@ impl Model {
                 self.status = Status::Online;
                 self.server.clone_from(&session.server);
                 self.account.clone_from(&session.account);
-                self.note(Weight::Good, format!("connected to {}", session.server));
+                self.note(Severity::Good, format!("connected to {}", session.server));
             }
             Event::Disconnected { cause, retry_in, .. } => {
-                // A server that restarts is tried many times; one line tells it.
+                // A server that restarts takes many attempts; one line is enough.
                 if self.status == Status::Online {
-                    self.note(Weight::Bad, cause.clone());
+                    self.note(Severity::Bad, cause.clone());
                 }
                 self.status = Status::Waiting(cause.clone(), Instant::now() + *retry_in);
             }
-            Event::TunnelOpened(info) => self.note(Weight::Good, format!("{} is open", info.url)),
+            Event::TunnelOpened(info) => self.note(Severity::Good, format!("{} is open", info.url)),
             Event::TunnelRestored(info) => {
                 self.trouble(&info.name, None);
-                self.note(Weight::Good, format!("{} is open again", info.url));
+                self.note(Severity::Good, format!("{} is open again", info.url));
             }
             Event::TunnelFailed { name, refusal } | Event::TunnelClosed { name, refusal } => {
                 self.trouble(name, Some(refusal.to_string()));
                 if let Some(row) = self.tunnels.iter_mut().find(|row| row.name == *name) {
-                    row.is_gone = matches!(event, Event::TunnelClosed { .. });
+                    row.is_closed = matches!(event, Event::TunnelClosed { .. });
                 }
-                self.note(Weight::Bad, format!("tunnel {name}: {refusal}"));
+                self.note(Severity::Bad, format!("tunnel {name}: {refusal}"));
             }
             Event::LocalUnreachable { tunnel, reason } => {
                 let is_news = self.trouble(tunnel, Some(format!("local service: {reason}")));
                 if is_news {
-                    self.note(Weight::Bad, format!("the local service of {tunnel} does not answer: {reason}"));
+                    self.note(Severity::Bad, format!("the local service of {tunnel} does not answer: {reason}"));
                 }
             }
             Event::Request { tunnel, request } => {
                 if request.error.is_empty() && self.trouble(tunnel, None) {
-                    self.note(Weight::Good, format!("the local service of {tunnel} answers again"));
+                    self.note(Severity::Good, format!("the local service of {tunnel} answers again"));
                 }
                 if self.requests.len() == REQUESTS {
                     self.requests.pop_front();
                 }
                 self.requests.push_back((tunnel.clone(), request.clone()));
-                // Who has scrolled back keeps looking at the same lines.
+                // A view that is scrolled back keeps showing the same lines.
                 if self.back > 0 && self.tab == Tab::Requests {
                     self.back += 1;
                 }
@@ -271,7 +259,7 @@ impl Model {
         }
     }
 
-    /// Sets or clears what is wrong with a tunnel; says whether that is news.
+    /// Sets or clears what is wrong with a tunnel. Returns whether it was fine before and is not now, or the other way round.
     fn trouble(&mut self, name: &str, trouble: Option<String>) -> bool {
         let Some(tunnel) = self.tunnels.iter_mut().find(|tunnel| tunnel.name == name) else { return false };
         let is_news = tunnel.trouble.is_some() != trouble.is_some();
@@ -279,14 +267,14 @@ impl Model {
         is_news
     }
 
-    pub(crate) fn note(&mut self, weight: Weight, text: String) {
+    pub(crate) fn note(&mut self, severity: Severity, text: String) {
         if self.notes.len() == EVENTS {
             self.notes.pop_front();
         }
-        self.notes.push_back(Note { at: self.began.elapsed(), weight, text });
+        self.notes.push_back(Note { at: self.started.elapsed(), severity, text });
     }
 
-    /// Answers a key for a moment.
+    /// Shows a reply to a key for a moment.
     pub(crate) fn flash(&mut self, text: impl Into<String>) {
         self.flash = Some((text.into(), Instant::now() + Duration::from_secs(3)));
     }
@@ -296,15 +284,15 @@ impl Model {
     }
 
     pub(crate) fn next_tab(&mut self, step: usize) {
-        let place = Tab::ALL.iter().position(|tab| *tab == self.tab).unwrap_or(0);
-        self.go(Tab::ALL[(place + step) % Tab::ALL.len()]);
+        let position = Tab::ALL.iter().position(|tab| *tab == self.tab).unwrap_or(0);
+        self.go_to(Tab::ALL[(position + step) % Tab::ALL.len()]);
     }
 
-    pub(crate) fn go(&mut self, tab: Tab) {
+    pub(crate) fn go_to(&mut self, tab: Tab) {
         (self.tab, self.back) = (tab, 0);
     }
 
-    /// Moves towards older lines, or to the next tunnel.
+    /// Scrolls towards older lines, or selects the next tunnel.
     pub(crate) fn scroll(&mut self, lines: isize) {
         let (at, last) = match self.tab {
             Tab::Tunnels => (&mut self.selected, self.tunnels.len()),
@@ -318,7 +306,7 @@ impl Model {
         *at = at.saturating_add_signed(lines).min(last.saturating_sub(1));
     }
 
-    /// Changes the filter by a typed character; `None` takes one away.
+    /// Adds a character to the filter; `None` removes the last one.
     pub(crate) fn type_filter(&mut self, character: Option<char>) {
         match character {
             Some(character) if self.filter.len() < FILTER => self.filter.push(character),

@@ -1,14 +1,15 @@
 use std::time::Duration;
 
+use qrcode::{EcLevel, QrCode};
 use ratatui::{Terminal, backend::TestBackend};
-use retunnel_client::{Event, Refusal, RefusalCode, StatsSnapshot};
+use retunnel_client::{Event, Refusal, RefusalCode, RequestSummary, StatsSnapshot};
 use tokio::time::advance;
 
-use super::*;
-use crate::ui::model::TunnelRow;
+use super::{qr::squares, *};
+use crate::ui::model::{Severity, TunnelRow};
 
-const PLAIN: Look = Look { color: false, unicode: false };
-const RICH: Look = Look { color: true, unicode: true };
+const PLAIN: Theme = Theme { color: false, unicode: false };
+const RICH: Theme = Theme { color: true, unicode: true };
 
 fn request(method: &str, path: &str, status: u16, duration_ms: u32, bytes_out: u64, error: &str) -> Event {
     let request = RequestSummary {
@@ -26,10 +27,10 @@ fn request(method: &str, path: &str, status: u16, duration_ms: u32, bytes_out: u
 }
 
 fn tunnel(name: &str, url: &str, target: &str, requests: u64) -> TunnelRow {
-    TunnelRow { name: name.into(), url: url.into(), target: target.into(), requests, trouble: None, is_gone: false }
+    TunnelRow { name: name.into(), url: url.into(), target: target.into(), requests, trouble: None, is_closed: false }
 }
 
-/// A view as it is after a few minutes of work. Time stands still in these tests.
+/// A view after a few minutes of work. Time is paused in these tests.
 async fn model() -> Model {
     let mut model = Model::new();
     model.tunnels = vec![
@@ -38,17 +39,17 @@ async fn model() -> Model {
     ];
     model.server = "https://tunnel.example.com:443".into();
     model.latency = Some(Duration::from_micros(23_400));
-    model.note(Weight::Good, "http://my-app.tunnel.example.com is open".into());
+    model.note(Severity::Good, "http://my-app.tunnel.example.com is open".into());
     let mut stats = StatsSnapshot::default();
     for moved in [0, 3_000, 80_000, 20_000, 150_000, 40_000] {
         advance(Duration::from_secs(1)).await;
         stats.bytes_in += moved / 7;
         stats.bytes_out += moved;
-        model.count(stats.clone());
+        model.set_stats(stats.clone());
     }
     (stats.requests, stats.connections, stats.open_connections, stats.errors) = (42, 9, 2, 1);
     stats.uptime = Duration::from_secs(3_723);
-    model.count(stats);
+    model.set_stats(stats);
     for event in [
         request("GET", "/", 200, 12, 5_120, ""),
         request("POST", "/api/orders?draft=1", 201, 48, 310, ""),
@@ -57,16 +58,16 @@ async fn model() -> Model {
         request("GET", "/slow", 502, 5_003, 1_900, "local_unreachable"),
         request("", "", 0, 61_000, 20_480, ""),
     ] {
-        model.happened(&event);
+        model.handle(&event);
     }
     let refusal = Refusal::new(RefusalCode::PortsExhausted, "no port of 20000-20100 is free");
-    model.happened(&Event::TunnelFailed { name: "ssh".into(), refusal });
+    model.handle(&Event::TunnelFailed { name: "ssh".into(), refusal });
     model
 }
 
-fn drawn(model: &Model, look: Look, (width, height): (u16, u16)) -> String {
+fn drawn(model: &Model, theme: Theme, (width, height): (u16, u16)) -> String {
     let mut terminal = Terminal::new(TestBackend::new(width, height)).expect("a terminal");
-    terminal.draw(|frame| draw(frame, model, look)).expect("drawn");
+    terminal.draw(|frame| draw(frame, model, theme)).expect("drawn");
     terminal.backend().to_string()
 }
 
@@ -85,7 +86,7 @@ async fn tabs_on_a_small_terminal() {
     let mut model = model().await;
     let mut all = String::new();
     for tab in Tab::ALL {
-        model.go(tab);
+        model.go_to(tab);
         all.push_str(&drawn(&model, RICH, (60, 15)));
     }
     insta::assert_snapshot!(all);
@@ -111,22 +112,22 @@ async fn a_status_has_its_colour() {
     let buffer = terminal.backend().buffer();
     let color_of = |text: &str| {
         let cells = &buffer.content;
-        let place = (0..cells.len()).find(|at| {
+        let position = (0..cells.len()).find(|at| {
             text.chars().enumerate().all(|(n, c)| cells.get(at + n).is_some_and(|cell| cell.symbol() == c.to_string()))
         });
-        cells[place.expect(text)].fg
+        cells[position.expect(text)].fg
     };
     assert_eq!([color_of("201"), color_of("404"), color_of("502")], [Color::Green, Color::Yellow, Color::Red]);
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_loss_tells_what_happened_and_when_the_next_try_is() {
+async fn a_loss_shows_its_cause_and_when_the_next_attempt_is() {
     let mut model = model().await;
     let cause = "connection to https://tunnel.example.com:443 lost: no sign of life for 10 s";
     let retry_in = Duration::from_secs(4);
-    model.happened(&Event::Disconnected { cause: cause.into(), retry_in, refused: false });
+    model.handle(&Event::Disconnected { cause: cause.into(), retry_in, refused: false });
     advance(Duration::from_millis(1_500)).await;
-    model.go(Tab::Events);
+    model.go_to(Tab::Events);
     insta::assert_snapshot!(drawn(&model, RICH, (80, 24)));
 }
 
@@ -144,17 +145,17 @@ async fn filter_scroll_and_the_local_service() {
     model.scroll(2);
     let text = drawn(&model, RICH, (80, 24));
     assert!(text.contains("(2 newer above)") && !text.contains("192.0.2.7"), "{text}");
-    model.happened(&request("GET", "/new", 200, 1, 1, ""));
+    model.handle(&request("GET", "/new", 200, 1, 1, ""));
     assert_eq!(drawn(&model, RICH, (80, 24)).replace("(3 newer", "(2 newer"), text, "the lines stay in place");
     model.scroll(isize::MAX);
     assert!(model.back < model.shown().count());
 
     let reason = "connection refused: localhost:8080".to_owned();
-    model.happened(&Event::LocalUnreachable { tunnel: "web".into(), reason: reason.clone() });
-    model.happened(&Event::LocalUnreachable { tunnel: "web".into(), reason });
+    model.handle(&Event::LocalUnreachable { tunnel: "web".into(), reason: reason.clone() });
+    model.handle(&Event::LocalUnreachable { tunnel: "web".into(), reason });
     assert!(drawn(&model, RICH, (60, 15)).contains("local service: connection refused"));
-    model.happened(&request("GET", "/", 200, 1, 1, ""));
-    model.go(Tab::Events);
+    model.handle(&request("GET", "/", 200, 1, 1, ""));
+    model.go_to(Tab::Events);
     let text = drawn(&model, RICH, (80, 24));
     assert_eq!(text.matches("does not answer").count(), 1, "{text}");
     assert!(text.contains("answers again"), "{text}");
@@ -166,7 +167,7 @@ async fn the_qr_code_can_be_read() {
     model.qr = true;
     insta::assert_snapshot!(drawn(&model, RICH, (80, 24)));
     assert!(drawn(&model, RICH, (60, 14)).contains("needs a terminal of"));
-    // What is drawn is what the code says, module by module.
+    // The drawing matches the code, module by module.
     let code = QrCode::with_error_correction_level(&model.tunnels[0].url, EcLevel::L).expect("short");
     let squares = squares(&code, PLAIN);
     assert_eq!(squares.len(), code.width() + 4);

@@ -1,11 +1,11 @@
-//! What a terminal can show: colours or none, Unicode or ASCII.
+//! What the terminal can show: colours or none, Unicode or ASCII.
 
 use ratatui::{
     style::{Color, Modifier, Style},
     symbols::border,
 };
 
-/// Corners and lines that every terminal has.
+/// Borders that every terminal can show.
 const ASCII: border::Set<'static> = border::Set {
     top_left: "+",
     top_right: "+",
@@ -17,16 +17,16 @@ const ASCII: border::Set<'static> = border::Set {
     horizontal_bottom: "-",
 };
 
-/// How the view is drawn.
+/// How to draw on this terminal.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Look {
+pub(crate) struct Theme {
     pub(crate) color: bool,
     pub(crate) unicode: bool,
 }
 
-impl Look {
-    /// As the environment says: `NO_COLOR`, and the character set of the locale.
-    pub(crate) fn of_environment() -> Self {
+impl Theme {
+    /// From the environment: `NO_COLOR` and the character set of the locale.
+    pub(crate) fn from_environment() -> Self {
         let value = |name: &str| std::env::var(name).ok().filter(|value| !value.is_empty());
         Self { color: value("NO_COLOR").is_none(), unicode: is_unicode(value) }
     }
@@ -35,7 +35,7 @@ impl Look {
         if self.color { Style::new().fg(color) } else { Style::new() }
     }
 
-    /// Less important than what is around it.
+    /// Less important than the text around it.
     pub(crate) fn faint(self) -> Style {
         if self.color { Style::new().fg(Color::DarkGray) } else { Style::new().add_modifier(Modifier::DIM) }
     }
@@ -64,24 +64,24 @@ impl Look {
         if self.unicode { ("↓", "↑") } else { ("in", "out") }
     }
 
-    /// One of the pictures of something that turns.
-    pub(crate) const fn wheel(self, picture: usize) -> char {
-        const WHEEL: [char; 10] = ['⠋', '⠙', '⠹', '⠸', '⠼', '⠴', '⠦', '⠧', '⠇', '⠏'];
+    /// A frame of the spinner.
+    pub(crate) const fn spinner(self, frame: usize) -> char {
+        const UNICODE: [char; 10] = ['⠋', '⠙', '⠹', '⠸', '⠼', '⠴', '⠦', '⠧', '⠇', '⠏'];
         const ASCII: [char; 4] = ['|', '/', '-', '\\'];
-        if self.unicode { WHEEL[picture % WHEEL.len()] } else { ASCII[picture % ASCII.len()] }
+        if self.unicode { UNICODE[frame % UNICODE.len()] } else { ASCII[frame % ASCII.len()] }
     }
 
-    /// Text cut to so many columns, with a sign that it was.
+    /// Text shortened to a number of columns, with an ellipsis if it was too long.
     pub(crate) fn fitted(self, text: &str, columns: usize) -> String {
         if text.chars().count() <= columns {
             return text.to_owned();
         }
-        let sign = if self.unicode { "…" } else { "..." };
-        let kept: String = text.chars().take(columns.saturating_sub(sign.chars().count())).collect();
-        kept + sign
+        let ellipsis = if self.unicode { "…" } else { "..." };
+        let kept: String = text.chars().take(columns.saturating_sub(ellipsis.chars().count())).collect();
+        kept + ellipsis
     }
 
-    /// A line of bars, the newest at the right end.
+    /// A sparkline, the newest value on the right.
     pub(crate) fn spark(self, values: impl DoubleEndedIterator<Item = u64> + Clone, width: usize) -> String {
         let levels: &[char] = if self.unicode {
             &[' ', '▁', '▂', '▃', '▄', '▅', '▆', '▇', '█']
@@ -96,15 +96,16 @@ impl Look {
         format!("{drawn:>width$}")
     }
 
-    /// Text of others: nothing in it moves the cursor, turns the direction of writing, or shows as rubbish.
+    /// Text from peers without characters that move the cursor, change the text direction, or cannot be shown.
     pub(crate) fn safe(self, text: &str) -> String {
-        let turns = |c: char| matches!(c, '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
-        let shown = |c: char| !c.is_control() && !turns(c) && (self.unicode || c.is_ascii());
-        text.chars().map(|c| if shown(c) { c } else { '?' }).collect()
+        let is_bidi =
+            |c: char| matches!(c, '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
+        let is_shown = |c: char| !c.is_control() && !is_bidi(c) && (self.unicode || c.is_ascii());
+        text.chars().map(|c| if is_shown(c) { c } else { '?' }).collect()
     }
 }
 
-/// The first of these variables that is set decides, as the C library does it. Windows and macOS show Unicode anyway.
+/// The first of these variables that is set decides, as in the C library. Windows and macOS show Unicode anyway.
 fn is_unicode(value: impl Fn(&str) -> Option<String>) -> bool {
     let locale = ["LC_ALL", "LC_CTYPE", "LANG"].iter().find_map(|name| value(name));
     match locale.map(|locale| locale.to_ascii_lowercase().replace('-', "")) {
@@ -130,16 +131,16 @@ mod tests {
 
     #[test]
     fn bars_grow_with_their_values() {
-        let look = Look { color: false, unicode: true };
-        assert_eq!(look.spark([0, 1, 4, 8].into_iter(), 6), "   ▁▄█");
-        assert_eq!(look.spark([0, 1, 4, 8].into_iter(), 2), "▄█");
-        assert_eq!(look.spark([0, 0].into_iter(), 2), "  ");
+        let theme = Theme { color: false, unicode: true };
+        assert_eq!(theme.spark([0, 1, 4, 8].into_iter(), 6), "   ▁▄█");
+        assert_eq!(theme.spark([0, 1, 4, 8].into_iter(), 2), "▄█");
+        assert_eq!(theme.spark([0, 0].into_iter(), 2), "  ");
     }
 
     #[test]
-    fn texts_of_others_are_harmless() {
-        let look = Look { color: true, unicode: true };
-        assert_eq!(look.safe("/a\u{1b}[2J\u{202e}é"), "/a?[2J?é");
-        assert_eq!(Look { unicode: false, ..look }.safe("é"), "?");
+    fn text_from_peers_is_harmless() {
+        let theme = Theme { color: true, unicode: true };
+        assert_eq!(theme.safe("/a\u{1b}[2J\u{202e}é"), "/a?[2J?é");
+        assert_eq!(Theme { unicode: false, ..theme }.safe("é"), "?");
     }
 }

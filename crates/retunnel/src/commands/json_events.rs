@@ -1,14 +1,14 @@
-//! Lines of `--json-events`: what happens, for programs. The schema is `docs/json-events.md`.
+//! Lines of `--json-events`. `docs/json-events.md` describes the schema.
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use retunnel_client::{Event, Refusal};
 use serde_json::{Value, json};
 
-/// Version of the schema. Fields and events may be added without a new one; none changes its meaning.
+/// Version of the schema. New fields and events do not change it; existing ones keep their meaning.
 const VERSION: u32 = 1;
 
-/// A line about an event of the client; `None` for one that programs learn from another.
+/// The line for an event of the client; `None` if another line covers it.
 pub(crate) fn of(event: &Event) -> Option<Value> {
     Some(match event {
         Event::Connecting { attempt } => line("connecting", json!({ "attempt": attempt })),
@@ -46,7 +46,7 @@ pub(crate) fn of(event: &Event) -> Option<Value> {
     })
 }
 
-/// A line about a tunnel that is not open.
+/// The line for a tunnel that the server refused or closed.
 pub(crate) fn refused(event: &str, tunnel: &str, refusal: &Refusal) -> Value {
     line(
         event,
@@ -56,7 +56,7 @@ pub(crate) fn refused(event: &str, tunnel: &str, refusal: &Refusal) -> Value {
     )
 }
 
-/// A line of another kind.
+/// A line with the fields that all lines have.
 pub(crate) fn line(event: &str, mut fields: Value) -> Value {
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     fields["v"] = VERSION.into();
