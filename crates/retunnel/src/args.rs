@@ -1,26 +1,26 @@
-//! The command line: every option, and the help that teaches it.
+//! The command line: every option and its help.
 
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum, builder::FalseyValueParser};
 
-/// A public address for a local service.
+/// Expose a local service to the internet.
 #[derive(Debug, Parser)]
 #[command(
     name = "retunnel",
     disable_version_flag = true,
-    about = "A public address for a local service, and the server to host it yourself",
+    about = "Expose a local service to the internet through your own tunnel server",
     after_help = "Try it without a server:   retunnel demo\n\
-                  Host the server:           retunnel server\n\
-                  Publish port 8080:         retunnel http 8080\n\
-                  Publish SSH:               retunnel tcp 22\n\
-                  Several tunnels at once:   retunnel config --example > retunnel.yml && retunnel start\n\
+                  Host your own server:      retunnel server\n\
+                  Expose port 8080:          retunnel http 8080\n\
+                  Expose SSH:                retunnel tcp 22\n\
+                  Start several tunnels:     retunnel config --example > retunnel.yml && retunnel start\n\
                   In a script:               retunnel --json http 8080 | jq -r .url\n\
-                  When it does not work:     retunnel diagnose\n\n\
-                  Values come from the option, then RETUNNEL_* of the environment, then a file .env here, then \
-                  ~/.retunnel.conf.\n\
-                  Exit codes: 0 fine or Ctrl+C, 1 failed, 2 wrong usage, 69 server not there or refuses, \
-                  75 refused for now, 78 configuration file unusable, 130 diagnose was stopped.",
+                  Find out what is wrong:    retunnel diagnose\n\n\
+                  Options take precedence over RETUNNEL_* environment variables, then .env in the current directory, \
+                  then ~/.retunnel.conf.\n\
+                  Exit codes: 0 success or Ctrl+C, 1 failure, 2 usage error, 69 server unreachable or refused, \
+                  75 temporarily refused, 78 invalid configuration file, 130 diagnose interrupted.",
     disable_help_subcommand = true,
     args_override_self = true
 )]
@@ -34,36 +34,36 @@ pub(crate) struct Cli {
     pub(crate) command: Option<Command>,
 }
 
-/// Options of every command, before or after it.
+/// Global options, accepted before or after the command.
 #[derive(Debug, Clone, Args)]
 pub(crate) struct Global {
     /// Print results as one line of JSON; implies --quiet
     #[arg(long, global = true)]
     pub(crate) json: bool,
-    /// Print results, warnings and errors only
+    /// Print only results, warnings and errors
     #[arg(long, short, global = true, env = "RETUNNEL_QUIET", hide_env = true, value_parser = FalseyValueParser::new())]
     pub(crate) quiet: bool,
-    /// What is logged to stderr or the log file
+    /// Log level for stderr or the log file
     #[arg(long, short, global = true, value_enum, ignore_case = true, value_name = "LEVEL")]
     pub(crate) log_level: Option<LogLevel>,
-    /// Append the log to this file instead of stderr
+    /// Append the log to a file instead of stderr
     #[arg(long, global = true, env = "RETUNNEL_LOG_FILE", hide_env = true, value_name = "FILE")]
     pub(crate) log_file: Option<PathBuf>,
-    /// Accept any certificate of the server (only for tests: your token can be stolen)
+    /// Do not verify the server's certificate (for tests only: your token can be stolen)
     #[arg(long, short = 'k', global = true, env = "RETUNNEL_INSECURE", hide_env = true,
           value_parser = FalseyValueParser::new())]
     pub(crate) insecure: bool,
-    /// Plain lines instead of the full-screen view
+    /// Print plain lines instead of the full-screen view
     #[arg(long, global = true, env = "RETUNNEL_NO_UI", hide_env = true)]
     pub(crate) no_ui: bool,
-    /// Print everything that happens as one line of JSON each, after the first (docs/json-events.md); implies --json
+    /// Print every event as a line of JSON after the result (docs/json-events.md); implies --json
     #[arg(long, global = true)]
     pub(crate) json_events: bool,
-    /// Trust the certificate authorities of this PEM file too, beside the system's [env: RETUNNEL_CA_FILE]
+    /// Trust the certificate authorities in this PEM file in addition to the system's [env: RETUNNEL_CA_FILE]
     #[arg(long, global = true, value_name = "FILE")]
     pub(crate) ca_file: Option<PathBuf>,
-    /// Reach the server through this proxy, or `none`: an http://, https://, socks5:// or socks5h:// URL, with USER:PASSWORD@ where
-    /// it wants them [env: RETUNNEL_PROXY, else HTTPS_PROXY, HTTP_PROXY, ALL_PROXY, NO_PROXY]
+    /// Connect to the server through this proxy: an http://, https://, socks5:// or socks5h:// URL, optionally with
+    /// USER:PASSWORD@; `none` connects directly [env: RETUNNEL_PROXY, then HTTPS_PROXY, HTTP_PROXY, ALL_PROXY, NO_PROXY]
     #[arg(long, global = true, value_name = "URL")]
     pub(crate) proxy: Option<String>,
 }
@@ -80,81 +80,80 @@ pub(crate) enum LogLevel {
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
-    /// Publish a local HTTP service
+    /// Expose a local HTTP service
     #[command(after_help = "Examples:\n  retunnel http 8080\n  retunnel http 3000 --subdomain my-app\n  \
                             retunnel http https://localhost:8443 --auth me:secret\n  \
                             retunnel http 5173 --host-header rewrite\n  \
                             retunnel http unix:/run/app.sock --server tunnel.example.com")]
     Http(HttpArgs),
-    /// Publish a local TCP service
+    /// Expose a local TCP service
     #[command(after_help = "Examples:\n  retunnel tcp 22\n  retunnel tcp 127.0.0.1:5432 --remote-port 20432")]
     Tcp(TcpArgs),
-    /// Start the tunnels of a file, all in one session
+    /// Start the tunnels defined in a file
     #[command(after_help = "Examples:\n  retunnel config --example > retunnel.yml\n  retunnel start\n  \
                             retunnel start team.yml web api\n\n\
-                            While it runs, changes of the file are done at once, and on SIGHUP: new tunnels are opened, \
-                            removed ones closed, changed ones opened again, all others are left alone. A file with \
-                            mistakes changes nothing.")]
+                            The file is reloaded when it changes and on SIGHUP: new tunnels are opened, removed ones \
+                            closed, changed ones reopened, all others left alone. An invalid file changes nothing.")]
     Start(StartArgs),
-    /// Check what stands between this machine and a tunnel, and say what is wrong
+    /// Check the connection to the server and explain what is wrong
     #[command(
         after_help = "Examples:\n  retunnel diagnose\n  retunnel diagnose --server https://tunnel.example.com\n  \
-                            retunnel diagnose 8080 --json\n\nChecks in this order: configuration, proxy, dns, tcp, tls, api, \
-                            upgrade, clock, token, local. Nothing is changed: no account is made, no tunnel opened.\n\
-                            Exit codes: 0 tunnels work, 69 something is wrong, 2 or 78 the configuration, 130 Ctrl+C."
+                            retunnel diagnose 8080 --json\n\nRuns these checks in order: configuration, proxy, dns, tcp, tls, \
+                            api, upgrade, clock, token, local. Changes nothing: creates no account, opens no tunnel.\n\
+                            Exit codes: 0 tunnels work, 69 a check failed, 2 or 78 invalid configuration, 130 Ctrl+C."
     )]
     Diagnose(DiagnoseArgs),
-    /// Save the token of your account
-    #[command(after_help = "Without TOKEN it is asked for without being shown. Prefer this or --stdin: \
-                            arguments are visible to other users of the machine.")]
+    /// Save your account token
+    #[command(after_help = "Without TOKEN, prompts for it without showing it. Prefer the prompt or --stdin: \
+                            other users of this machine can see arguments.")]
     Authtoken(AuthtokenArgs),
     /// Show or check configuration files
     #[command(after_help = "Examples:\n  retunnel config --check\n  retunnel config --check team.yml --json\n\n\
-                            A check tells FILE:LINE:COLUMN of every mistake and ends with 2, or with 0 when there is none.")]
+                            A check prints every error as FILE:LINE:COLUMN: MESSAGE. It exits with 2 if there are any, otherwise with 0.")]
     Config(ConfigArgs),
-    /// Print a script that completes words in a shell
+    /// Generate a shell completion script
     #[command(after_help = "Examples:\n  bash: source <(retunnel completions bash)\n  \
                             zsh:  retunnel completions zsh > ~/.zfunc/_retunnel\n  \
                             fish: retunnel completions fish > ~/.config/fish/completions/retunnel.fish")]
     Completions {
-        /// The shell
+        /// Shell to generate the script for
         shell: clap_complete::Shell,
     },
-    /// Print the manual page, or write all pages
+    /// Print a man page, or write all man pages to a directory
     #[command(after_help = "Examples:\n  retunnel man | man -l -\n  retunnel man --dir /usr/local/share/man/man1")]
     Man(ManArgs),
     /// Print the version
     Version,
-    /// List the libraries this program is built on
+    /// List the libraries used by this program
     Credits,
-    /// Show help for a command
+    /// Print help for a command
     Help {
-        /// The command
+        /// Command to describe
         command: Option<String>,
     },
-    /// Host your own server
+    /// Run a tunnel server
     #[cfg(feature = "server")]
     #[command(after_help = "Examples:\n  retunnel server\n  \
                             retunnel server --listen 0.0.0.0:80 --domain tunnel.example.com\n  \
                             retunnel server --listen 0.0.0.0:443 --domain tunnel.example.com --tls-cert fullchain.pem --tls-key key.pem\n  \
-                            retunnel server invite\n\nEvery option is also a key of the --config file (as `tcp-ports: 20000-20100`) \
-                            and an environment variable (as RETUNNEL_SERVER_TCP_PORTS).")]
+                            retunnel server invite\n\nEvery option is also a key in the --config file (for example `tcp-ports: 20000-20100`) \
+                            and an environment variable (for example RETUNNEL_SERVER_TCP_PORTS).")]
     Server(ServerArgs),
-    /// Start a server, a sample service and a tunnel in one process, and show a request going through
+    /// Run a server, a sample service and a tunnel in one process, and send a request through them
     #[cfg(feature = "server")]
     Demo(DemoArgs),
 }
 
-/// Where and as whom to connect.
+/// The server and the account.
 #[derive(Debug, Args)]
 pub(crate) struct Connection {
-    /// The server, as localhost:6400 or https://tunnel.example.com [env: RETUNNEL_SERVER_ENDPOINT]
+    /// Server to connect to, for example https://tunnel.example.com [env: RETUNNEL_SERVER_ENDPOINT] [default: localhost:6400]
     #[arg(long, value_name = "SERVER")]
     pub(crate) server: Option<String>,
-    /// The account's token [env: RETUNNEL_AUTH_TOKEN]; prefer `retunnel authtoken`
+    /// Account token; prefer `retunnel authtoken` [env: RETUNNEL_AUTH_TOKEN]
     #[arg(long, value_name = "TOKEN")]
     pub(crate) token: Option<String>,
-    /// What to speak with the server; auto is the best that it knows [env: RETUNNEL_DIALECT] [default: auto]
+    /// Protocol to use; auto selects the best one that the server supports [env: RETUNNEL_DIALECT] [default: auto]
     #[arg(long, value_name = "DIALECT", value_parser = ["auto", "native", "3", "2"])]
     pub(crate) dialect: Option<String>,
 }
@@ -163,40 +162,40 @@ pub(crate) struct Connection {
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Inspector")]
 pub(crate) struct InspectArgs {
-    /// Where the inspector listens [default: 127.0.0.1:4040, or the next free port] [env: RETUNNEL_INSPECT_ADDR]
+    /// Address of the inspector [env: RETUNNEL_INSPECT_ADDR] [default: 127.0.0.1:4040, or the next free port]
     #[arg(long, value_name = "ADDRESS:PORT")]
     pub(crate) inspect_addr: Option<String>,
-    /// No inspector: nothing that passes is looked at [env: RETUNNEL_NO_INSPECT]
+    /// Disable the inspector [env: RETUNNEL_NO_INSPECT]
     #[arg(long, conflicts_with = "inspect_addr")]
     pub(crate) no_inspect: bool,
-    /// Mask the values of these headers and fields too [env: RETUNNEL_INSPECT_MASK]
+    /// Mask the values of these additional headers and fields [env: RETUNNEL_INSPECT_MASK]
     #[arg(long, value_name = "NAMES")]
     pub(crate) inspect_mask: Vec<String>,
-    /// Answer to this host name too; by default only to addresses and localhost [env: RETUNNEL_INSPECT_HOST]
+    /// Allow this host name in addition to IP addresses and localhost [env: RETUNNEL_INSPECT_HOST]
     #[arg(long, value_name = "HOST")]
     pub(crate) inspect_host: Vec<String>,
-    /// Keep so much of each body [default: 256]
+    /// Capture at most this much of each body [default: 256]
     #[arg(long, value_name = "KIB", value_parser = clap::value_parser!(u32).range(1..=16 * 1024))]
     pub(crate) inspect_body_limit: Option<u32>,
 }
 
 #[derive(Debug, Args)]
 pub(crate) struct HttpArgs {
-    /// The local service: PORT, HOST:PORT, http(s)://HOST:PORT or unix:/path
+    /// Local service: PORT, HOST:PORT, http(s)://HOST:PORT or unix:/path
     pub(crate) target: String,
-    /// Ask for this name below the server's domain
+    /// Request this subdomain of the server's domain
     #[arg(long, short, value_name = "NAME")]
     pub(crate) subdomain: Option<String>,
-    /// Ask for a host name of your own
+    /// Request a custom host name
     #[arg(long, value_name = "HOST", conflicts_with = "subdomain")]
     pub(crate) hostname: Option<String>,
-    /// Ask visitors for a user name and password
+    /// Require visitors to log in with HTTP basic authentication
     #[arg(long, short, value_name = "USER:PASSWORD", env = "RETUNNEL_BASIC_AUTH", hide_env_values = true)]
     pub(crate) auth: Option<String>,
-    /// What the service sees as its host: `rewrite` for its own address (Vite, webpack, Django), or a HOST
+    /// Rewrite the Host header: `rewrite` uses the address of the local service (Vite, webpack, Django), HOST sets a fixed value
     #[arg(long, value_name = "HOST")]
     pub(crate) host_header: Option<String>,
-    /// Accept any certificate of an https:// service (at localhost any is accepted anyway)
+    /// Do not verify the certificate of an https:// service (never verified on localhost)
     #[arg(long)]
     pub(crate) local_insecure: bool,
     #[command(flatten)]
@@ -207,18 +206,18 @@ pub(crate) struct HttpArgs {
 
 #[derive(Debug, Args)]
 pub(crate) struct ManArgs {
-    /// The page of this command
+    /// Command to print the page of
     pub(crate) command: Option<String>,
-    /// Write the pages of all commands into this directory
+    /// Write the pages of all commands to this directory
     #[arg(long, value_name = "DIR", conflicts_with = "command")]
     pub(crate) dir: Option<PathBuf>,
 }
 
 #[derive(Debug, Args)]
 pub(crate) struct TcpArgs {
-    /// The local service: PORT or HOST:PORT
+    /// Local service: PORT or HOST:PORT
     pub(crate) target: String,
-    /// Ask for this public port
+    /// Request this public port
     #[arg(long, short, value_name = "PORT", value_parser = clap::value_parser!(u16).range(1..))]
     pub(crate) remote_port: Option<u16>,
     #[command(flatten)]
@@ -227,10 +226,10 @@ pub(crate) struct TcpArgs {
 
 #[derive(Debug, Args)]
 pub(crate) struct StartArgs {
-    /// The file
+    /// Tunnels file
     #[arg(default_value = "retunnel.yml")]
     pub(crate) file: PathBuf,
-    /// Only these tunnels of the file
+    /// Tunnels to start [default: all]
     pub(crate) names: Vec<String>,
     #[command(flatten)]
     pub(crate) connection: Connection,
@@ -240,11 +239,10 @@ pub(crate) struct StartArgs {
 
 #[derive(Debug, Args)]
 pub(crate) struct DiagnoseArgs {
-    /// Local services to look at too: PORT, HOST:PORT, http(s)://HOST:PORT or unix:/path
+    /// Local services to check: PORT, HOST:PORT, http(s)://HOST:PORT or unix:/path
     #[arg(value_name = "LOCAL")]
     pub(crate) targets: Vec<String>,
-    /// Look at the server and the local services of this tunnels file [default: retunnel.yml, if it is here and no LOCAL is
-    /// named]
+    /// Check the server and the local services of this tunnels file [default: retunnel.yml if it exists and no LOCAL is given]
     #[arg(long, value_name = "FILE")]
     pub(crate) file: Option<PathBuf>,
     #[command(flatten)]
@@ -253,7 +251,7 @@ pub(crate) struct DiagnoseArgs {
 
 #[derive(Debug, Args)]
 pub(crate) struct AuthtokenArgs {
-    /// The token
+    /// Token to save
     pub(crate) token: Option<String>,
     /// Read the token from standard input
     #[arg(long, conflicts_with = "token")]
@@ -263,19 +261,19 @@ pub(crate) struct AuthtokenArgs {
 #[derive(Debug, Args)]
 #[command(group = clap::ArgGroup::new("what").multiple(false))]
 pub(crate) struct ConfigArgs {
-    /// Show the saved configuration, tokens masked (the default)
+    /// Show the saved configuration with masked tokens (default)
     #[arg(long, group = "what")]
     pub(crate) show: bool,
-    /// Print an example of retunnel.yml
+    /// Print an example retunnel.yml
     #[arg(long, group = "what")]
     pub(crate) example: bool,
-    /// Print where the saved configuration is
+    /// Print the path of the saved configuration
     #[arg(long, group = "what")]
     pub(crate) path: bool,
-    /// List every mistake of a tunnels file
+    /// Check a tunnels file and list all errors
     #[arg(long, group = "what", value_name = "FILE", num_args = 0..=1, default_missing_value = "retunnel.yml")]
     pub(crate) check: Option<PathBuf>,
-    /// Check a file for `retunnel server --config`
+    /// Check a server configuration file and list all errors
     #[cfg(feature = "server")]
     #[arg(long, group = "what", value_name = "FILE")]
     pub(crate) check_server: Option<PathBuf>,
@@ -290,46 +288,46 @@ pub(crate) struct ServerArgs {
     /// Read options from this YAML file
     #[arg(long, env = "RETUNNEL_SERVER_CONFIG", value_name = "FILE", global = true)]
     pub(crate) config: Option<PathBuf>,
-    /// Where visitors and clients connect [default: 127.0.0.1:6400]
+    /// Address for visitors and clients [default: 127.0.0.1:6400]
     #[arg(long, env = "RETUNNEL_SERVER_LISTEN", value_name = "ADDRESS:PORT")]
     pub(crate) listen: Option<String>,
-    /// Tunnels get names below this domain [default: localhost]
+    /// Domain of the tunnels; each gets a subdomain [default: localhost]
     #[arg(long, env = "RETUNNEL_SERVER_DOMAIN", value_name = "DOMAIN")]
     pub(crate) domain: Option<String>,
-    /// Where the database is [default: the user's data directory]
+    /// Directory of the database [default: the user's data directory]
     #[arg(long, env = "RETUNNEL_SERVER_DATA_DIR", value_name = "DIR", global = true)]
     pub(crate) data_dir: Option<PathBuf>,
     /// Public ports for TCP tunnels, or `off` [default: 20000-29999]
     #[arg(long, env = "RETUNNEL_SERVER_TCP_PORTS", value_name = "FIRST-LAST")]
     pub(crate) tcp_ports: Option<String>,
-    /// Speak TLS, with the certificate in this PEM file (behind it those of intermediate authorities); SIGHUP reads it anew
+    /// Enable TLS: PEM file with the certificate followed by its intermediates; reloaded on SIGHUP
     #[arg(long, env = "RETUNNEL_SERVER_TLS_CERT", value_name = "FILE")]
     pub(crate) tls_cert: Option<PathBuf>,
-    /// The private key of the certificate, as a PEM file
+    /// PEM file with the private key of the certificate
     #[arg(long, env = "RETUNNEL_SERVER_TLS_KEY", value_name = "FILE")]
     pub(crate) tls_key: Option<PathBuf>,
-    /// Who may make an account: open, invite or closed [default: open on loopback, else invite]
+    /// Who can create an account: open, invite or closed [default: open on loopback, otherwise invite]
     #[arg(long, env = "RETUNNEL_SERVER_REGISTRATION", value_name = "POLICY")]
     pub(crate) registration: Option<String>,
-    /// How URLs are printed when a proxy stands in front, as https://tunnel.example.com
+    /// Public URL when behind a reverse proxy, for example https://tunnel.example.com
     #[arg(long, env = "RETUNNEL_SERVER_PUBLIC_URL", value_name = "URL")]
     pub(crate) public_url: Option<String>,
-    /// Peers whose X-Forwarded-* headers are believed, as 10.0.0.0/8,127.0.0.1
+    /// Proxies whose X-Forwarded-* headers are trusted, for example 10.0.0.0/8,127.0.0.1
     #[arg(long, env = "RETUNNEL_SERVER_TRUSTED_PROXIES", value_name = "NETS", value_delimiter = ',')]
     pub(crate) trusted_proxies: Option<Vec<String>>,
-    /// The DNS server that is asked about host names [default: the system's]
+    /// DNS server for the verification of custom host names [default: the system's]
     #[arg(long, env = "RETUNNEL_SERVER_DNS_RESOLVER", value_name = "ADDRESS:PORT")]
     pub(crate) dns_resolver: Option<String>,
-    /// Log every request of a visitor
+    /// Log every visitor request
     #[arg(long, env = "RETUNNEL_SERVER_ACCESS_LOG", num_args = 0..=1, default_missing_value = "true", value_name = "BOOL")]
     pub(crate) access_log: Option<bool>,
-    /// Form of the log
+    /// Log format
     #[arg(long, env = "RETUNNEL_SERVER_LOG_FORMAT", value_enum, default_value = "text")]
     pub(crate) log_format: LogFormat,
-    /// Seconds running transfers have to finish when the server stops [default: 20]
+    /// Seconds that active transfers have to finish on shutdown [default: 20]
     #[arg(long, env = "RETUNNEL_SERVER_GRACE_PERIOD", value_name = "SECONDS")]
     pub(crate) grace_period: Option<f64>,
-    /// Threads that serve; one costs least for each request, more serve more of them [default: half the cores]
+    /// Worker threads: fewer use less CPU per request, more handle more requests [default: half the CPU cores]
     #[arg(long, env = "RETUNNEL_SERVER_THREADS", value_name = "NUMBER", value_parser = clap::value_parser!(u16).range(1..=1024))]
     pub(crate) threads: Option<u16>,
 }
@@ -337,7 +335,7 @@ pub(crate) struct ServerArgs {
 #[cfg(feature = "server")]
 #[derive(Debug, Subcommand)]
 pub(crate) enum ServerAction {
-    /// Print a code for one registration
+    /// Create an invite code for one registration
     Invite,
 }
 
@@ -351,10 +349,10 @@ pub(crate) enum LogFormat {
 #[cfg(feature = "server")]
 #[derive(Debug, Args)]
 pub(crate) struct DemoArgs {
-    /// Publish this local port instead of the sample service
+    /// Expose this local port instead of the sample service
     #[arg(value_parser = clap::value_parser!(u16).range(1..))]
     pub(crate) port: Option<u16>,
-    /// End after the check, with exit code 0 or 1
+    /// Exit after the request, with 0 on success or 1 on failure
     #[arg(long)]
     pub(crate) once: bool,
 }
