@@ -3,8 +3,6 @@
 use retunnel_client::{ApiError, ConnectError, RefusalCode, TunnelError, ValidationError};
 use retunnel_config::ConfigError;
 
-use crate::inspector::ListenError;
-
 /// Failed in a way that trying again does not mend.
 pub(crate) const FAILURE: u8 = 1;
 /// Options or files that cannot be understood.
@@ -28,14 +26,22 @@ pub(crate) const ALL: [u8; 7] = [0, FAILURE, USAGE, UNAVAILABLE, TEMPORARY, CONF
 #[error("{0}")]
 pub(crate) struct Usage(pub(crate) String);
 
-/// A diagnosis that did not end well.
+/// The inspector cannot listen on its address.
 #[derive(Debug, thiserror::Error)]
-pub(crate) enum Unwell {
-    /// What is wrong was told already.
-    #[error("something is wrong: {0}")]
+#[error("the inspector cannot listen on {address}: {source}")]
+pub(crate) struct InspectorListenError {
+    pub(crate) address: std::net::SocketAddr,
+    pub(crate) source: std::io::Error,
+}
+
+/// A diagnosis that found a failure or was stopped.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum DiagnosisError {
+    /// The names of the checks that failed. Their problems were already printed.
+    #[error("failed checks: {0}")]
     Failed(String),
-    /// Nothing is known about what was not checked yet.
-    #[error("stopped before everything was checked")]
+    /// Some checks did not run.
+    #[error("stopped before all checks were done")]
     Interrupted,
 }
 
@@ -73,13 +79,13 @@ pub(crate) fn of(error: &anyhow::Error) -> (u8, Option<String>) {
         if let Some(error) = cause.downcast_ref::<ApiError>() {
             return (api(error), None);
         }
-        if cause.is::<ListenError>() {
+        if cause.is::<InspectorListenError>() {
             return (UNAVAILABLE, Some("choose another `--inspect-addr`, or none with `--no-inspect`".into()));
         }
-        if let Some(unwell) = cause.downcast_ref::<Unwell>() {
-            return match unwell {
-                Unwell::Failed(_) => (UNAVAILABLE, None),
-                Unwell::Interrupted => (INTERRUPTED, None),
+        if let Some(error) = cause.downcast_ref::<DiagnosisError>() {
+            return match error {
+                DiagnosisError::Failed(_) => (UNAVAILABLE, None),
+                DiagnosisError::Interrupted => (INTERRUPTED, None),
             };
         }
         if cause.is::<ConfigError>() {

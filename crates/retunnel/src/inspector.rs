@@ -1,10 +1,13 @@
-//! The web inspector: a server on this machine that shows what passed and sends it again.
+//! The web inspector: a local web server that shows captured requests and replays them.
 //!
-//! [`Inspector::bind`] comes before the client, which needs its observer; [`Inspector::serve`] after it.
+//! Call [`Inspector::bind`] before the client starts, because the client needs its observer, and [`Inspector::serve`] after.
 
 mod api;
+mod capture;
+mod context;
 mod decode;
 mod export;
+mod failure;
 mod guard;
 mod head;
 mod mask;
@@ -13,11 +16,11 @@ mod ngrok;
 mod pages;
 mod record;
 mod replay;
+mod sides;
 mod store;
 mod view;
 
 use std::{
-    io,
     net::{Ipv4Addr, SocketAddr},
     sync::Arc,
     time::Duration,
@@ -31,33 +34,29 @@ use retunnel_client::{Client, tap::Observer};
 use tokio::{net::TcpListener, task::JoinSet, time::sleep};
 
 #[cfg(all(test, feature = "server"))]
-pub(crate) use api::FailureCode;
+pub(crate) use failure::FailureCode;
 
-use crate::{args::InspectArgs, exit::Usage, settings::Variables};
+use crate::{
+    args::InspectArgs,
+    exit::{InspectorListenError, Usage},
+    settings::Variables,
+};
 
-/// Where it listens when nobody says otherwise; the next ports are tried when it is taken.
+/// The default port. If it is in use, the next ones are tried.
 const PORT: u16 = 4040;
-/// Ports that are tried: as many clients on one machine have an inspector.
+/// Number of ports to try, and so of clients with an inspector on one machine.
 const PORTS: u16 = 100;
-/// Connections at a time; a browser takes six for each page.
+/// Maximum number of connections. A browser opens six for each page.
 const MAX_CONNECTIONS: usize = 128;
-/// How long a request's head may take.
-const HEAD_WITHIN: Duration = Duration::from_secs(10);
-/// Bytes kept of each body when nobody says otherwise.
+/// Timeout for the head of a request.
+const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
+/// Bytes captured of each body by default.
 const BODY_LIMIT: usize = 256 * 1024;
 
-/// The inspector cannot listen where the user wants it.
-#[derive(Debug, thiserror::Error)]
-#[error("the inspector cannot listen on {address}: {source}")]
-pub(crate) struct ListenError {
-    address: SocketAddr,
-    source: io::Error,
-}
-
-/// How the inspector is wanted.
+/// The settings of the inspector.
 #[derive(Debug, Clone)]
 pub(crate) struct Options {
-    /// Where to listen; `None` takes the first free port from 4040.
+    /// Where to listen; `None` means the first free port from 4040.
     address: Option<SocketAddr>,
     hosts: Vec<String>,
     mask: mask::Mask,
@@ -70,7 +69,7 @@ impl Options {
         self.address.is_some()
     }
 
-    /// Option, then environment, then default; `None` when there is to be no inspector.
+    /// Reads option, then environment, then default. `None` if the inspector is disabled.
     pub(crate) fn new(args: &InspectArgs, variables: &Variables) -> anyhow::Result<Option<Self>> {
         let address = match (&args.inspect_addr, args.no_inspect) {
             (_, true) => return Ok(None),
@@ -83,7 +82,9 @@ impl Options {
         }
         let address = match address {
             Some(text) => Some(parse(&text).ok_or_else(|| {
-                Usage(format!("inspector address `{text}`: expected ADDRESS:PORT or PORT, as 127.0.0.1:4040"))
+                Usage(format!(
+                    "inspector address: expected ADDRESS:PORT or PORT, for example 127.0.0.1:4040 (got `{text}`)"
+                ))
             })?),
             None => None,
         };
@@ -112,7 +113,7 @@ fn parse(text: &str) -> Option<SocketAddr> {
     }
 }
 
-/// An inspector with its address.
+/// An inspector that listens.
 #[derive(Debug)]
 pub(crate) struct Inspector {
     listener: TcpListener,
@@ -122,11 +123,11 @@ pub(crate) struct Inspector {
 }
 
 impl Inspector {
-    /// Takes an address.
+    /// Starts to listen.
     ///
     /// # Errors
-    /// [`ListenError`].
-    pub(crate) async fn bind(options: Options) -> Result<Self, ListenError> {
+    /// No port is free.
+    pub(crate) async fn bind(options: Options) -> Result<Self, InspectorListenError> {
         let first = options.address.unwrap_or_else(|| (Ipv4Addr::LOCALHOST, PORT).into());
         let ports = if options.address.is_some() { 1 } else { PORTS };
         let mut failure = None;
@@ -138,19 +139,19 @@ impl Inspector {
                     return Ok(Self { listener, address, options, store });
                 }
                 Err(source) => {
-                    failure.get_or_insert(ListenError { address, source });
+                    failure.get_or_insert(InspectorListenError { address, source });
                 }
             }
         }
         Err(failure.expect("at least one port was tried"))
     }
 
-    /// What the client shows its exchanges to.
+    /// The observer for the client's exchanges.
     pub(crate) fn observer(&self) -> Arc<dyn Observer> {
-        Arc::new(store::Watcher::new(Arc::clone(&self.store), None))
+        Arc::new(capture::Recorder::new(Arc::clone(&self.store), None))
     }
 
-    /// Where a browser finds it.
+    /// The URL for a browser.
     pub(crate) fn url(&self) -> String {
         let shown = if self.address.ip().is_unspecified() {
             SocketAddr::new(Ipv4Addr::LOCALHOST.into(), self.address.port())
@@ -160,17 +161,17 @@ impl Inspector {
         format!("http://{shown}")
     }
 
-    /// Whether only this machine reaches it.
+    /// Whether only this machine can reach it.
     pub(crate) const fn is_private(&self) -> bool {
         self.address.ip().is_loopback()
     }
 
     /// Serves until the tasks are dropped.
     pub(crate) fn serve(self, client: Arc<Client>) -> JoinSet<()> {
-        let state = Arc::new(api::Inspection {
+        let state = Arc::new(context::Context {
             store: self.store,
             mask: self.options.mask,
-            guard: guard::Guard::new(self.address, &self.options.hosts),
+            guard: Arc::new(guard::Guard::new(self.address, &self.options.hosts)),
             client,
             opened: std::sync::Mutex::default(),
         });
@@ -187,15 +188,15 @@ async fn accept(listener: TcpListener, router: axum::Router) {
         tokio::select! {
             accepted = listener.accept(), if connections.len() < MAX_CONNECTIONS => {
                 let Ok((socket, _)) = accepted else {
-                    // Out of file descriptors: some will be free again.
+                    // Out of file descriptors: wait until some are free.
                     sleep(Duration::from_millis(100)).await;
                     continue;
                 };
                 let connection = hyper::server::conn::http1::Builder::new()
                     .timer(TokioTimer::new())
-                    .header_read_timeout(HEAD_WITHIN)
+                    .header_read_timeout(HEAD_TIMEOUT)
                     .serve_connection(TokioIo::new(socket), TowerToHyperService::new(router.clone()));
-                // A browser that goes away is no failure.
+                // A browser that disconnects is not a failure.
                 connections.spawn(async move { drop(connection.await) });
             }
             Some(_) = connections.join_next() => {}

@@ -20,7 +20,7 @@ use tokio::time::Instant;
 use crate::{
     args::{DiagnoseArgs, Global},
     commands::{config, logging, signals::Signals},
-    exit::{self, Unwell, Usage},
+    exit::{self, DiagnosisError, Usage},
     output::Output,
     settings::{FromFile, Settings, Variables},
     ui::theme::Theme,
@@ -41,7 +41,7 @@ pub(crate) fn run(args: DiagnoseArgs, global: &Global, variables: &Variables, ou
         let mut report = Report::new(output);
         tokio::select! {
             result = checked(args, global, variables, &mut report) => result,
-            () = signals.next() => Err(Unwell::Interrupted.into()),
+            () = signals.next() => Err(DiagnosisError::Interrupted.into()),
         }
     });
     // A name lookup under way must not hold the end up.
@@ -78,7 +78,7 @@ async fn checked(args: DiagnoseArgs, global: &Global, variables: &Variables, rep
     }
     report.end();
     let failed = report.steps(|outcome| matches!(outcome, Outcome::Failed(_)));
-    if failed.is_empty() { Ok(()) } else { Err(Unwell::Failed(failed.join(", ")).into()) }
+    if failed.is_empty() { Ok(()) } else { Err(DiagnosisError::Failed(failed.join(", ")).into()) }
 }
 
 /// What is diagnosed: the connection that `http` or `start` would make here, and local services.

@@ -1,29 +1,29 @@
-//! Bodies without their content coding, for view only. What cannot be decoded is shown as it passed.
+//! Decodes bodies for display. A body that cannot be decoded is shown unchanged.
 
 use std::io::{Cursor, Read};
 
-/// Bytes of a decoded body; a small body may hold gigabytes of zeros.
+/// Maximum bytes of a decoded body. A small body may expand to gigabytes of zeros.
 const MAX_DECODED: usize = 2 * 1024 * 1024;
 
-/// A body for view.
+/// A decoded body.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct Decoded {
     pub(crate) bytes: Vec<u8>,
-    /// There is more than `bytes`.
+    /// `bytes` is incomplete.
     pub(crate) cut: bool,
-    /// Codings that were undone.
+    /// The codings that were removed.
     pub(crate) codings: Vec<String>,
 }
 
-/// Undoes the codings of a `Content-Encoding`. A body that was captured in part gives its beginning.
+/// Removes the codings of a `Content-Encoding`. A partly captured body yields its beginning.
 pub(crate) fn decode(body: &[u8], codings: Option<&str>) -> Decoded {
     let mut decoded = Decoded { bytes: body.to_vec(), cut: false, codings: Vec::new() };
     let codings = codings.unwrap_or_default().split(',').map(|coding| coding.trim().to_ascii_lowercase());
     for coding in codings.filter(|coding| !coding.is_empty() && coding != "identity").collect::<Vec<_>>().iter().rev() {
         let bytes = decoded.bytes.as_slice();
-        let undone = match coding.as_str() {
+        let decoding = match coding.as_str() {
             "gzip" | "x-gzip" => read(flate2::read::MultiGzDecoder::new(bytes)),
-            // Some senders leave the zlib frame out.
+            // Some senders omit the zlib header.
             "deflate" if bytes.first().is_some_and(|byte| byte & 0x0f == 8) => {
                 read(flate2::read::ZlibDecoder::new(bytes))
             }
@@ -34,7 +34,7 @@ pub(crate) fn decode(body: &[u8], codings: Option<&str>) -> Decoded {
             }
             _ => return decoded,
         };
-        let (bytes, cut) = undone;
+        let (bytes, cut) = decoding;
         if bytes.is_empty() && !decoded.bytes.is_empty() && cut {
             return decoded;
         }
@@ -43,7 +43,7 @@ pub(crate) fn decode(body: &[u8], codings: Option<&str>) -> Decoded {
     decoded
 }
 
-/// Reads what there is, and whether something is missing.
+/// Reads as much as possible. Returns whether something is missing.
 fn read(mut reader: impl Read) -> (Vec<u8>, bool) {
     let mut bytes = Vec::new();
     let mut piece = [0; 8192];
@@ -75,7 +75,7 @@ mod tests {
     }
 
     #[test]
-    fn every_coding_is_undone() {
+    fn every_coding_is_decoded() {
         let base64 = |text: &str| data_encoding::BASE64.decode(text.as_bytes()).expect("base64");
         // Made with the `brotli` and `zstd` programs and Python's zlib.
         for (coding, bytes) in [
@@ -97,7 +97,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn any_bytes_are_decoded_or_left(bytes in prop::collection::vec(any::<u8>(), 0..300)) {
+        fn any_bytes_are_decoded_or_left_unchanged(bytes in prop::collection::vec(any::<u8>(), 0..300)) {
             for coding in ["gzip", "deflate", "br", "zstd", "gzip, br"] {
                 prop_assert!(decode(&bytes, Some(coding)).bytes.len() <= MAX_DECODED);
             }
@@ -105,7 +105,7 @@ mod tests {
     }
 
     #[test]
-    fn beginnings_and_bombs_give_a_bounded_beginning() {
+    fn partial_bodies_and_bombs_yield_a_bounded_beginning() {
         let bomb = gzip(&vec![0; 50 << 20]);
         let decoded = decode(&bomb, Some("gzip"));
         assert_eq!((decoded.bytes.len(), decoded.cut), (MAX_DECODED, true));
@@ -116,7 +116,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_what_it_says_is_shown_as_it_is() {
+    fn a_body_with_a_wrong_coding_is_left_unchanged() {
         for coding in ["gzip", "deflate", "br", "zstd", "magic"] {
             let decoded = decode(b"\x01plain", Some(coding));
             assert_eq!((decoded.bytes.as_slice(), decoded.codings.len()), (b"\x01plain".as_slice(), 0), "{coding}");

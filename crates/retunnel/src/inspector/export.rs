@@ -1,4 +1,4 @@
-//! Exchanges for other programs: HAR 1.2 files and curl commands.
+//! Exports exchanges as HAR 1.2 files and curl commands.
 
 use std::{sync::Arc, time::Duration};
 
@@ -70,7 +70,7 @@ fn har_entry(record: &Record, view: View<'_>) -> Value {
         "comment": format!("tunnel {}", record.tunnel),
     });
     if record.request().size > 0 {
-        // The format has text only.
+        // The format allows text only.
         let text = String::from_utf8_lossy(&sent.bytes);
         entry["request"]["postData"] = json!({ "mimeType": content_type(&request), "text": text });
     }
@@ -88,7 +88,7 @@ fn headers(head: &Head) -> Vec<Value> {
     head.headers.iter().map(|(name, value)| json!({"name": name, "value": value})).collect()
 }
 
-/// The address that the visitor asked for.
+/// The URL that the visitor requested.
 fn url(request: &Head) -> String {
     let scheme = request.header("x-forwarded-proto").unwrap_or("http");
     let host = request.header("x-forwarded-host").or_else(|| request.header("host")).unwrap_or("localhost");
@@ -108,7 +108,7 @@ pub(crate) fn curl(record: &Record, view: View<'_>) -> String {
     if request.method() != if has_body { "POST" } else { "GET" } {
         command = format!("{command} -X {}", quoted(request.method()));
     }
-    // The server sets these anew, or curl does.
+    // The server or curl sets these.
     let hop = ["host", "content-length", "connection", "transfer-encoding", "content-encoding", "accept-encoding"];
     for (name, value) in &request.headers {
         let lower = name.to_ascii_lowercase();
@@ -119,7 +119,7 @@ pub(crate) fn curl(record: &Record, view: View<'_>) -> String {
     if has_body {
         let text = String::from_utf8_lossy(&body.bytes);
         let incomplete = !body.is_text || record.request().size > record.request().body.len() as u64;
-        // A file instead of half a body or of bytes that no shell carries.
+        // An incomplete or binary body has to come from a file.
         let data = if incomplete { quoted("@body.bin") } else { quoted(&text) };
         command = format!("{command} \\\n  {} {data}", if incomplete { "--data-binary" } else { "--data-raw" });
     }
@@ -140,11 +140,11 @@ mod tests {
     use super::{super::mask::Mask, *};
 
     #[test]
-    fn a_shell_reads_a_command_as_it_was_meant() {
+    fn a_shell_parses_the_command_as_intended() {
         let head = b"POST /a'b?x=$(id) HTTP/1.1\r\nHost: h.test\r\nX-Evil: `id` \"; rm -rf /\r\nAuthorization: Basic eA==\r\n\r\n";
         let mut record = Record::new("web", head, None, SystemTime::UNIX_EPOCH, Instant::now());
-        record.parts[0].body = b"it's $HOME".to_vec();
-        record.parts[0].size = 10;
+        record.parts.request.body = b"it's $HOME".to_vec();
+        record.parts.request.size = 10;
         let mask = Mask::default();
         let command = curl(&record, View::new(&mask, false));
         let shell =

@@ -1,7 +1,10 @@
-//! Who may ask what. A page of somebody else in the user's browser must neither read nor act, whatever name it gave this
-//! address (DNS rebinding); scripts of the user must be able to do both without a token.
+//! Access control. A page of another site in the user's browser must neither read nor change anything, even if its own name
+//! resolves to this address (DNS rebinding). Scripts of the user may do both without a token.
 
-use std::net::{IpAddr, SocketAddr};
+use std::{
+    net::{IpAddr, SocketAddr},
+    sync::Arc,
+};
 
 use axum::{
     extract::{Request, State},
@@ -11,19 +14,19 @@ use axum::{
 };
 use subtle::ConstantTimeEq;
 
-use super::api::{Failure, FailureCode, Inspected};
+use super::failure::{Failure, FailureCode};
 
-/// Header with the token of the pages.
+/// The header with the token of the pages.
 const TOKEN: &str = "x-retunnel-token";
-/// Pages run the scripts of this program and talk to it, and that is all.
+/// Pages may run this program's scripts and connect to it, and nothing else.
 const POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; connect-src 'self'; \
                       base-uri 'none'; form-action 'none'; frame-ancestors 'none'";
 
-/// What the guard knows.
+/// Checks requests.
 #[derive(Debug)]
 pub(crate) struct Guard {
     pub(crate) token: String,
-    /// Names beside addresses and `localhost`.
+    /// Host names allowed in addition to addresses and `localhost`.
     hosts: Vec<String>,
     is_loopback: bool,
 }
@@ -36,17 +39,17 @@ impl Guard {
     }
 
     /// # Errors
-    /// Why the request is refused.
+    /// Why the request is rejected.
     fn check(&self, method: &Method, headers: &HeaderMap) -> Result<(), Failure> {
-        let refused = |code, detail: &str| Err(Failure::new(StatusCode::FORBIDDEN, code, detail));
+        let reject = |code, detail: &str| Err(Failure::new(StatusCode::FORBIDDEN, code, detail));
         let text = |name| headers.get(name).map(|value: &HeaderValue| value.to_str().unwrap_or("?"));
         let mut hosts = headers.get_all(header::HOST).iter();
         let host = match (hosts.next().map(|value| value.to_str().unwrap_or_default()), hosts.next()) {
-            (Some(host), None) if self.knows(host) => host,
+            (Some(host), None) if self.allows(host) => host,
             _ => {
-                return refused(
+                return reject(
                     FailureCode::HostNotAllowed,
-                    "this name does not belong to the inspector; use its address, or name it with --inspect-host",
+                    "the inspector does not answer to this host name; use its address, or allow the name with --inspect-host",
                 );
             }
         };
@@ -58,7 +61,7 @@ impl Guard {
         let navigates = is_read && text(header::HeaderName::from_static("sec-fetch-mode")) == Some("navigate");
         let is_foreign = !fetch.is_none_or(|site| matches!(site, "same-origin" | "none") || navigates);
         if !is_ours || is_foreign {
-            return refused(FailureCode::OriginNotAllowed, "pages of other sites may not use the inspector");
+            return reject(FailureCode::OriginNotAllowed, "pages of other sites cannot use the inspector");
         }
         if is_read {
             return Ok(());
@@ -67,10 +70,10 @@ impl Guard {
             if bool::from(token.as_bytes().ct_eq(self.token.as_bytes())) {
                 return Ok(());
             }
-            return refused(FailureCode::TokenInvalid, "the page is of an earlier run; load it again");
+            return reject(FailureCode::TokenInvalid, "the page was loaded from an earlier run; reload it");
         }
-        // A browser that acts for a page names its origin or its site, and cannot send JSON elsewhere without asking. So
-        // what names neither and does not look like a form is a script.
+        // A browser that sends a request for a page names its origin or its site, and cannot send JSON to another site
+        // without a preflight. So a request with neither that does not look like a form comes from a script.
         let has_body = headers.contains_key(header::CONTENT_TYPE)
             || headers.contains_key(header::TRANSFER_ENCODING)
             || headers.get(header::CONTENT_LENGTH).is_some_and(|length| length != "0");
@@ -81,14 +84,14 @@ impl Guard {
         if is_script {
             return Ok(());
         }
-        refused(
+        reject(
             FailureCode::TokenRequired,
-            "pages send the inspector's token; scripts send Content-Type: application/json",
+            "pages must send the inspector's token; scripts must send Content-Type: application/json",
         )
     }
 
-    /// Whether a `Host` names this program: an address cannot be rebound, a name could.
-    fn knows(&self, host: &str) -> bool {
+    /// Whether a `Host` belongs to this program. An address cannot be rebound; a name could be.
+    fn allows(&self, host: &str) -> bool {
         let name = match host.rsplit_once(':') {
             Some((name, port)) if port.bytes().all(|byte| byte.is_ascii_digit()) && !name.is_empty() => name,
             _ => host,
@@ -104,9 +107,9 @@ impl Guard {
     }
 }
 
-/// Refuses what may not be, and tells browsers to be strict with the rest.
-pub(crate) async fn guard(State(state): State<Inspected>, request: Request, next: Next) -> Response {
-    let mut response = match state.guard.check(request.method(), request.headers()) {
+/// Rejects requests that are not allowed, and makes browsers strict with the rest.
+pub(crate) async fn guard(State(guard): State<Arc<Guard>>, request: Request, next: Next) -> Response {
+    let mut response = match guard.check(request.method(), request.headers()) {
         Ok(()) => next.run(request).await,
         Err(failure) => failure.into_response(),
     };
@@ -163,7 +166,7 @@ mod tests {
     }
 
     #[test]
-    fn pages_of_others_neither_read_nor_act() {
+    fn pages_of_other_sites_neither_read_nor_act() {
         let guard = local();
         let host = ("host", "localhost:4040");
         for foreign in [

@@ -1,6 +1,6 @@
-//! Raw heads read for view.
+//! Parses raw heads for display.
 
-/// A head in its parts. Bytes beyond ASCII are shown as Latin-1, so that nothing is lost.
+/// A parsed head. Non-ASCII bytes are shown as Latin-1, so that nothing is lost.
 #[derive(Debug, Default, Clone)]
 pub(crate) struct Head {
     /// The three words of the first line.
@@ -27,7 +27,7 @@ impl Head {
         self.headers.iter().find(|(known, _)| known.eq_ignore_ascii_case(name)).map(|(_, value)| value.as_str())
     }
 
-    /// The type of the body, without parameters and in small letters.
+    /// The media type of the body in lower case, without parameters.
     pub(crate) fn media_type(&self) -> String {
         let value = self.header("content-type").unwrap_or_default();
         value.split(';').next().unwrap_or_default().trim().to_ascii_lowercase()
@@ -41,7 +41,7 @@ impl Head {
         &self.first[1]
     }
 
-    /// The status of an answer; 0 when there is none.
+    /// The status of a response; 0 if there is none.
     pub(crate) fn status(&self) -> u16 {
         self.first[1].parse().unwrap_or(0)
     }

@@ -1,9 +1,9 @@
-//! Secrets made unreadable before anything leaves this process: values of headers, of query and form fields, of JSON members.
-//! The text around them stays as it was.
+//! Masks secrets before anything leaves this process: values of headers, query and form fields, and JSON members. The text
+//! around them stays unchanged.
 
 use super::head::Head;
 
-/// What stands in the place of a secret.
+/// The replacement for a secret.
 pub(crate) const MASK: &str = "[masked]";
 
 /// Headers whose values are masked.
@@ -24,10 +24,10 @@ const FIELDS: [&str; 12] = [
     "apikey",
 ];
 
-/// Which names hide their values.
+/// The names whose values are masked.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Mask {
-    /// Names of headers and fields beside the usual ones, in small letters.
+    /// Additional names of headers and fields, in lower case.
     more: Vec<String>,
 }
 
@@ -47,7 +47,7 @@ impl Mask {
         FIELDS.into_iter().any(is) || self.more.iter().any(|known| is(known))
     }
 
-    /// A head with its secrets masked.
+    /// Masks the secrets of a head.
     pub(crate) fn head(&self, head: &Head) -> Head {
         let mut head = head.clone();
         if head.first[0].starts_with("HTTP/") {
@@ -69,7 +69,7 @@ impl Mask {
         head
     }
 
-    /// A request's target with the secrets of its query masked.
+    /// Masks the secrets in the query of a request target.
     pub(crate) fn target(&self, target: &str) -> String {
         match target.split_once('?') {
             Some((path, query)) => format!("{path}?{}", self.form(query)),
@@ -77,7 +77,7 @@ impl Mask {
         }
     }
 
-    /// A body of this media type with its secrets masked.
+    /// Masks the secrets of a body of this media type.
     pub(crate) fn body(&self, media_type: &str, text: &str) -> String {
         if media_type == "application/x-www-form-urlencoded" {
             self.form(text)
@@ -98,26 +98,26 @@ impl Mask {
         masked.collect::<Vec<_>>().join("&")
     }
 
-    /// Works on the text, so that what is cut or not quite JSON is masked too.
+    /// Works on the text, so that incomplete or invalid JSON is masked too.
     fn json(&self, text: &str) -> String {
         let mut out = String::with_capacity(text.len());
         let mut rest = text;
         while let Some(start) = rest.find('"') {
-            let (string, behind) = string(&rest[start..]);
-            let value = behind.trim_start();
+            let (string, after) = string(&rest[start..]);
+            let value = after.trim_start();
             out.push_str(&rest[..start]);
             out.push_str(string);
-            rest = behind;
+            rest = after;
             let name: String = serde_json::from_str(string).unwrap_or_else(|_| string.trim_matches('"').to_owned());
             let Some(value) = value.strip_prefix(':').filter(|_| self.hides_field(&name)) else { continue };
             let value = value.trim_start();
-            out.push_str(&behind[..behind.len() - value.len()]);
+            out.push_str(&after[..after.len() - value.len()]);
             rest = match value.chars().next() {
                 Some('"') => {
                     out.push_str(&format!("\"{MASK}\""));
                     self::string(value).1
                 }
-                // The members of what is in braces are looked at one by one.
+                // The members of an object or array are checked one by one.
                 Some('{' | '[') | None => value,
                 Some(_) => {
                     out.push_str(&format!("\"{MASK}\""));
@@ -151,7 +151,7 @@ impl Mask {
     }
 }
 
-/// The quoted string at the beginning, and what is behind it.
+/// The quoted string at the start, and the text after it.
 fn string(text: &str) -> (&str, &str) {
     let mut escaped = false;
     for (at, c) in text.char_indices().skip(1) {
@@ -165,7 +165,7 @@ fn string(text: &str) -> (&str, &str) {
     (text, "")
 }
 
-/// The name of a form field without its escapes.
+/// The decoded name of a form field.
 fn unescaped(text: &str) -> String {
     let mut out = Vec::with_capacity(text.len());
     let bytes = text.as_bytes();
@@ -210,7 +210,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn no_text_makes_it_fail_and_secrets_do_not_survive(
+        fn any_text_is_accepted_and_secrets_do_not_survive(
             around in r#"[{}\[\],:" a-z\\é]{0,12}"#, secret in "[A-Z]{12}", spaces in "[ \n]{0,3}"
         ) {
             let mask = Mask::default();
@@ -223,7 +223,7 @@ mod tests {
     }
 
     #[test]
-    fn bodies_hide_their_secrets_whole_or_cut() {
+    fn complete_and_cut_bodies_hide_their_secrets() {
         let mask = Mask::default();
         for (kind, text, masked) in [
             ("application/x-www-form-urlencoded", "user=a&password=b%26&x", "user=a&password=[masked]&x"),

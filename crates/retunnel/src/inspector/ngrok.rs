@@ -1,4 +1,4 @@
-//! The endpoints of ngrok's agent, so that scripts that read `localhost:4040/api/tunnels` keep working.
+//! The API of ngrok's agent, so that scripts that read `localhost:4040/api/tunnels` keep working.
 
 use axum::{
     Json, Router,
@@ -13,7 +13,8 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 
 use super::{
-    api::{Answer, Failure, FailureCode, Inspected, Shown, replay_times},
+    context::{SharedContext, ViewOptions},
+    failure::{Answer, Failure, FailureCode},
     head::Head,
     replay::Edits,
     store::Entry,
@@ -22,10 +23,10 @@ use super::{
 
 /// Tunnels that may be opened through the API.
 const MAX_OPENED: usize = 100;
-/// Requests in an answer when the caller names no limit.
-const REQUESTS: usize = 50;
+/// Requests in a response if the caller sets no limit.
+const DEFAULT_LIMIT: usize = 50;
 
-pub(crate) fn routes() -> Router<Inspected> {
+pub(crate) fn routes() -> Router<SharedContext> {
     Router::new()
         .route("/api/tunnels", get(tunnels).post(open))
         .route("/api/tunnels/{name}", get(tunnel).delete(close))
@@ -56,26 +57,26 @@ fn described(info: &TunnelInfo, stats: &StatsSnapshot) -> Value {
     })
 }
 
-async fn tunnels(State(state): State<Inspected>) -> Json<Value> {
+async fn tunnels(State(state): State<SharedContext>) -> Json<Value> {
     let tunnels: Vec<Value> = state.client.tunnels().iter().map(|(info, stats)| described(info, stats)).collect();
     Json(json!({ "tunnels": tunnels, "uri": "/api/tunnels" }))
 }
 
-async fn tunnel(State(state): State<Inspected>, Path(name): Path<String>) -> Answer {
+async fn tunnel(State(state): State<SharedContext>, Path(name): Path<String>) -> Answer {
     let tunnels = state.client.tunnels();
     let found = tunnels.iter().find(|(info, _)| info.name == name);
     found.map(|(info, stats)| Json(described(info, stats))).ok_or_else(|| Failure::not_found("tunnel"))
 }
 
-async fn close(State(state): State<Inspected>, Path(name): Path<String>) -> Result<StatusCode, Failure> {
+async fn close(State(state): State<SharedContext>, Path(name): Path<String>) -> Result<StatusCode, Failure> {
     let is_closed = state.client.close_tunnel(&name);
     state.opened.lock().expect("no code panics while it holds the tunnels").retain(|tunnel| tunnel.name() != name);
     if is_closed { Ok(StatusCode::NO_CONTENT) } else { Err(Failure::not_found("tunnel")) }
 }
 
-/// A tunnel as ngrok's agent takes it. Keys that mean nothing here are ignored, as scripts send them.
+/// A request for a tunnel in the form of ngrok's agent. Keys without a meaning here are ignored, because scripts send them.
 #[derive(Debug, Deserialize)]
-struct Wanted {
+struct TunnelRequest {
     name: String,
     proto: String,
     addr: Value,
@@ -88,17 +89,17 @@ struct Wanted {
     inspect: Option<Value>,
 }
 
-impl Wanted {
+impl TunnelRequest {
     fn spec(&self) -> Result<TunnelSpec, String> {
         let addr = self.addr.as_str().map_or_else(|| self.addr.to_string(), str::to_owned);
         let target: LocalTarget = addr.parse().map_err(|error| format!("addr: {error}"))?;
         let mut spec = match self.proto.as_str() {
             "http" | "https" => TunnelSpec::http(target),
             "tcp" => TunnelSpec::tcp(target),
-            other => return Err(format!("proto `{other}` is not served; use http or tcp")),
+            other => return Err(format!("proto: expected http or tcp (got `{other}`)")),
         };
         if self.name.is_empty() {
-            return Err("name is missing".into());
+            return Err("name: missing".into());
         }
         spec = spec.name(&self.name);
         if let Some(subdomain) = &self.subdomain {
@@ -107,30 +108,30 @@ impl Wanted {
         if let Some(hostname) = self.hostname.as_ref().or(self.domain.as_ref()) {
             spec = spec.hostname(hostname);
         }
-        // An empty list must not open what it was meant to close.
+        // An empty list must not leave a tunnel open that was meant to be protected.
         match (&self.auth, self.basic_auth.as_deref()) {
             (Some(auth), None) => spec = spec.auth(auth).map_err(|error| error.to_string())?,
             (None, Some([auth])) => spec = spec.auth(auth).map_err(|error| error.to_string())?,
             (None, None) => {}
-            _ => return Err("give one user and password, as `auth` or `basic_auth`".into()),
+            _ => return Err("auth, basic_auth: expected one USER:PASSWORD in one of them".into()),
         }
         if let Some(address) = &self.remote_addr {
             let port = address.rsplit(':').next().and_then(|port| port.parse().ok());
-            spec = spec.remote_port(port.ok_or("remote_addr has no port")?);
+            spec = spec.remote_port(port.ok_or("remote_addr: expected a port")?);
         }
         let inspect = self.inspect.as_ref().is_none_or(|value| *value != json!(false) && *value != json!("false"));
         Ok(spec.inspect(inspect))
     }
 }
 
-async fn open(State(state): State<Inspected>, Json(wanted): Json<Wanted>) -> Result<Response, Failure> {
+async fn open(State(state): State<SharedContext>, Json(request): Json<TunnelRequest>) -> Result<Response, Failure> {
     let invalid = |detail: String| Failure::new(StatusCode::BAD_REQUEST, FailureCode::TunnelInvalid, detail);
-    let spec = wanted.spec().map_err(invalid)?;
-    if state.client.tunnels().iter().any(|(info, _)| info.name == wanted.name) {
-        return Err(invalid(format!("there is a tunnel `{}` already", wanted.name)));
+    let spec = request.spec().map_err(invalid)?;
+    if state.client.tunnels().iter().any(|(info, _)| info.name == request.name) {
+        return Err(invalid(format!("tunnel `{}` already exists", request.name)));
     }
     if state.opened.lock().expect("no code panics while it holds the tunnels").len() >= MAX_OPENED {
-        return Err(invalid(format!("{MAX_OPENED} tunnels were opened here; close some")));
+        return Err(invalid(format!("the limit of {MAX_OPENED} tunnels is reached; close one first")));
     }
     let tunnel = state.client.open(spec).await;
     let tunnel =
@@ -142,25 +143,33 @@ async fn open(State(state): State<Inspected>, Json(wanted): Json<Wanted>) -> Res
 
 #[derive(Debug, Default, Deserialize)]
 #[serde(default)]
-struct Wish {
+struct RequestFilter {
     limit: Option<usize>,
     tunnel_name: Option<String>,
 }
 
-async fn requests(State(state): State<Inspected>, Query(wish): Query<Wish>, Query(shown): Query<Shown>) -> Json<Value> {
-    let view = state.view(&shown);
+async fn requests(
+    State(state): State<SharedContext>,
+    Query(filter): Query<RequestFilter>,
+    Query(options): Query<ViewOptions>,
+) -> Json<Value> {
+    let view = state.view(&options);
     let all = state.store.all();
-    let wanted = all.iter().rev().filter(|entry| match &wish.tunnel_name {
+    let matching = all.iter().rev().filter(|entry| match &filter.tunnel_name {
         Some(name) => entry.record().tunnel == *name,
         None => true,
     });
     let requests: Vec<Value> =
-        wanted.take(wish.limit.unwrap_or(REQUESTS)).map(|entry| described_request(entry, view)).collect();
+        matching.take(filter.limit.unwrap_or(DEFAULT_LIMIT)).map(|entry| described_request(entry, view)).collect();
     Json(json!({ "uri": "/api/requests/http", "requests": requests }))
 }
 
-async fn request(State(state): State<Inspected>, Path(id): Path<u64>, Query(shown): Query<Shown>) -> Answer {
-    Ok(Json(described_request(&*state.entry(id)?, state.view(&shown))))
+async fn request(
+    State(state): State<SharedContext>,
+    Path(id): Path<u64>,
+    Query(options): Query<ViewOptions>,
+) -> Answer {
+    Ok(Json(described_request(&*state.entry(id)?, state.view(&options))))
 }
 
 fn described_request(entry: &Entry, view: View<'_>) -> Value {
@@ -203,24 +212,24 @@ fn grouped(head: &Head) -> Value {
 }
 
 #[derive(Debug, Deserialize)]
-struct Again {
+struct ReplayRequest {
     id: Value,
     tunnel_name: Option<String>,
 }
 
-async fn replay(State(state): State<Inspected>, Json(again): Json<Again>) -> Result<StatusCode, Failure> {
-    let id = again.id.as_u64().or_else(|| again.id.as_str()?.parse().ok());
+async fn replay(State(state): State<SharedContext>, Json(request): Json<ReplayRequest>) -> Result<StatusCode, Failure> {
+    let id = request.id.as_u64().or_else(|| request.id.as_str()?.parse().ok());
     let id = id.ok_or_else(|| Failure::not_found("exchange"))?;
-    if let Some(name) = again.tunnel_name.filter(|name| !name.is_empty())
+    if let Some(name) = request.tunnel_name.filter(|name| !name.is_empty())
         && state.entry(id)?.record().tunnel != name
     {
         return Err(Failure::not_found("exchange of this tunnel"));
     }
-    replay_times(&state, id, &Edits::default(), 1).await?;
+    state.replay(id, &Edits::default()).await?;
     Ok(StatusCode::NO_CONTENT)
 }
 
-async fn clear(State(state): State<Inspected>) -> StatusCode {
+async fn clear(State(state): State<SharedContext>) -> StatusCode {
     state.store.clear();
     StatusCode::NO_CONTENT
 }

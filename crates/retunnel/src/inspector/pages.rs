@@ -1,4 +1,4 @@
-//! The pages: files of the program, and one that carries the token.
+//! The web pages. The main page carries the token.
 
 use axum::{
     extract::State,
@@ -7,19 +7,22 @@ use axum::{
 };
 use rust_embed::RustEmbed;
 
-use super::api::{Failure, FailureCode, Inspected};
+use super::{
+    context::SharedContext,
+    failure::{Failure, FailureCode},
+};
 
-/// Read from the source tree in debug builds, so that an edit needs no new build.
+/// Debug builds read the files from the source tree, so that edits need no new build.
 #[derive(RustEmbed)]
 #[folder = "web"]
 struct Files;
 
-/// A file, or the page itself.
-pub(crate) async fn page(State(state): State<Inspected>, uri: Uri) -> Response {
+/// A file, or the main page.
+pub(crate) async fn page(State(state): State<SharedContext>, uri: Uri) -> Response {
     let path = uri.path().trim_start_matches('/');
     let name = if path.is_empty() || path == "inspect/http" { "index.html" } else { path };
     let Some(file) = Files::get(name) else {
-        return Failure::new(StatusCode::NOT_FOUND, FailureCode::NotFound, "there is no such page").into_response();
+        return Failure::new(StatusCode::NOT_FOUND, FailureCode::NotFound, "page not found").into_response();
     };
     if name == "index.html" {
         let text = String::from_utf8_lossy(&file.data).replace("{{token}}", &state.guard.token);

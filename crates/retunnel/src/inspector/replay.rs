@@ -1,4 +1,4 @@
-//! Requests sent again to the local service, as they were or edited. The answers are seen like any other.
+//! Sends requests to the local service again, unchanged or edited. The responses are captured like any other.
 
 use std::{io, sync::Arc, time::Duration};
 
@@ -11,25 +11,26 @@ use tokio::{
 };
 
 use super::{
-    api::{Failure, FailureCode},
+    capture::Recorder,
+    failure::{Failure, FailureCode},
     head::Head,
     mask::{MASK, Mask},
     record::Record,
-    store::{Store, Watcher},
+    store::Store,
 };
 
-/// How long an answer may take; what comes later is not waited for.
-const ANSWER_WITHIN: Duration = Duration::from_secs(30);
-/// Requests that one call may send.
+/// How long to wait for the end of a response.
+const RESPONSE_TIMEOUT: Duration = Duration::from_secs(30);
+/// Maximum number of requests that one call sends.
 pub(crate) const MAX_TIMES: u32 = 100;
-/// Bytes of a head that was edited.
+/// Maximum bytes of an edited head.
 const MAX_HEAD: usize = 80 * 1024;
 
-/// What to change. What is missing stays as it was.
+/// The changes to a request. Missing fields leave it unchanged.
 #[derive(Debug, Default, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub(crate) struct Edits {
-    /// How many times to send it, one after the other. Default 1.
+    /// How many times to send it, in sequence. Default 1.
     pub(crate) times: Option<u32>,
     method: Option<String>,
     path: Option<String>,
@@ -42,24 +43,24 @@ pub(crate) struct Edits {
 pub(crate) struct Prepared(Vec<u8>);
 
 impl Prepared {
-    /// Puts the request together. Values that the caller saw masked become what they were.
+    /// Builds the request. Masked values that the caller left unchanged get their original content.
     pub(crate) fn new(record: &Record, edits: &Edits, mask: &Mask) -> Result<Self, Failure> {
         let original = Head::parse(&record.request().head);
         let shown = mask.head(&original);
-        let unusable = |detail: &str| Failure::new(StatusCode::BAD_REQUEST, FailureCode::ReplayInvalid, detail);
+        let invalid = |detail: &str| Failure::new(StatusCode::BAD_REQUEST, FailureCode::ReplayInvalid, detail);
         if original.header("upgrade").is_some() {
-            return Err(unusable("a WebSocket cannot be replayed"));
+            return Err(invalid("a WebSocket cannot be replayed"));
         }
         let method = edits.method.as_deref().unwrap_or(original.method());
         if method.is_empty() || !method.bytes().all(|b| b.is_ascii_alphanumeric() || b"-_!#$%&'*+.^`|~".contains(&b)) {
-            return Err(unusable("the method is not valid"));
+            return Err(invalid("the method is not valid"));
         }
         let path = match edits.path.as_deref() {
             Some(path) if path != shown.path() => path,
             _ => original.path(),
         };
         if !(path == "*" || path.starts_with('/')) || !path.bytes().all(|byte| byte > b' ' && byte != 0x7f) {
-            return Err(unusable("the path must begin with / and have no spaces; write %20 for one"));
+            return Err(invalid("the path must start with / and must not contain spaces; write a space as %20"));
         }
         let part = record.request();
         let body = match &edits.body {
@@ -68,7 +69,7 @@ impl Prepared {
                 return Err(Failure::new(
                     StatusCode::CONFLICT,
                     FailureCode::BodyNotCaptured,
-                    "only the beginning of the body was captured; give one, or raise --inspect-body-limit",
+                    "only the beginning of the body was captured; provide a body, or raise --inspect-body-limit",
                 ));
             }
             None => part.body.as_slice(),
@@ -81,17 +82,17 @@ impl Prepared {
                 let mut hidden: Vec<_> =
                     original.headers.iter().zip(&shown.headers).filter(|(was, shown)| was.1 != shown.1).collect();
                 for (name, value) in edited {
-                    // The same name may come more than once; each takes the next.
-                    let place =
+                    // A name may occur more than once; each occurrence takes the next value.
+                    let position =
                         hidden.iter().position(|(was, shown)| was.0.eq_ignore_ascii_case(name) && shown.1 == *value);
-                    match place {
-                        Some(place) => headers.push((name, &hidden.remove(place).0.1)),
+                    match position {
+                        Some(position) => headers.push((name, &hidden.remove(position).0.1)),
                         None => headers.push((name, value)),
                     }
                 }
             }
         }
-        // A body that was given is not coded, and its length is its own.
+        // A new body is not encoded and has its own length.
         let dropped = |name: &str| {
             let dropped =
                 ["content-length", "transfer-encoding", "connection", "expect", "keep-alive", "te", "trailer"];
@@ -103,7 +104,7 @@ impl Prepared {
             let is_name =
                 !name.is_empty() && name.bytes().all(|b| b.is_ascii_graphic() && !b"()<>@,;:\\\"/[]?={}".contains(&b));
             if !is_name || value.contains(['\r', '\n', '\0']) {
-                return Err(unusable(&format!("the header `{name}` is not valid")));
+                return Err(invalid(&format!("the header `{name}` is not valid")));
             }
             text.push_str(&format!("{name}: {value}\r\n"));
         }
@@ -113,10 +114,10 @@ impl Prepared {
         text.push_str("Connection: close\r\n\r\n");
         let is_edited = |given: Option<&String>| given.is_some_and(|given| given.contains(MASK));
         if text.contains(MASK) || is_edited(edits.body.as_ref()) {
-            return Err(unusable("a masked value would be sent; reveal the values before editing them"));
+            return Err(invalid("a masked value would be sent; reveal the values before editing them"));
         }
         if text.len() > MAX_HEAD {
-            return Err(unusable("the headers are too long"));
+            return Err(invalid("the headers are too long"));
         }
         // Heads are shown as Latin-1.
         let mut bytes: Vec<u8> = Vec::with_capacity(text.len() + body.len());
@@ -130,7 +131,7 @@ impl Prepared {
         Ok(Self(bytes))
     }
 
-    /// Sends it and waits until the answer is over. Gives the id of the new exchange.
+    /// Sends it and waits for the end of the response. Returns the id of the new exchange.
     pub(crate) async fn send(
         &self,
         store: &Arc<Store>,
@@ -138,12 +139,11 @@ impl Prepared {
         tunnel: &str,
         replay_of: u64,
     ) -> Result<Option<u64>, Failure> {
-        let watcher = Arc::new(Watcher::new(Arc::clone(store), Some(replay_of)));
-        let answered = timeout(ANSWER_WITHIN, self.exchange(Arc::clone(&watcher), target, tunnel)).await;
-        let last = watcher.last.lock().expect("no code panics while it holds the exchange").take();
-        let id = last.map(|entry| entry.id);
+        let recorder = Arc::new(Recorder::new(Arc::clone(store), Some(replay_of)));
+        let answered = timeout(RESPONSE_TIMEOUT, self.exchange(Arc::clone(&recorder), target, tunnel)).await;
+        let id = recorder.last().map(|entry| entry.id);
         match answered {
-            // Where the answer ended is part of what was seen.
+            // The capture shows where the response ended.
             Ok(Ok(()) | Err(RelayError::Io(_))) | Err(_) => Ok(id),
             Ok(Err(error)) => {
                 Err(Failure::new(StatusCode::BAD_GATEWAY, FailureCode::LocalUnreachable, error.to_string()))
@@ -151,10 +151,10 @@ impl Prepared {
         }
     }
 
-    async fn exchange(&self, watcher: Arc<Watcher>, target: &LocalTarget, tunnel: &str) -> Result<(), RelayError> {
-        let socket = target.connect(Arc::clone(&watcher) as _, tunnel).await?;
+    async fn exchange(&self, recorder: Arc<Recorder>, target: &LocalTarget, tunnel: &str) -> Result<(), RelayError> {
+        let socket = target.connect(Arc::clone(&recorder) as _, tunnel).await?;
         let (mut reader, mut writer) = tokio::io::split(socket);
-        // A service may answer before it has read everything.
+        // A service may respond before it has read the whole request.
         let write = async {
             writer.write_all(&self.0).await?;
             writer.flush().await
@@ -163,8 +163,7 @@ impl Prepared {
             let mut piece = vec![0; 64 * 1024];
             loop {
                 let len = reader.read(&mut piece).await?;
-                let last = watcher.last.lock().expect("no code panics while it holds the exchange").clone();
-                let is_over = last.is_some_and(|entry| entry.record().response().ended.is_some());
+                let is_over = recorder.last().is_some_and(|entry| entry.record().response().ended.is_some());
                 if len == 0 || is_over {
                     return Ok::<_, io::Error>(());
                 }
@@ -193,15 +192,15 @@ mod tests {
     fn prepared(edits: serde_json::Value) -> Result<String, String> {
         let head = b"POST /a?token=t&x=1 HTTP/1.1\r\nHost: h\r\nCookie: a=1\r\nCookie: b=2\r\nContent-Length: 2\r\nConnection: x\r\n\r\n";
         let mut record = Record::new("web", head, None, SystemTime::UNIX_EPOCH, Instant::now());
-        record.parts[0].body = b"hi".to_vec();
-        record.parts[0].size = 2;
+        record.parts.request.body = b"hi".to_vec();
+        record.parts.request.size = 2;
         let edits = serde_json::from_value(edits).expect("edits");
         let prepared = Prepared::new(&record, &edits, &Mask::default()).map_err(|failure| failure.detail)?;
         Ok(String::from_utf8(prepared.0).expect("text"))
     }
 
     #[test]
-    fn a_request_is_sent_again_as_it_was() {
+    fn a_request_is_sent_again_unchanged() {
         let text = prepared(serde_json::json!({})).expect("valid");
         assert_eq!(
             text,
@@ -210,7 +209,7 @@ mod tests {
     }
 
     #[test]
-    fn masked_values_become_what_they_were_and_are_never_sent() {
+    fn masked_values_are_restored_and_masks_are_never_sent() {
         let text = prepared(serde_json::json!({
             "path": "/a?token=[masked]&x=1", "body": "new",
             "headers": [["Host", "h"], ["cookie", "[masked]"], ["Cookie", "[masked]"], ["X-New", "1"]],

@@ -1,4 +1,4 @@
-//! The exchanges that were seen last, in memory and nowhere else, within a budget: the oldest go first.
+//! The newest exchanges, in memory only and within a budget: the oldest are dropped first.
 
 use std::{
     collections::VecDeque,
@@ -9,28 +9,27 @@ use std::{
     time::SystemTime,
 };
 
-use retunnel_client::tap::{Exchange, Observer, Side};
 use tokio::{sync::broadcast, time::Instant};
 
-use super::record::{Capture, Record};
+use super::record::Record;
 
-/// Exchanges that are kept.
+/// Maximum number of exchanges.
 const MAX_EXCHANGES: usize = 1000;
-/// Bytes that all exchanges together may hold.
+/// Maximum bytes of all exchanges together.
 const MAX_MEMORY: usize = 32 * 1024 * 1024;
-/// Changes that a slow page may miss before it reads everything anew.
+/// Changes that a slow page may lag behind before it reloads everything.
 const MAX_CHANGES: usize = 1024;
 
-/// What pages are told.
+/// A change that pages are notified of.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Change {
-    /// An exchange began or went on.
+    /// An exchange began or progressed.
     Exchange(u64),
-    /// The list was emptied, or seeing was paused or resumed.
+    /// The list was cleared, or capturing was paused or resumed.
     State,
 }
 
-/// What was seen.
+/// The captured exchanges.
 #[derive(Debug)]
 pub(crate) struct Store {
     ring: Mutex<VecDeque<Arc<Entry>>>,
@@ -41,14 +40,14 @@ pub(crate) struct Store {
     changes: broadcast::Sender<Change>,
 }
 
-/// One exchange, held by the store and by whoever still adds to it.
+/// One exchange, held by the store and by its capture.
 #[derive(Debug)]
 pub(crate) struct Entry {
     pub(crate) id: u64,
     record: Mutex<Record>,
     /// Bytes it is charged for.
     cost: AtomicUsize,
-    /// The store let go of it; nothing more is kept.
+    /// The store dropped it; nothing more is captured.
     evicted: AtomicBool,
 }
 
@@ -78,13 +77,13 @@ impl Store {
         self.ring.lock().expect("no code panics while it holds the list")
     }
 
-    /// Begins an exchange; `None` while paused.
-    pub(crate) fn begin(self: &Arc<Self>, tunnel: &str, head: &[u8], replay_of: Option<u64>) -> Option<Capture> {
+    /// Adds an exchange; `None` while paused.
+    pub(crate) fn begin(&self, tunnel: &str, head: &[u8], replay_of: Option<u64>) -> Option<Arc<Entry>> {
         if self.paused.load(Relaxed) {
             return None;
         }
         let record = Record::new(tunnel, head, replay_of, SystemTime::now(), Instant::now());
-        let cost = record.cost();
+        let cost = record.cost() + size_of::<Entry>();
         let entry = Arc::new(Entry {
             id: self.next.fetch_add(1, Relaxed),
             record: Mutex::new(record),
@@ -100,11 +99,11 @@ impl Store {
             self.evict(&oldest);
         }
         self.charge(&entry, cost);
-        self.tell(Change::Exchange(entry.id));
-        Some(Capture::new(entry, Arc::clone(self)))
+        self.notify(Change::Exchange(entry.id));
+        Some(entry)
     }
 
-    /// An exchange holds so many bytes more. The caller holds no lock.
+    /// Charges an exchange for more bytes. The caller must not hold a lock.
     pub(crate) fn charge(&self, entry: &Entry, bytes: usize) {
         entry.cost.fetch_add(bytes, Relaxed);
         if self.used.fetch_add(bytes, Relaxed) + bytes <= MAX_MEMORY {
@@ -119,12 +118,12 @@ impl Store {
     fn evict(&self, entry: &Entry) {
         let mut record = entry.record();
         entry.evicted.store(true, Relaxed);
-        record.forget();
+        record.free();
         self.used.fetch_sub(entry.cost.swap(0, Relaxed), Relaxed);
     }
 
-    /// Tells pages, if there are any.
-    pub(crate) fn tell(&self, change: Change) {
+    /// Notifies pages, if there are any.
+    pub(crate) fn notify(&self, change: Change) {
         if self.changes.receiver_count() > 0 {
             let _ = self.changes.send(change);
         }
@@ -149,12 +148,12 @@ impl Store {
         for entry in all {
             self.evict(&entry);
         }
-        self.tell(Change::State);
+        self.notify(Change::State);
     }
 
     pub(crate) fn pause(&self, paused: bool) {
         self.paused.store(paused, Relaxed);
-        self.tell(Change::State);
+        self.notify(Change::State);
     }
 
     pub(crate) fn is_paused(&self) -> bool {
@@ -162,52 +161,22 @@ impl Store {
     }
 }
 
-/// Sees the exchanges of visitors, or those of one replay.
-#[derive(Debug)]
-pub(crate) struct Watcher {
-    pub(crate) store: Arc<Store>,
-    pub(crate) replay_of: Option<u64>,
-    /// The exchange that was seen last; a replay waits for its end.
-    pub(crate) last: Mutex<Option<Arc<Entry>>>,
-}
-
-impl Watcher {
-    pub(crate) fn new(store: Arc<Store>, replay_of: Option<u64>) -> Self {
-        Self { store, replay_of, last: Mutex::new(None) }
-    }
-}
-
-impl Observer for Watcher {
-    fn request(&self, tunnel: &str, head: &[u8]) -> Option<Box<dyn Exchange>> {
-        let capture = self.store.begin(tunnel, head, self.replay_of)?;
-        if self.replay_of.is_some() {
-            *self.last.lock().expect("no code panics while it holds the exchange") = Some(capture.entry());
-        }
-        Some(Box::new(capture))
-    }
-}
-
-/// Which of two halves, as an index.
-pub(crate) const fn index(side: Side) -> usize {
-    match side {
-        Side::Request => 0,
-        Side::Response => 1,
-    }
-}
-
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use retunnel_client::tap::{Observer, Side};
+
+    use super::{super::capture::Recorder, *};
 
     const HEAD: &[u8] = b"POST /x HTTP/1.1\r\nHost: a\r\n\r\n";
 
     #[test]
-    fn memory_stays_within_the_budget_and_the_oldest_go_first() {
+    fn memory_stays_within_the_budget_and_the_oldest_are_dropped_first() {
         let store = Arc::new(Store::new(256 * 1024));
         let piece = vec![7; 64 * 1024];
+        let recorder = Recorder::new(Arc::clone(&store), None);
         let mut open = Vec::new();
         for _ in 0..400 {
-            let mut capture = store.begin("web", HEAD, None).expect("not paused");
+            let mut capture = recorder.request("web", HEAD).expect("not paused");
             for side in [Side::Request, Side::Response] {
                 for _ in 0..8 {
                     capture.body(side, &piece);
@@ -224,7 +193,7 @@ mod tests {
         let held: usize =
             all.iter().map(|entry| entry.record().parts.iter().map(|p| p.body.len()).sum::<usize>()).sum();
         assert_eq!(held, all.len() * 512 * 1024);
-        // What was evicted keeps nothing more.
+        // An evicted exchange captures nothing more.
         open[0].body(Side::Request, &piece);
         assert!(!open[0].wants(Side::Request));
         store.clear();

@@ -1,4 +1,4 @@
-//! Exchanges as JSON for pages and scripts (`docs/inspector.md`). Secrets are masked unless the caller reveals them.
+//! Exchanges as JSON for pages and scripts (`docs/inspector.md`). Secrets are masked unless the caller asks to reveal them.
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -11,17 +11,17 @@ use super::{
     head::Head,
     mask::Mask,
     record::{Part, Record},
-    store::{Entry, index},
+    store::Entry,
 };
 
-/// How exchanges are shown.
+/// Shows exchanges with or without masking.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct View<'a> {
     mask: Option<&'a Mask>,
 }
 
-/// A body as it is shown.
-pub(crate) struct ShownBody {
+/// A body for display.
+pub(crate) struct BodyView {
     pub(crate) bytes: Vec<u8>,
     pub(crate) is_text: bool,
     decoded: Decoded,
@@ -41,10 +41,10 @@ impl<'a> View<'a> {
     }
 
     /// The body decoded and masked.
-    pub(crate) fn body(self, part: &Part) -> ShownBody {
+    pub(crate) fn body(self, part: &Part) -> BodyView {
         let head = Head::parse(&part.head);
         let decoded = decode(&part.body, head.header("content-encoding"));
-        // A text that was cut in a character is still a text.
+        // Text that was cut inside a character is still text.
         let text = match std::str::from_utf8(&decoded.bytes) {
             Ok(text) => Some(text),
             Err(error) if error.error_len().is_none() => {
@@ -58,10 +58,10 @@ impl<'a> View<'a> {
             (Some(text), None) => text.as_bytes().to_vec(),
             (None, _) => decoded.bytes.clone(),
         };
-        ShownBody { bytes, is_text: text.is_some(), decoded }
+        BodyView { bytes, is_text: text.is_some(), decoded }
     }
 
-    /// Whether a text in small letters is somewhere in an exchange, as it is shown.
+    /// Whether an exchange contains a lower-case text, after masking.
     pub(crate) fn contains(self, record: &Record, text: &str) -> bool {
         let is_in = |bytes: &[u8]| String::from_utf8_lossy(bytes).to_lowercase().contains(text);
         let in_part = |part: &Part| {
@@ -76,7 +76,7 @@ impl<'a> View<'a> {
             })
     }
 
-    /// A line of the list.
+    /// The summary for the list.
     pub(crate) fn summary(self, entry: &Entry) -> Value {
         let record = entry.record();
         let (request, response) = (self.head(record.request()), self.head(record.response()));
@@ -100,7 +100,7 @@ impl<'a> View<'a> {
         })
     }
 
-    /// Everything about an exchange.
+    /// All details of an exchange.
     pub(crate) fn detail(self, entry: &Entry) -> Value {
         let mut value = self.summary(entry);
         let record = entry.record();
@@ -163,7 +163,7 @@ fn kind(record: &Record) -> &'static str {
     }
 }
 
-/// `open`, `done`, `failed` when the local service took no connection, or `cut` when one ended before the answer did.
+/// `open`, `done`, `failed` if the local service did not accept the connection, or `cut` if it closed before the end.
 fn state(record: &Record) -> &'static str {
     if record.failure.is_some() {
         return "failed";
@@ -175,9 +175,9 @@ fn state(record: &Record) -> &'static str {
     }
 }
 
-/// How long an exchange took, once it is over.
+/// How long a finished exchange took.
 pub(crate) fn duration(record: &Record) -> Option<Duration> {
-    record.parts[index(Side::Response)].ended.or(record.over)
+    record.response().ended.or(record.over)
 }
 
 /// Milliseconds with a fraction.
@@ -189,11 +189,11 @@ pub(crate) fn unix_ms(time: SystemTime) -> u64 {
     time.duration_since(UNIX_EPOCH).map_or(0, |since| u64::try_from(since.as_millis()).unwrap_or(u64::MAX))
 }
 
-/// A time as RFC 3339 has it, in UTC.
+/// A time in RFC 3339 format, in UTC.
 pub(crate) fn rfc3339(time: SystemTime) -> String {
     let millis = unix_ms(time);
     let (days, seconds) = ((millis / 86_400_000) as i64, millis / 1000 % 86_400);
-    // Days to a date, by counting in eras of 400 years that begin on 1 March.
+    // Converts days to a date by counting eras of 400 years that start on 1 March.
     let shifted = days + 719_468;
     let (era, day_of_era) = (shifted.div_euclid(146_097), shifted.rem_euclid(146_097));
     let year_of_era = (day_of_era - day_of_era / 1460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
