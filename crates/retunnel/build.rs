@@ -8,7 +8,7 @@ use std::{
 
 fn main() {
     let manifest = PathBuf::from(env::var_os("CARGO_MANIFEST_DIR").expect("cargo sets it"));
-    // In the workspace, or beside the manifest of a published package.
+    // In the workspace, or next to the manifest of a published package.
     let lock =
         ["../../Cargo.lock", "Cargo.lock"].map(|path| manifest.join(path)).into_iter().find(|path| path.exists());
     let text = lock.as_ref().and_then(|path| fs::read_to_string(path).ok()).unwrap_or_default();
@@ -26,7 +26,7 @@ fn main() {
         let dependencies = dependencies.unwrap_or_default().split('"').skip(1).step_by(2).map(str::to_owned).collect();
         packages.insert((name, version), dependencies);
     }
-    // What the program needs, directly or not.
+    // The direct and transitive dependencies of the program.
     let mut needed = BTreeMap::new();
     let mut open: Vec<(String, Option<String>)> = vec![("retunnel".into(), None)];
     while let Some((name, version)) = open.pop() {
@@ -35,7 +35,7 @@ fn main() {
                 && version.as_ref().is_none_or(|version| version == known_version)
                 && needed.insert((known.clone(), known_version.clone()), ()).is_none()
             {
-                // Only the manifests of our own packages tell what is for tests alone.
+                // The lock file does not mark dev-dependencies; the manifests of our own packages do.
                 let test_only = if known.starts_with("retunnel") {
                     test_only(&manifest.join("..").join(known).join("Cargo.toml"))
                 } else {
@@ -60,7 +60,7 @@ fn main() {
     fs::write(out, list).expect("the build directory can be written");
 }
 
-/// Packages under `[dev-dependencies]` and nowhere else in a manifest.
+/// Packages that occur only under `[dev-dependencies]` in a manifest.
 fn test_only(manifest: &Path) -> BTreeSet<String> {
     println!("cargo::rerun-if-changed={}", manifest.display());
     let text = fs::read_to_string(manifest).unwrap_or_default();

@@ -105,7 +105,7 @@ async fn all_is_well_and_nothing_was_changed() {
     let tunnel = user.tunnel(server.address, &["http", &app.port()]).await;
     let (code, text, _) = user.run(&["diagnose", "--server", &address]).await;
     assert_eq!(code, 0, "{text}");
-    assert!(text.contains("is accepted") && text.contains("all is well"), "{text}");
+    assert!(text.contains("is accepted") && text.contains("All checks passed"), "{text}");
     assert!(text.contains(".retunnel.conf, saved for this server") && !text.contains("rt_"), "{text}");
     tunnel.process.kill().await;
 }

@@ -43,7 +43,7 @@ async fn bash_completes_commands_options_and_values() {
 async fn manual_pages_tell_what_help_tells() {
     let user = User::default();
     let (code, page, _) = user.run(&["man"]).await;
-    assert!(code == 0 && page.contains(".TH RETUNNEL 1") && page.contains("public address"), "{page}");
+    assert!(code == 0 && page.contains(".TH RETUNNEL 1") && page.contains("Expose a local service"), "{page}");
     let (code, page, _) = user.run(&["man", "http"]).await;
     assert!(code == 0 && page.contains(r"\-\-host\-header"), "{page}");
     let (code, written, _) = user.run(&["man", "--dir", "pages"]).await;

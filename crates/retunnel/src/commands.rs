@@ -8,6 +8,7 @@ pub(crate) mod credits;
 pub(crate) mod demo;
 pub(crate) mod descriptors;
 pub(crate) mod diagnose;
+pub(crate) mod diagnostics;
 pub(crate) mod help;
 pub(crate) mod http;
 pub(crate) mod json_events;

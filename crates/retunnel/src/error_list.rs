@@ -1,4 +1,4 @@
-//! `docs/errors.md` lists every stable code of all crates with its cause and what to do, and no other.
+//! Tests that `docs/errors.md` lists exactly the stable codes of all crates, each with its cause and remedy.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -13,7 +13,7 @@ fn codes<T: AsRef<str>>(all: impl IntoIterator<Item = T>) -> Codes {
     all.into_iter().map(|code| code.as_ref().to_owned()).collect()
 }
 
-/// The codes of each part of the list, by the part's heading.
+/// The codes of each section, by its heading.
 fn known() -> BTreeMap<&'static str, Codes> {
     BTreeMap::from([
         ("Pages of the edge", codes(PageCode::ALL.iter().map(|code| code.as_str()))),
@@ -26,7 +26,7 @@ fn known() -> BTreeMap<&'static str, Codes> {
     ])
 }
 
-/// The codes that are listed, by heading; panics at a row that says too little.
+/// The listed codes by heading. Panics on an incomplete row.
 fn listed() -> BTreeMap<String, Codes> {
     let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../../docs/errors.md");
     let text = std::fs::read_to_string(path).expect("the list");
@@ -51,30 +51,30 @@ fn listed() -> BTreeMap<String, Codes> {
 }
 
 #[test]
-fn every_code_is_listed_with_cause_and_remedy_and_no_other_is() {
+fn exactly_the_known_codes_are_listed_with_cause_and_remedy() {
     let (known, listed) = (known(), listed());
     for (heading, codes) in &known {
-        let there = listed.get(*heading).unwrap_or_else(|| panic!("docs/errors.md has no part `{heading}`"));
-        let missing: Vec<_> = codes.difference(there).collect();
-        let unknown: Vec<_> = there.difference(codes).collect();
-        assert!(missing.is_empty() && unknown.is_empty(), "{heading}: not listed {missing:?}, no code {unknown:?}");
+        let found = listed.get(*heading).unwrap_or_else(|| panic!("docs/errors.md has no section `{heading}`"));
+        let missing: Vec<_> = codes.difference(found).collect();
+        let unknown: Vec<_> = found.difference(codes).collect();
+        assert!(missing.is_empty() && unknown.is_empty(), "{heading}: not listed {missing:?}, not a code {unknown:?}");
     }
-    let strange: Vec<_> = listed.keys().filter(|heading| !known.contains_key(heading.as_str())).collect();
-    assert!(strange.is_empty(), "parts whose codes are not checked: {strange:?}");
+    let unchecked: Vec<_> = listed.keys().filter(|heading| !known.contains_key(heading.as_str())).collect();
+    assert!(unchecked.is_empty(), "sections whose codes are not checked: {unchecked:?}");
 }
 
 #[test]
-fn what_is_said_to_be_final_is() {
+fn final_codes_are_listed_as_final() {
     let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../../docs/errors.md");
     let text = std::fs::read_to_string(path).expect("the list");
     for code in RefusalCode::KNOWN {
         let name = format!("`{code}`");
         let rows = text.lines().filter(|line| line.contains(&name) && line.starts_with("| `"));
-        let says = rows.filter_map(|row| match row.split(" | ").nth(1) {
+        let listed = rows.filter_map(|row| match row.split(" | ").nth(1) {
             Some("yes") => Some(true),
             Some("no") => Some(false),
             _ => None,
         });
-        assert_eq!(says.collect::<Vec<_>>(), [code.is_final()], "{code}");
+        assert_eq!(listed.collect::<Vec<_>>(), [code.is_final()], "{code}");
     }
 }

@@ -1,27 +1,27 @@
-//! What the program ends with: one place maps failures to exit codes and hints (`docs/errors.md`).
+//! Maps failures to exit codes and hints, in one place (`docs/errors.md`).
 
 use retunnel_client::{ApiError, ConnectError, RefusalCode, TunnelError, ValidationError};
 use retunnel_config::ConfigError;
 
-/// Failed in a way that trying again does not mend.
+/// A failure that retrying does not fix.
 pub(crate) const FAILURE: u8 = 1;
-/// Options or files that cannot be understood.
+/// Invalid options or files.
 pub(crate) const USAGE: u8 = 2;
-/// The server is not there, or refuses the session or the tunnel for good (`EX_UNAVAILABLE`).
+/// The server cannot be reached, or refuses the session or the tunnel permanently (`EX_UNAVAILABLE`).
 pub(crate) const UNAVAILABLE: u8 = 69;
-/// Refused for now (`EX_TEMPFAIL`).
+/// Refused temporarily (`EX_TEMPFAIL`).
 pub(crate) const TEMPORARY: u8 = 75;
-/// The configuration file cannot be used (`EX_CONFIG`).
+/// The configuration file is not valid (`EX_CONFIG`).
 pub(crate) const CONFIG: u8 = 78;
 
-/// Ctrl-C before there was a result (128 and the signal's number, as shells have it).
+/// Ctrl+C before there was a result (128 plus the signal number, the convention of shells).
 pub(crate) const INTERRUPTED: u8 = 130;
 
-/// All of them.
+/// All exit codes.
 #[cfg(test)]
 pub(crate) const ALL: [u8; 7] = [0, FAILURE, USAGE, UNAVAILABLE, TEMPORARY, CONFIG, INTERRUPTED];
 
-/// A wrong option, with what is wrong with it.
+/// A usage error with its description.
 #[derive(Debug, thiserror::Error)]
 #[error("{0}")]
 pub(crate) struct Usage(pub(crate) String);
@@ -45,7 +45,7 @@ pub(crate) enum DiagnosisError {
     Interrupted,
 }
 
-/// A failure and its causes in one line. Most texts name their cause already; it is not said twice.
+/// A failure and its causes in one line. A cause that the text already contains is not repeated.
 pub(crate) fn text(error: &anyhow::Error) -> String {
     let mut text = String::new();
     for cause in error.chain().map(ToString::to_string) {
@@ -58,7 +58,7 @@ pub(crate) fn text(error: &anyhow::Error) -> String {
     text
 }
 
-/// The exit code of a failure, and what to do next.
+/// The exit code of a failure, and a hint.
 pub(crate) fn of(error: &anyhow::Error) -> (u8, Option<String>) {
     for cause in error.chain() {
         if let Some(error) = cause.downcast_ref::<retunnel_client::Error>() {
@@ -80,7 +80,10 @@ pub(crate) fn of(error: &anyhow::Error) -> (u8, Option<String>) {
             return (api(error), None);
         }
         if cause.is::<InspectorListenError>() {
-            return (UNAVAILABLE, Some("choose another `--inspect-addr`, or none with `--no-inspect`".into()));
+            return (
+                UNAVAILABLE,
+                Some("choose another `--inspect-addr`, or disable the inspector with `--no-inspect`".into()),
+            );
         }
         if let Some(error) = cause.downcast_ref::<DiagnosisError>() {
             return match error {
@@ -106,12 +109,14 @@ pub(crate) fn of(error: &anyhow::Error) -> (u8, Option<String>) {
 #[cfg(feature = "server")]
 fn start(error: &retunnel_server::StartError) -> (u8, Option<String>) {
     match error {
-        retunnel_server::StartError::Listen { source, .. } if source.kind() == std::io::ErrorKind::AddrInUse => {
-            (UNAVAILABLE, Some("another program listens there; stop it or choose another `--listen`".into()))
-        }
-        retunnel_server::StartError::Tls(_) => {
-            (CONFIG, Some("`--tls-cert` is the certificate, `--tls-key` its private key, both as PEM".into()))
-        }
+        retunnel_server::StartError::Listen { source, .. } if source.kind() == std::io::ErrorKind::AddrInUse => (
+            UNAVAILABLE,
+            Some("another program uses this address; stop it, or choose another address with `--listen`".into()),
+        ),
+        retunnel_server::StartError::Tls(_) => (
+            CONFIG,
+            Some("pass PEM files: the certificate with `--tls-cert` and its private key with `--tls-key`".into()),
+        ),
         retunnel_server::StartError::Data { .. } => (CONFIG, Some("choose another directory with `--data-dir`".into())),
         _ => (UNAVAILABLE, None),
     }
@@ -120,29 +125,29 @@ fn start(error: &retunnel_server::StartError) -> (u8, Option<String>) {
 fn connect(error: &ConnectError) -> (u8, Option<String>) {
     match error {
         ConnectError::Unreachable { endpoint, .. } if endpoint.is_default() && error.is_connection_refused() => {
-            let hint = "no server was named and none runs on this machine. Name one with `--server HOST`, \
-                        host your own with `retunnel server`, or look around with `retunnel demo`";
+            let hint = "no server is configured and none runs on this machine. Choose one with `--server HOST`, \
+                        run your own with `retunnel server`, or try `retunnel demo`";
             (UNAVAILABLE, Some(hint.into()))
         }
         ConnectError::Refused { refusal, .. } => (refused(&refusal.code), hint(&refusal.code)),
         ConnectError::Register { source, .. } => {
             let hint = matches!(source, ApiError::Status { status: 403, .. })
-                .then(|| "ask the operator of the server for a token and save it with `retunnel authtoken`".into());
+                .then(|| "ask the server's operator for a token and save it with `retunnel authtoken`".into());
             (api(source), hint)
         }
         ConnectError::Proxy { .. } => (
             UNAVAILABLE,
             Some(
-                "the proxy comes from `--proxy` or HTTPS_PROXY, HTTP_PROXY, ALL_PROXY; `--proxy none` goes without"
+                "the proxy is set by `--proxy`, RETUNNEL_PROXY, HTTPS_PROXY, HTTP_PROXY or ALL_PROXY; `--proxy none` disables it"
                     .into(),
             ),
         ),
-        ConnectError::NotAServer { .. } => (UNAVAILABLE, Some("check the address given with `--server`".into())),
+        ConnectError::NotAServer { .. } => (UNAVAILABLE, Some("check the address in `--server`".into())),
         ConnectError::Tls { source, .. } => {
-            // Other failures are no matter of trust.
+            // Other failures have nothing to do with trust.
             let hint = (source.kind() == std::io::ErrorKind::InvalidData).then(|| {
-                "name your company's certificate authority with `--ca-file FILE`, or give the server a certificate this \
-                 machine trusts; `--insecure` accepts any, for tests only"
+                "trust your company's certificate authority with `--ca-file FILE`, or install a certificate on the server \
+                 that this machine trusts; `--insecure` skips verification, for tests only"
                     .into()
             });
             (UNAVAILABLE, hint)
@@ -173,9 +178,9 @@ const fn refused(code: &RefusalCode) -> u8 {
 fn hint(code: &RefusalCode) -> Option<String> {
     let text = match code {
         RefusalCode::Unauthorized | RefusalCode::AuthRequired => "save a valid token with `retunnel authtoken`",
-        RefusalCode::NameUnavailable => "choose another `--subdomain`, or leave it out to get a random one",
+        RefusalCode::NameUnavailable => "choose another `--subdomain`, or omit it to get a random one",
         RefusalCode::PortUnavailable | RefusalCode::PortOutOfRange => {
-            "choose another `--remote-port`, or leave it out to get any"
+            "choose another `--remote-port`, or omit it to get any free port"
         }
         _ => return None,
     };
@@ -196,7 +201,7 @@ mod tests {
     }
 
     #[test]
-    fn nobody_at_the_default_address_names_server_and_demo() {
+    fn an_unreachable_default_server_suggests_server_and_demo() {
         let error = ConnectError::Unreachable {
             endpoint: ServerEndpoint::default(),
             source: io::ErrorKind::ConnectionRefused.into(),
@@ -208,7 +213,7 @@ mod tests {
     }
 
     #[test]
-    fn every_kind_of_failure_has_its_code() {
+    fn every_kind_of_failure_has_its_exit_code() {
         let code = |error: anyhow::Error| of(&error).0;
         assert_eq!(code(refused_by(429).into()), TEMPORARY);
         assert_eq!(code(refused_by(503).into()), TEMPORARY);
@@ -219,7 +224,7 @@ mod tests {
     }
 
     #[test]
-    fn a_cause_is_said_once() {
+    fn a_cause_is_not_repeated() {
         let error = anyhow::anyhow!("deep").context("cannot do it: deep").context("starting");
         assert_eq!(text(&error), "starting: cannot do it: deep");
     }

@@ -1,4 +1,4 @@
-//! `retunnel`: the client and the server as one program.
+//! `retunnel`: client and server in one program.
 
 #![expect(rustdoc::bare_urls, reason = "option texts are shown in a terminal")]
 

@@ -1,4 +1,4 @@
-//! The only place that prints. Results go to stdout, everything else to stderr.
+//! All output goes through here: results to stdout, everything else to stderr.
 
 use std::io::{IsTerminal, Write};
 
@@ -6,55 +6,55 @@ use serde_json::Value;
 
 use crate::args::Global;
 
-/// How much is said, and in which form.
+/// How much to print, and in which format.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Output {
     pub(crate) json: bool,
-    /// Everything that happens follows as lines of JSON.
+    /// Print every event as a line of JSON.
     pub(crate) json_events: bool,
     pub(crate) quiet: bool,
-    /// No full-screen view, whatever the terminal can do.
+    /// Never show the full-screen view.
     no_ui: bool,
 }
 
 impl Output {
-    /// As the options say. An option that wants JSON wants nothing else on stdout.
+    /// From the options. JSON output implies nothing else on stdout.
     pub(crate) const fn new(global: &Global) -> Self {
         let json = global.json || global.json_events;
         Self { json, json_events: global.json_events, quiet: global.quiet || json, no_ui: global.no_ui }
     }
 
-    /// A result in the exact bytes it has.
+    /// Prints a result byte by byte.
     pub(crate) fn raw(self, bytes: &[u8]) {
         let mut stdout = std::io::stdout();
         let _ = stdout.write_all(bytes);
         let _ = stdout.flush();
     }
 
-    /// A result for people and scripts.
+    /// Prints a result for people and scripts.
     pub(crate) fn result(self, text: &str) {
         write_line(&mut anstream::stdout(), text);
     }
 
-    /// A result as one line of JSON.
+    /// Prints a result as one line of JSON.
     pub(crate) fn json(self, value: &Value) {
         write_line(&mut std::io::stdout(), &value.to_string());
     }
 
-    /// What is going on; silent with --quiet.
+    /// Prints progress, unless --quiet.
     pub(crate) fn status(self, text: &str) {
         if !self.quiet {
             write_line(&mut anstream::stderr(), text);
         }
     }
 
-    /// Something the user should know.
+    /// Prints a warning.
     pub(crate) fn warning(self, text: &str) {
         use owo_colors::OwoColorize;
         write_line(&mut anstream::stderr(), &format!("{} {text}", "warning:".yellow().bold()));
     }
 
-    /// Why the program ends, and what to do next.
+    /// Prints why the program exits, and a hint.
     pub(crate) fn error(self, text: &str, hint: Option<&str>) {
         use owo_colors::OwoColorize;
         let mut stderr = anstream::stderr();
@@ -64,22 +64,22 @@ impl Output {
         }
     }
 
-    /// Whether a live view can be shown: a person looks at both ends.
+    /// Whether a live view can be shown: stdout and stderr are a terminal.
     pub(crate) fn is_interactive(self) -> bool {
-        // One that understands no escapes says so.
+        // A terminal without escape sequences.
         let is_dumb = std::env::var_os("TERM").is_some_and(|term| term == "dumb");
-        let is_wanted = !self.json && !self.quiet && !self.no_ui && !is_dumb;
-        is_wanted && std::io::stdout().is_terminal() && std::io::stderr().is_terminal()
+        let is_allowed = !self.json && !self.quiet && !self.no_ui && !is_dumb;
+        is_allowed && std::io::stdout().is_terminal() && std::io::stderr().is_terminal()
     }
 }
 
-/// A reader that went away (`retunnel … | head`) is no failure.
+/// A closed pipe (`retunnel … | head`) is not a failure.
 fn write_line(stream: &mut dyn Write, text: &str) {
     let _ = writeln!(stream, "{text}");
     let _ = stream.flush();
 }
 
-/// Bytes for people: `1.5 MB`.
+/// A human-readable size: `1.5 MB`.
 pub(crate) fn bytes(count: u64) -> String {
     const UNITS: [&str; 5] = ["B", "kB", "MB", "GB", "TB"];
     let (mut value, mut unit) = (count as f64, 0);
@@ -90,7 +90,7 @@ pub(crate) fn bytes(count: u64) -> String {
     if unit == 0 { format!("{count} B") } else { format!("{value:.1} {}", UNITS[unit]) }
 }
 
-/// A time for people: `1h 02m 03s`.
+/// A human-readable duration: `1h 02m 03s`.
 pub(crate) fn duration(time: std::time::Duration) -> String {
     let seconds = time.as_secs();
     match (seconds / 3600, seconds / 60 % 60, seconds % 60) {
@@ -105,7 +105,7 @@ mod tests {
     use std::time::Duration;
 
     #[test]
-    fn counts_are_short() {
+    fn sizes_and_durations_are_short() {
         assert_eq!(super::bytes(999), "999 B");
         assert_eq!(super::bytes(1_500_000), "1.5 MB");
         assert_eq!(super::duration(Duration::from_secs(59)), "59s");

@@ -1,4 +1,4 @@
-//! Where values come from: flag, then environment, then `.env`, then `~/.retunnel.conf`, then the default.
+//! Resolves settings: option, then environment, then `.env`, then tunnels file, then `~/.retunnel.conf`, then default.
 
 use std::{
     collections::HashMap,
@@ -13,20 +13,19 @@ use retunnel_config::{ConfigFile, saved::FILE_NAME};
 use crate::{
     args::{Connection, Global},
     exit::Usage,
-    inspector,
     output::Output,
 };
 
-/// Variables of the environment and, behind them, of the file `.env` in the working directory.
+/// Environment variables, then those in the file `.env` of the working directory.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Variables {
     dotenv: HashMap<String, String>,
 }
 
 impl Variables {
-    /// Reads `.env` when there is one.
+    /// Reads `.env` if it exists.
     pub(crate) fn load() -> Result<Self> {
-        let unreadable = |reason: String| Usage(format!("the file .env cannot be read: {reason}"));
+        let unreadable = |reason: String| Usage(format!("cannot read .env: {reason}"));
         let entries = match dotenvy::from_path_iter(".env") {
             Ok(entries) => entries,
             Err(error) if error.not_found() => return Ok(Self::default()),
@@ -36,7 +35,7 @@ impl Variables {
         for entry in entries {
             match entry {
                 Ok((name, value)) => drop(dotenv.insert(name, value)),
-                // Other programs may write lines of their own kind. The error's text would show the value.
+                // Lines of other programs may have another syntax. The error text would show the value.
                 Err(dotenvy::Error::LineParse(line, _)) if !line.contains("RETUNNEL_") => {}
                 Err(dotenvy::Error::LineParse(line, _)) => {
                     let name = line.split('=').next().unwrap_or_default().trim();
@@ -48,7 +47,7 @@ impl Variables {
         Ok(Self { dotenv })
     }
 
-    /// The value of a variable that decides who gets in. Set but empty is an error: it must not mean "nobody asked".
+    /// The value of a variable that controls access. Set but empty is an error: it must not disable the protection.
     pub(crate) fn security_value(&self, name: &str) -> Result<Option<String>> {
         let value = std::env::var_os(name).map(|value| value.to_string_lossy().into_owned());
         match value.or_else(|| self.dotenv.get(name).cloned()) {
@@ -59,7 +58,7 @@ impl Variables {
         }
     }
 
-    /// The value of a variable that is set and not empty, and where it was found.
+    /// The value of a variable that is set and not empty, and its source.
     fn find(&self, name: &str) -> Found {
         let from = if std::env::var_os(name).is_some() { name.to_owned() } else { format!("{name} in .env") };
         Some((self.value(name)?, from))
@@ -71,7 +70,7 @@ impl Variables {
     }
 }
 
-/// The proxies that option or environment name. `none` means none, whatever the environment says.
+/// The proxies from option or environment. `none` disables them, even if the environment has some.
 fn proxies(named: Option<&str>, variables: &Variables) -> Result<Proxies> {
     match named {
         Some("none") => Ok(Proxies::default()),
@@ -80,11 +79,11 @@ fn proxies(named: Option<&str>, variables: &Variables) -> Result<Proxies> {
     }
 }
 
-/// Gives options that read a variable of the environment its value in `.env` as their default, so that `.env` counts
-/// wherever the environment does, and behind it.
+/// Gives options with an environment variable the value in `.env` as their default, so that `.env` works wherever the
+/// environment does, with lower precedence.
 pub(crate) fn with_dotenv(command: clap::Command, variables: Option<&Variables>) -> clap::Command {
     let Some(variables) = variables.filter(|variables| !variables.dotenv.is_empty()) else { return command };
-    // An empty one counts as none here; where it decides who gets in, `security_value` refuses it.
+    // Empty means unset here; `security_value` rejects it where it controls access.
     let value = |argument: &clap::Arg| {
         let name = argument.get_env()?.to_str()?;
         variables.dotenv.get(name).filter(|value| !value.is_empty() && std::env::var_os(name).is_none()).cloned()
@@ -97,13 +96,13 @@ pub(crate) fn with_dotenv(command: clap::Command, variables: Option<&Variables>)
         .mut_subcommands(|command| with_dotenv(command, Some(variables)))
 }
 
-/// Where the saved configuration is.
+/// The path of the saved configuration.
 pub(crate) fn config_path() -> Result<PathBuf> {
     let home = etcetera::home_dir().context("this user has no home directory")?;
     Ok(home.join(FILE_NAME))
 }
 
-/// What a tunnels file says about the connection.
+/// Connection settings of a tunnels file.
 #[derive(Debug, Clone, Copy, Default)]
 pub(crate) struct FromFile<'a> {
     pub(crate) path: Option<&'a Path>,
@@ -112,11 +111,11 @@ pub(crate) struct FromFile<'a> {
     pub(crate) dialect: Option<&'a str>,
 }
 
-/// A setting and where its value comes from.
+/// A setting and the source of its value.
 #[derive(Debug)]
 pub(crate) struct Source {
     pub(crate) setting: &'static str,
-    /// As it may be shown.
+    /// The value for display; secrets are masked.
     pub(crate) value: String,
     pub(crate) from: String,
 }
@@ -127,22 +126,20 @@ impl fmt::Display for Source {
     }
 }
 
-/// A value and what gives it.
+/// A value and its source.
 type Found = Option<(String, String)>;
 
-/// A client as all sources together describe it, and where a new token is saved.
+/// The client's settings from all sources, and where a new token is saved.
 pub(crate) struct Settings {
     pub(crate) builder: ClientBuilder,
     pub(crate) server: ServerEndpoint,
     pub(crate) path: PathBuf,
-    /// Where the values come from.
+    /// The sources of the values.
     pub(crate) sources: Vec<Source>,
-    /// The inspector that is wanted; set by the commands that have one.
-    pub(crate) inspector: Option<inspector::Options>,
 }
 
 impl Settings {
-    /// Puts the sources together.
+    /// Combines the sources.
     pub(crate) fn new(
         connection: &Connection,
         variables: &Variables,
@@ -153,7 +150,7 @@ impl Settings {
         let path = config_path()?;
         let file = ConfigFile::read(&path)?;
         if file.make_private()? {
-            output.warning(&format!("{} could be read by others; it is private now", path.display()));
+            output.warning(&format!("{} was readable by other users; permissions were restricted", path.display()));
         }
         let shown = path.display().to_string();
         let in_tunnels = |text: Option<&str>| {
@@ -183,8 +180,8 @@ impl Settings {
                 None => in_tunnels(tunnels_file.token.filter(|token| !token.is_empty())),
             },
         };
-        // A saved token may belong to another server, or to an earlier life of this one; then an account is made here.
-        // One that was named is used or refused.
+        // A saved token may belong to another server, or to an earlier installation of this one; then a new account is
+        // created. A token that was given is never replaced.
         let is_guess = given.is_none();
         let of_server = file.token_for(&server.authority()).filter(|_| is_guess);
         let is_of_server = of_server.is_some();
@@ -197,7 +194,7 @@ impl Settings {
         };
         match &token {
             Some(token) => note("token", token.masked(), &from),
-            None => note("token", "none".into(), &format!("neither option nor variable nor {shown}")),
+            None => note("token", "none".into(), &format!("not set in an option, a variable or {shown}")),
         }
 
         let named = by_option(&connection.dialect, "--dialect")
@@ -213,7 +210,7 @@ impl Settings {
         let proxy = by_option(&global.proxy, "--proxy").or_else(|| variables.find("RETUNNEL_PROXY"));
         let proxies = proxies(proxy.as_ref().map(|(url, _)| url.as_str()), variables)?;
         if let Some((url, from)) = &proxy {
-            // Its password is for nobody's eyes.
+            // Without its password.
             let shown = if url == "none" { url.clone() } else { url.parse::<Proxy>()?.to_string() };
             note("proxy", shown, from);
         }
@@ -234,7 +231,7 @@ impl Settings {
             None => None,
         };
         if global.insecure {
-            note("certificates", "not checked".into(), "--insecure or RETUNNEL_INSECURE");
+            note("certificates", "not verified".into(), "--insecure or RETUNNEL_INSECURE");
         } else if let Some((path, from)) = &ca_path {
             note("authorities", path.clone(), from);
         }
@@ -245,6 +242,6 @@ impl Settings {
             }
             _ => builder,
         };
-        Ok(Self { builder, server, path, sources, inspector: None })
+        Ok(Self { builder, server, path, sources })
     }
 }

@@ -327,8 +327,8 @@ fn config_explains_itself() {
         let ran = home.run(words);
         assert_eq!(
             ran.ends_with(2).stderr,
-            "error: worse.yml has 2 mistakes\n\
-             worse.yml:1:1: unknown key `server`; did you mean `server_addr`? known are server_addr, auth_token, region, \
+            "error: worse.yml has 2 errors\n\
+             worse.yml:1:1: unknown key `server`; did you mean `server_addr`? known keys: server_addr, auth_token, region, \
              dialect, log_level, tunnels\n\
              worse.yml:5:17: tunnel `a`: `local_port`: expected a number from 1 to 65535 (got `0`)\n"
         );
@@ -539,7 +539,7 @@ mod with_server {
         for words in [&["server", "--config", "server.yml"][..], &["config", "--check-server", "server.yml"]] {
             let ran = home.run(words);
             for part in [
-                "server.yml has 6 mistakes",
+                "server.yml has 6 errors",
                 "server.yml:1:1: unknown key `listne`; did you mean `listen`?",
                 "server.yml:2:9: `domain`: expected a domain, as tunnel.example.com (got `a b`)",
                 "server.yml:3:15: `registration`: expected open, invite or closed (got `maybe`)",

@@ -1,4 +1,4 @@
-//! `retunnel authtoken`: saves the account's token.
+//! `retunnel authtoken`: saves the account token.
 
 use std::io::{IsTerminal, Read, Write};
 
@@ -12,7 +12,7 @@ use retunnel_config::{ConfigError, ConfigFile};
 
 use crate::{args::AuthtokenArgs, exit::Usage, output::Output, settings::config_path};
 
-/// Longest token that is read.
+/// Maximum length of a token.
 const MAX_TOKEN: u64 = 4096;
 
 pub(crate) fn run(args: AuthtokenArgs, output: Output) -> Result<()> {
@@ -22,7 +22,7 @@ pub(crate) fn run(args: AuthtokenArgs, output: Output) -> Result<()> {
             let mut text = String::new();
             std::io::stdin().take(MAX_TOKEN).read_to_string(&mut text).context("cannot read standard input")?;
             if text.is_empty() && !args.stdin {
-                bail!("no token was given");
+                bail!("no token given");
             }
             text
         }
@@ -30,15 +30,15 @@ pub(crate) fn run(args: AuthtokenArgs, output: Output) -> Result<()> {
     };
     let text = text.trim();
     if text.is_empty() || text.contains(char::is_whitespace) {
-        return Err(Usage("a token is one word and not empty".into()).into());
+        return Err(Usage("the token must be one word".into()).into());
     }
     let path = config_path()?;
     let token = Token::new(text);
     match ConfigFile::save_auth_token(&path, &token) {
-        // Whoever saves a token wants the file to work again; what was in it stays beside it.
+        // Saving a token repairs a broken file. The broken one is kept under another name.
         Err(ConfigError::Invalid { reason, .. }) => {
             let kept = ConfigFile::set_aside(&path)?;
-            output.warning(&format!("{}: {reason}; it is now {}", path.display(), kept.display()));
+            output.warning(&format!("{}: {reason}; renamed to {}", path.display(), kept.display()));
             ConfigFile::save_auth_token(&path, &token)?;
         }
         result => result?,
@@ -51,12 +51,12 @@ pub(crate) fn run(args: AuthtokenArgs, output: Output) -> Result<()> {
     Ok(())
 }
 
-/// Reads a line from the terminal without showing it.
+/// Prompts for a line without showing it.
 fn prompt() -> Result<String> {
     let mut stderr = std::io::stderr();
     write!(stderr, "Token: ")?;
     stderr.flush()?;
-    terminal::enable_raw_mode().context("the terminal cannot hide the token; use --stdin")?;
+    terminal::enable_raw_mode().context("cannot hide the token on this terminal; use --stdin")?;
     let text = read_hidden();
     terminal::disable_raw_mode()?;
     writeln!(stderr)?;
@@ -72,7 +72,7 @@ fn read_hidden() -> Result<String> {
         }
         match key.code {
             KeyCode::Enter => return Ok(text),
-            KeyCode::Char('c' | 'd') if key.modifiers.contains(KeyModifiers::CONTROL) => bail!("no token was given"),
+            KeyCode::Char('c' | 'd') if key.modifiers.contains(KeyModifiers::CONTROL) => bail!("no token given"),
             KeyCode::Backspace => {
                 text.pop();
             }

@@ -1,4 +1,4 @@
-//! `retunnel config`: shows, exemplifies and checks configuration files.
+//! `retunnel config`: shows and checks configuration files, and prints an example.
 
 use std::path::Path;
 
@@ -8,6 +8,7 @@ use serde_json::json;
 
 use crate::{
     args::ConfigArgs,
+    commands::diagnostics::invalid,
     exit::Usage,
     output::Output,
     settings::{Variables, config_path},
@@ -27,7 +28,7 @@ pub(crate) fn run(args: &ConfigArgs, variables: &Variables, output: Output) -> R
         let text =
             std::fs::read_to_string(file).map_err(|error| Usage(format!("cannot read {}: {error}", file.display())))?;
         let checked = TunnelsFile::parse(&text, |name| variables.value(name));
-        let tunnels = judged(file, checked, output)?.tunnels.len();
+        let tunnels = report(file, checked, output)?.tunnels.len();
         if output.json {
             output.json(&json!({ "file": file, "valid": true, "mistakes": [], "tunnels": tunnels }));
         } else {
@@ -40,7 +41,7 @@ pub(crate) fn run(args: &ConfigArgs, variables: &Variables, output: Output) -> R
     if let Some(file) = &args.check_server {
         let text =
             std::fs::read_to_string(file).map_err(|error| Usage(format!("cannot read {}: {error}", file.display())))?;
-        judged(file, super::server::check(&text), output)?;
+        report(file, super::server::check(&text), output)?;
         if output.json {
             output.json(&json!({ "file": file, "valid": true, "mistakes": [] }));
         } else {
@@ -54,32 +55,16 @@ pub(crate) fn run(args: &ConfigArgs, variables: &Variables, output: Output) -> R
         return Ok(());
     }
     output.status(&format!("# {}{}", path.display(), if file.exists() { "" } else { " (does not exist yet)" }));
-    output.result(&serde_json::to_string_pretty(&file.shown()).context("the file cannot be shown")?);
+    output.result(&serde_json::to_string_pretty(&file.shown()).context("cannot show the file")?);
     Ok(())
 }
 
 /// What was checked, or an error with all diagnostics.
-fn judged<T>(file: &Path, checked: Result<T, Diagnostics>, output: Output) -> Result<T> {
+fn report<T>(file: &Path, checked: Result<T, Diagnostics>, output: Output) -> Result<T> {
     checked.map_err(|diagnostics| {
         if output.json {
             output.json(&json!({ "file": file, "valid": false, "mistakes": diagnostics.list() }));
         }
         invalid(file, &diagnostics).into()
     })
-}
-
-/// Each diagnostic in the form that editors recognize: `FILE:LINE:COLUMN: what`.
-pub(crate) fn lines<'a>(file: &'a Path, diagnostics: &'a Diagnostics) -> impl Iterator<Item = String> + 'a {
-    diagnostics.list().iter().map(move |diagnostic| {
-        let between = if diagnostic.line == 0 { " " } else { "" };
-        format!("{}:{between}{diagnostic}", file.display())
-    })
-}
-
-/// The error for a file with diagnostics.
-pub(crate) fn invalid(file: &Path, diagnostics: &Diagnostics) -> Usage {
-    let count = diagnostics.list().len();
-    let plural = if count == 1 { "" } else { "s" };
-    let lines: Vec<String> = lines(file, diagnostics).collect();
-    Usage(format!("{} has {count} mistake{plural}\n{}", file.display(), lines.join("\n")))
 }

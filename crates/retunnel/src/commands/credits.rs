@@ -1,17 +1,17 @@
-//! `retunnel credits`: the libraries in this program, from the lock file it was built with.
+//! `retunnel credits`: the libraries of this program, from the lock file of its build.
 
 use anyhow::Result;
 
 use crate::output::Output;
 
 const LIBRARIES: &str = include_str!(concat!(env!("OUT_DIR"), "/credits.txt"));
-/// What the inspector's pages are made with; `scripts/vendor-web` fetches them.
-const OF_PAGES: [(&str, &str); 4] =
+/// The libraries of the inspector's pages; `scripts/vendor-web` fetches them.
+const WEB_LIBRARIES: [(&str, &str); 4] =
     [("@preact/signals", "2.11.4"), ("@preact/signals-core", "1.14.5"), ("htm", "3.1.1"), ("preact", "11.2.0")];
 
 pub(crate) fn run(output: Output) -> Result<()> {
     let libraries: Vec<(&str, &str)> =
-        LIBRARIES.lines().filter_map(|line| line.split_once(' ')).chain(OF_PAGES).collect();
+        LIBRARIES.lines().filter_map(|line| line.split_once(' ')).chain(WEB_LIBRARIES).collect();
     if output.json {
         let list: Vec<_> =
             libraries.iter().map(|(name, version)| serde_json::json!({ "name": name, "version": version })).collect();
@@ -19,7 +19,7 @@ pub(crate) fn run(output: Output) -> Result<()> {
         return Ok(());
     }
     output.status(&format!(
-        "ReTunnel is built on {} free libraries. Thank you to everybody who wrote them:\n",
+        "ReTunnel is built on {} open source libraries. Thanks to everyone who wrote them:\n",
         libraries.len()
     ));
     for (name, version) in libraries {
@@ -33,10 +33,10 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_libraries_of_the_pages_are_those_that_are_fetched() {
+    fn the_web_libraries_match_the_fetch_script() {
         let script = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/../../scripts/vendor-web"))
             .expect("the script");
-        for (name, version) in OF_PAGES {
+        for (name, version) in WEB_LIBRARIES {
             assert!(script.contains(&format!("fetch {name} {version} ")), "{name}");
         }
     }

@@ -1,4 +1,4 @@
-//! `retunnel diagnose`: what stands between this machine and a tunnel, check by check.
+//! `retunnel diagnose`: checks the connection to the server step by step.
 
 mod advice;
 
@@ -19,18 +19,18 @@ use tokio::time::Instant;
 
 use crate::{
     args::{DiagnoseArgs, Global},
-    commands::{config, logging, signals::Signals},
+    commands::{diagnostics, logging, signals::Signals},
     exit::{self, DiagnosisError, Usage},
     output::Output,
     settings::{FromFile, Settings, Variables},
     ui::theme::Theme,
 };
 
-/// The tunnels file that is read when it is there and nothing else is named.
+/// The tunnels file that is read if it exists and nothing else is given.
 const TUNNELS_FILE: &str = "retunnel.yml";
-/// Local services that are looked at.
+/// Maximum number of local services to check.
 const MAX_LOCALS: usize = 16;
-/// Where the text of a check begins.
+/// Column where the text of a check starts.
 const INDENT: usize = 26;
 
 pub(crate) fn run(args: DiagnoseArgs, global: &Global, variables: &Variables, output: Output) -> Result<()> {
@@ -40,16 +40,16 @@ pub(crate) fn run(args: DiagnoseArgs, global: &Global, variables: &Variables, ou
         let mut signals = Signals::listen()?;
         let mut report = Report::new(output);
         tokio::select! {
-            result = checked(args, global, variables, &mut report) => result,
+            result = check_all(args, global, variables, &mut report) => result,
             () = signals.next() => Err(DiagnosisError::Interrupted.into()),
         }
     });
-    // A name lookup under way must not hold the end up.
+    // A pending name lookup must not delay the exit.
     runtime.shutdown_background();
     result
 }
 
-async fn checked(args: DiagnoseArgs, global: &Global, variables: &Variables, report: &mut Report) -> Result<()> {
+async fn check_all(args: DiagnoseArgs, global: &Global, variables: &Variables, report: &mut Report) -> Result<()> {
     let began = Instant::now();
     let plan = Plan::new(&args, global, variables, report.output);
     let (outcome, found, details) = match &plan {
@@ -64,7 +64,7 @@ async fn checked(args: DiagnoseArgs, global: &Global, variables: &Variables, rep
         }
         Err(error) => (Outcome::Failed(Problem::ConfigurationInvalid), exit::text(error), json!({})),
     };
-    report.tell(Check { step: Step::Configuration, outcome, took: began.elapsed(), found, details });
+    report.add(Check { step: Step::Configuration, outcome, took: began.elapsed(), found, details });
     let Plan { settings, locals } = match plan {
         Ok(plan) => plan,
         Err(error) => {
@@ -72,16 +72,16 @@ async fn checked(args: DiagnoseArgs, global: &Global, variables: &Variables, rep
             return Err(error);
         }
     };
-    settings.builder.diagnose(|check| report.tell(check)).await;
+    settings.builder.diagnose(|check| report.add(check)).await;
     for target in locals.iter().take(MAX_LOCALS) {
-        report.tell(settings.builder.diagnose_local(target).await);
+        report.add(settings.builder.diagnose_local(target).await);
     }
     report.end();
     let failed = report.steps(|outcome| matches!(outcome, Outcome::Failed(_)));
     if failed.is_empty() { Ok(()) } else { Err(DiagnosisError::Failed(failed.join(", ")).into()) }
 }
 
-/// What is diagnosed: the connection that `http` or `start` would make here, and local services.
+/// What to check: the connection that `http` or `start` would make here, and local services.
 struct Plan {
     settings: Settings,
     locals: Vec<LocalTarget>,
@@ -102,7 +102,7 @@ impl Plan {
             let shown = path.display();
             let text = std::fs::read_to_string(path).map_err(|error| Usage(format!("cannot read {shown}: {error}")))?;
             tunnels = TunnelsFile::parse(&text, |name| variables.value(name))
-                .map_err(|diagnostics| config::invalid(path, &diagnostics))?;
+                .map_err(|diagnostics| diagnostics::invalid(path, &diagnostics))?;
             for tunnel in &tunnels.tunnels {
                 locals.push(tunnel.spec()?.target().clone());
             }
@@ -117,11 +117,11 @@ impl Plan {
     }
 }
 
-/// The checks as they are told.
+/// Prints checks and collects them.
 struct Report {
     output: Output,
     theme: Theme,
-    /// Columns of the terminal; none where lines may have any length.
+    /// Columns of the terminal; `None` if lines may have any length.
     width: Option<usize>,
     server: Option<String>,
     began: Instant,
@@ -145,11 +145,11 @@ impl Report {
     fn begin(&mut self, server: &str) {
         self.server = Some(server.to_owned());
         if !self.output.json {
-            self.output.result(&format!("diagnosing the way to {}", server.bold()));
+            self.output.result(&format!("Checking the connection to {}", server.bold()));
         }
     }
 
-    fn tell(&mut self, check: Check) {
+    fn add(&mut self, check: Check) {
         if !self.output.json {
             self.print(&check);
         }
@@ -174,7 +174,7 @@ impl Report {
         }
     }
 
-    /// Text in the column of texts, broken between words.
+    /// Wraps text between words to fit its column.
     fn wrapped(&self, text: &str) -> String {
         let Some(room) = self.width.and_then(|width| width.checked_sub(INDENT)).filter(|room| *room >= 20) else {
             return text.to_owned();
@@ -197,8 +197,8 @@ impl Report {
         out
     }
 
-    fn steps(&self, wanted: impl Fn(Outcome) -> bool) -> Vec<&'static str> {
-        self.checks.iter().filter(|check| wanted(check.outcome)).map(|check| check.step.as_str()).collect()
+    fn steps(&self, matches: impl Fn(Outcome) -> bool) -> Vec<&'static str> {
+        self.checks.iter().filter(|check| matches(check.outcome)).map(|check| check.step.as_str()).collect()
     }
 
     fn end(&self) {
@@ -212,18 +212,18 @@ impl Report {
                 "failed": failed,
                 "warnings": warned,
                 "took_ms": milliseconds(self.began.elapsed()),
-                "checks": self.checks.iter().map(described).collect::<Vec<_>>(),
+                "checks": self.checks.iter().map(describe).collect::<Vec<_>>(),
             }));
         }
         if failed.is_empty() && warned.is_empty() {
-            self.output.result("all is well");
+            self.output.result("All checks passed.");
         } else if failed.is_empty() {
-            self.output.result(&format!("tunnels work; worth a look: {}", warned.join(", ")));
+            self.output.result(&format!("Tunnels work. Warnings: {}", warned.join(", ")));
         }
     }
 }
 
-fn described(check: &Check) -> Value {
+fn describe(check: &Check) -> Value {
     let problem = check.outcome.problem();
     json!({
         "check": check.step.as_str(),

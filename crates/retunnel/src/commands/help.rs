@@ -12,7 +12,7 @@ pub(crate) fn run(command: Option<&str>, output: Output) -> Result<()> {
         Some(name) => {
             cli.build();
             cli.find_subcommand_mut(name)
-                .ok_or_else(|| Usage(format!("there is no command `{name}`; `retunnel help` lists them")))?
+                .ok_or_else(|| Usage(format!("no command `{name}`; see `retunnel help`")))?
                 .render_long_help()
         }
     };

@@ -32,7 +32,7 @@ pub(crate) fn run(args: HttpArgs, global: &Global, variables: &Variables, output
     if args.local_insecure {
         spec = spec.local_insecure();
     }
-    let mut settings = Settings::new(&args.connection, variables, FromFile::default(), global, output)?;
-    settings.inspector = Options::new(&args.inspect, variables)?;
-    tunnels::run(TunnelSource::CommandLine(spec), settings, global, variables, output)
+    let settings = Settings::new(&args.connection, variables, FromFile::default(), global, output)?;
+    let inspector = Options::new(&args.inspect, variables)?;
+    tunnels::run(TunnelSource::CommandLine(spec), settings, inspector, global, variables, output)
 }

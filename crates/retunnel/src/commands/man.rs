@@ -1,4 +1,4 @@
-//! `retunnel man`: manual pages made from the same words as `--help`.
+//! `retunnel man`: man pages generated from the same text as `--help`.
 
 use anyhow::{Context, Result};
 use clap::{Command, CommandFactory};
@@ -14,7 +14,7 @@ pub(crate) fn run(args: &ManArgs, output: Output) -> Result<()> {
     let mut cli = Cli::command();
     cli.build();
     if let Some(dir) = &args.dir {
-        std::fs::create_dir_all(dir).with_context(|| format!("cannot make {}", dir.display()))?;
+        std::fs::create_dir_all(dir).with_context(|| format!("cannot create {}", dir.display()))?;
         let pages = std::iter::once((String::from("retunnel"), cli.clone()))
             .chain(cli.get_subcommands().map(|command| (format!("retunnel-{}", command.get_name()), command.clone())));
         for (name, command) in pages {
@@ -28,8 +28,7 @@ pub(crate) fn run(args: &ManArgs, output: Output) -> Result<()> {
         None => ("retunnel".to_owned(), cli),
         Some(name) => {
             let found = cli.find_subcommand(name);
-            let found =
-                found.ok_or_else(|| Usage(format!("there is no command `{name}`; `retunnel help` lists them")))?;
+            let found = found.ok_or_else(|| Usage(format!("no command `{name}`; see `retunnel help`")))?;
             (format!("retunnel-{name}"), found.clone())
         }
     };

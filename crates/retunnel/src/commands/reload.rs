@@ -13,7 +13,7 @@ use tokio::task::{AbortHandle, JoinSet};
 
 use crate::{
     commands::{
-        config, json_events,
+        diagnostics, json_events,
         watch::{FileContent, FileWatch},
     },
     settings::Variables,
@@ -254,7 +254,7 @@ fn needs_restart(running: &TunnelsFile, now: &TunnelsFile) -> Vec<&'static str> 
 
 fn invalid_file(path: &Path, diagnostics: &Diagnostics) -> Report {
     let mut lines = vec![format!("{} is not valid; the running tunnels stay as they are", path.display())];
-    lines.extend(config::lines(path, diagnostics));
+    lines.extend(diagnostics::lines(path, diagnostics));
     let event = json_events::line("config_invalid", json!({ "file": path, "mistakes": diagnostics.list() }));
     Report { is_failure: true, is_applied: false, lines, event: Some(event), result: None }
 }

@@ -1,22 +1,23 @@
 //! `retunnel server`.
 
+mod check;
+
 use std::{path::PathBuf, time::Duration};
 
 use anyhow::{Context, Result};
-use retunnel_config::document::{Diagnostics, Node};
 use retunnel_server::{
     Server,
     auth::Auth,
-    config::{Limits, ServerConfig, ServerFile},
+    config::{ServerConfig, ServerFile},
     store::Store,
 };
-use serde_json::{Map, Value};
 use tracing::{error, info};
 
+pub(crate) use self::check::check;
 use crate::{
     args::{Global, LogFormat, ServerArgs},
     commands::{
-        config, descriptors, logging,
+        descriptors, diagnostics, logging,
         signals::{Hangup, Signals},
     },
     exit::Usage,
@@ -29,10 +30,10 @@ pub(crate) fn run(args: ServerArgs, global: &Global, variables: &Variables, outp
     logging::start(global, variables, "info", args.log_format == LogFormat::Json, false)?;
     descriptors::raise_limit();
     let action = args.action.is_some();
-    let threads_wanted = args.threads.map_or_else(default_threads, usize::from);
+    let thread_count = args.threads.map_or_else(default_threads, usize::from);
     let config = config_of(args)?;
-    let runtime = match threads_wanted {
-        // Nothing is handed from one thread to another.
+    let runtime = match thread_count {
+        // Avoids moving tasks between threads.
         1 => tokio::runtime::Builder::new_current_thread().enable_all().build()?,
         threads => tokio::runtime::Builder::new_multi_thread().worker_threads(threads).enable_all().build()?,
     };
@@ -49,12 +50,12 @@ pub(crate) fn run(args: ServerArgs, global: &Global, variables: &Variables, outp
     result
 }
 
-/// One thread serves as fast as two that share the work, for less; large machines have some to spare.
+/// Two threads that share the work are hardly faster than one and use more CPU, so half the cores are enough.
 fn default_threads() -> usize {
     std::thread::available_parallelism().map_or(1, |cores| (cores.get() / 2).max(1))
 }
 
-/// Where the data goes when nobody says so.
+/// The default data directory.
 fn default_data_dir() -> Result<PathBuf> {
     use etcetera::BaseStrategy;
     Ok(etcetera::choose_base_strategy()
@@ -69,7 +70,7 @@ fn config_of(args: ServerArgs) -> Result<ServerConfig> {
             let text = std::fs::read_to_string(path)
                 .map_err(|error| Usage(format!("cannot read {}: {error}", path.display())))?;
             if let (Err(_), Err(diagnostics)) = (ServerFile::parse(&text), check(&text)) {
-                return Err(config::invalid(path, &diagnostics).into());
+                return Err(diagnostics::invalid(path, &diagnostics).into());
             }
             ServerFile::parse(&text).map_err(|reason| Usage(format!("{}: {reason}", path.display())))?
         }
@@ -95,63 +96,8 @@ fn config_of(args: ServerArgs) -> Result<ServerConfig> {
     Ok(config)
 }
 
-/// Lists everything that is wrong with a server's file.
-///
-/// # Errors
-/// All diagnostics.
-pub(crate) fn check(text: &str) -> Result<(), Diagnostics> {
-    let is_right = |file: &ServerFile| file.clone().into_config("data".into()).is_ok();
-    if ServerFile::parse(text).is_ok_and(|file| is_right(&file)) {
-        return Ok(());
-    }
-    let document = Node::parse(text)?;
-    let mut diagnostics = Diagnostics::default();
-    let known = keys(&ServerFile::default());
-    let known: Vec<&str> = known.iter().map(String::as_str).collect();
-    let fields = document.fields(&known, "", &mut diagnostics);
-    let mut right = Map::new();
-    for &key in &known {
-        let Some(node) = fields.find(key) else { continue };
-        if key == "limits" {
-            let known = keys(&Limits::default());
-            let known: Vec<&str> = known.iter().map(String::as_str).collect();
-            let limits = node.fields(&known, "limits: ", &mut diagnostics);
-            for &key in &known {
-                let Some(node) = limits.find(key) else { continue };
-                if let Err(error) = one::<Limits>(key, node) {
-                    limits.wrong(key, &error.to_string(), &mut diagnostics);
-                }
-            }
-        } else if let Err(error) = one::<ServerFile>(key, node) {
-            fields.wrong(key, &error.to_string(), &mut diagnostics);
-        } else {
-            right.insert(key.into(), node.to_json());
-        }
-    }
-    // One after the other: what is wrong is told and taken away until the rest is right.
-    while let Ok(file) = serde_json::from_value::<ServerFile>(right.clone().into()) {
-        let Err(error) = file.into_config("data".into()) else { break };
-        if right.remove(error.key).is_none() {
-            break;
-        }
-        fields.wrong(error.key, &format!("{} (got `{}`)", error.reason, error.value), &mut diagnostics);
-    }
-    diagnostics.into_result(())
-}
-
-fn keys(of: &impl serde::Serialize) -> Vec<String> {
-    match serde_json::to_value(of) {
-        Ok(Value::Object(fields)) => fields.into_iter().map(|(key, _)| key).collect(),
-        _ => Vec::new(),
-    }
-}
-
-fn one<T: serde::de::DeserializeOwned>(key: &str, node: &Node) -> serde_json::Result<T> {
-    serde_json::from_value(Value::Object(Map::from_iter([(key.to_owned(), node.to_json())])))
-}
-
 async fn serve(config: ServerConfig, output: Output) -> Result<()> {
-    // Only a certificate can be read anew.
+    // Only certificates can be reloaded.
     let (mut signals, mut hangup) = match &config.tls {
         Some(_) => (Signals::listen_reloading()?, Some(Hangup::listen()?)),
         None => (Signals::listen()?, None),
@@ -177,21 +123,21 @@ async fn serve(config: ServerConfig, output: Output) -> Result<()> {
     });
     output.status(&format!("data         {}", server.data_dir().display()));
     output.status(&format!("registration {}", format!("{registration:?}").to_lowercase()));
-    // A certificate is for a name.
-    let reached = if urls.tls.is_some() { urls.base_url(address.port()) } else { address.to_string() };
-    output.status(&format!("connect with retunnel http 8080 --server {reached}"));
+    // A certificate is valid for a name, not for an address.
+    let server_url = if urls.tls.is_some() { urls.base_url(address.port()) } else { address.to_string() };
+    output.status(&format!("connect with retunnel http 8080 --server {server_url}"));
     let trigger = server.shutdown_trigger();
     loop {
         tokio::select! {
             () = signals.next() => break,
             () = trigger.cancelled() => break,
             () = reload(&mut hangup) => match server.reload_certificate() {
-                Ok(()) => info!("certificate read anew"),
-                Err(error) => error!(%error, "certificate not read anew; the one from before stays"),
+                Ok(()) => info!("certificate reloaded"),
+                Err(error) => error!(%error, "cannot reload the certificate; keeping the current one"),
             }
         }
     }
-    output.status("stopping: running transfers may finish; a second signal ends at once");
+    output.status("Shutting down: waiting for active transfers; press Ctrl+C again to exit at once");
     tokio::select! {
         () = server.shutdown() => {}
         () = signals.next() => {}
@@ -214,7 +160,7 @@ async fn invite(config: &ServerConfig, output: Output) -> Result<()> {
         output.json(&serde_json::json!({ "invite": code }));
     } else {
         output.result(&code);
-        output.status("good for one registration: POST /api/v1/auth/register {\"email\": \"…\", \"invite\": \"…\"}");
+        output.status("valid for one registration: POST /api/v1/auth/register {\"email\": \"…\", \"invite\": \"…\"}");
     }
     Ok(())
 }

@@ -7,7 +7,7 @@ use retunnel_config::TunnelsFile;
 use crate::{
     args::{Global, LogLevel, StartArgs},
     commands::{
-        config,
+        diagnostics,
         reload::LoadedFile,
         tunnels::{self, TunnelSource},
         watch,
@@ -24,7 +24,7 @@ pub(crate) fn run(args: StartArgs, global: &Global, variables: &Variables, outpu
         Usage(format!("cannot read {shown}: {error}; `retunnel config --example > retunnel.yml` creates one"))
     })?;
     let file = TunnelsFile::parse(&text, |name| variables.value(name))
-        .map_err(|diagnostics| config::invalid(&args.file, &diagnostics))?;
+        .map_err(|diagnostics| diagnostics::invalid(&args.file, &diagnostics))?;
     if let Some(unknown) = args.names.iter().find(|name| file.tunnels.iter().all(|tunnel| tunnel.name != **name)) {
         return Err(Usage(format!("{shown} has no tunnel `{unknown}`")).into());
     }
@@ -43,8 +43,8 @@ pub(crate) fn run(args: StartArgs, global: &Global, variables: &Variables, outpu
         token: file.auth_token.as_deref(),
         dialect: file.dialect.as_deref(),
     };
-    let mut settings = Settings::new(&args.connection, variables, from_file, &global, output)?;
-    settings.inspector = Options::new(&args.inspect, variables)?;
+    let settings = Settings::new(&args.connection, variables, from_file, &global, output)?;
+    let inspector = Options::new(&args.inspect, variables)?;
     let file = LoadedFile { path: args.file, names: args.names, text, file, variables: variables.clone() };
-    tunnels::run(TunnelSource::File(Box::new(file)), settings, &global, variables, output)
+    tunnels::run(TunnelSource::File(Box::new(file)), settings, inspector, &global, variables, output)
 }

@@ -16,5 +16,5 @@ pub(crate) fn run(args: TcpArgs, global: &Global, variables: &Variables, output:
         spec = spec.remote_port(port);
     }
     let settings = Settings::new(&args.connection, variables, FromFile::default(), global, output)?;
-    tunnels::run(TunnelSource::CommandLine(spec), settings, global, variables, output)
+    tunnels::run(TunnelSource::CommandLine(spec), settings, None, global, variables, output)
 }

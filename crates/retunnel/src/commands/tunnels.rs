@@ -38,6 +38,7 @@ pub(crate) enum TunnelSource {
 pub(crate) fn run(
     source: TunnelSource,
     settings: Settings,
+    inspector: Option<inspector::Options>,
     global: &Global,
     variables: &Variables,
     output: Output,
@@ -52,7 +53,7 @@ pub(crate) fn run(
             TunnelSource::File(_) => Signals::listen_reloading()?,
         };
         tokio::select! {
-            result = serve(source, settings, &mut signals, output) => result,
+            result = serve(source, settings, inspector, &mut signals, output) => result,
             never = memory::trim_when_idle() => match never {},
         }
     });
@@ -61,8 +62,14 @@ pub(crate) fn run(
     result
 }
 
-async fn serve(source: TunnelSource, settings: Settings, signals: &mut Signals, output: Output) -> Result<()> {
-    let inspector = bind_inspector(settings.inspector, output).await?;
+async fn serve(
+    source: TunnelSource,
+    settings: Settings,
+    inspector: Option<inspector::Options>,
+    signals: &mut Signals,
+    output: Output,
+) -> Result<()> {
+    let inspector = bind_inspector(inspector, output).await?;
     let mut builder = settings.builder;
     if let Some(inspector) = &inspector {
         builder = builder.observer(inspector.observer());

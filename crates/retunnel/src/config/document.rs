@@ -289,7 +289,7 @@ pub fn suggestion(unknown: &str, known: &[&str]) -> String {
     let meant = best.filter(|best| likeness(best) >= LIKENESS);
     let question = meant.map_or_else(String::new, |meant| format!("; did you mean `{meant}`?"));
     let end = if question.is_empty() { ";" } else { "" };
-    format!("{question}{end} known are {}", known.join(", "))
+    format!("{question}{end} known keys: {}", known.join(", "))
 }
 
 fn position_of(location: serde_saphyr::Location) -> Position {

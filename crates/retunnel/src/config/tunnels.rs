@@ -353,13 +353,13 @@ tunnels:
   - {name: both, target: '80', local_port: 80}
 ";
         let expected = "\
-1:1: unknown key `server_adr`; did you mean `server_addr`? known are server_addr, auth_token, region, dialect, log_level, tunnels
+1:1: unknown key `server_adr`; did you mean `server_addr`? known keys: server_addr, auth_token, region, dialect, log_level, tunnels
 2:10: `dialect`: expected auto, native, 3 or 2 (got `4`)
 3:12: `log_level`: expected trace, debug, info, warn, warning or error (got `loud`)
 4:13: `auth_token`: expected text; put it in quotes (got `17`)
 6:5: tunnel `web`: missing: `local_port` or `target`
 7:15: tunnel `web`: `protocol`: expected http or tcp (got `htpp`)
-8:5: tunnel `web`: unknown key `local_prot`; did you mean `local_port`? known are name, protocol, local_port, target, \
+8:5: tunnel `web`: unknown key `local_prot`; did you mean `local_port`? known keys: name, protocol, local_port, target, \
 subdomain, hostname, auth, remote_port, host_header, local_insecure, inspect
 9:16: tunnel `web`: `subdomain`: expected 1 to 63 letters, digits and hyphens, no hyphen first or last (got `my_app`)
 10:14: tunnel `web`: `inspect`: expected true or false (got `on`)
