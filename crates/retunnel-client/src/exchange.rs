@@ -14,7 +14,7 @@ use hyper::{
     header::{self, HeaderName, HeaderValue},
 };
 use hyper_util::rt::TokioIo;
-use retunnel_proto::origin::{LocalOrigin, RESTORED};
+use retunnel_proto::rules::{LocalOrigin, RESTORED};
 use tokio::task::JoinSet;
 
 use crate::{error::RelayError, service::Service, tap::Side};

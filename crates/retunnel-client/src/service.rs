@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use retunnel_proto::{
     message::{HttpAuth, RequestSummary, TunnelProtocol},
-    origin::LocalOrigin,
+    rules::LocalOrigin,
 };
 
 use crate::{

@@ -3,6 +3,7 @@
 use retunnel_proto::{
     RequestId,
     message::{HttpAuth, ReqTunnel, TunnelProtocol},
+    rules,
 };
 
 use crate::{target::LocalTarget, trust::Trust, validation::ValidationError};
@@ -177,8 +178,7 @@ impl TunnelSpec {
             },
             hostname: self.hostname.clone(),
             remote_port: before.and_then(|info| info.remote_port).or(self.remote_port),
-            http_auth: self.auth.clone(),
-            local_origin: self.local_origin(),
+            rules: rules::of_fields(self.auth.clone(), self.local_origin()),
         }
     }
 }

@@ -7,11 +7,12 @@
 pub mod code;
 pub mod dialect;
 pub mod error;
+pub mod http1;
 pub mod id;
 pub mod limits;
 pub mod message;
 pub mod native;
-pub mod origin;
+pub mod rules;
 
 pub use code::PageCode;
 pub use error::DecodeError;

@@ -8,7 +8,10 @@ use std::fmt;
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
-use crate::id::{ClientId, RequestId, TunnelId};
+use crate::{
+    id::{ClientId, RequestId, TunnelId},
+    rules::{self, Rule},
+};
 
 /// An account's bearer token. Its `Debug` and `Display` never show the value.
 #[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -289,6 +292,13 @@ impl Refusal {
     pub fn new(code: RefusalCode, message: impl Into<String>) -> Self {
         Self { code, message: message.into(), retry_after: None }
     }
+
+    /// The same with a time to wait, in seconds.
+    #[must_use]
+    pub const fn after(mut self, seconds: u32) -> Self {
+        self.retry_after = Some(seconds);
+        self
+    }
 }
 
 impl fmt::Display for Refusal {
@@ -299,6 +309,7 @@ impl fmt::Display for Refusal {
 
 /// Asks for a tunnel.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(from = "ReqTunnelFields")]
 pub struct ReqTunnel {
     /// Echoed in the answer.
     pub request_id: RequestId,
@@ -313,13 +324,52 @@ pub struct ReqTunnel {
     /// Wanted public port of a TCP tunnel.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub remote_port: Option<u16>,
-    /// `user:password` that visitors must give.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub http_auth: Option<HttpAuth>,
-    /// What an HTTP service shall see as its own address instead of the public one, as `http://localhost:5173` (native
-    /// only).
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub local_origin: Option<String>,
+    /// What holds for visitors and their requests. A server refuses rules that it does not know.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub rules: Vec<Rule>,
+}
+
+/// What may arrive as a [`ReqTunnel`]: clients of link version 1 have a field for each of the two rules that they know.
+#[derive(Deserialize)]
+struct ReqTunnelFields {
+    request_id: RequestId,
+    protocol: TunnelProtocol,
+    #[serde(default)]
+    subdomain: Option<String>,
+    #[serde(default)]
+    hostname: Option<String>,
+    #[serde(default)]
+    remote_port: Option<u16>,
+    #[serde(default)]
+    rules: Vec<Rule>,
+    #[serde(default)]
+    http_auth: Option<HttpAuth>,
+    #[serde(default)]
+    local_origin: Option<String>,
+}
+
+impl ReqTunnel {
+    /// The credentials that visitors must give, for dialects that carry them as a field.
+    #[must_use]
+    pub fn http_auth(&self) -> Option<HttpAuth> {
+        let rule = self.rules.iter().find(|rule| rule.kind == Rule::BASIC_AUTH)?;
+        rule.read::<rules::BasicAuthConfig>().ok().map(|config| config.credentials)
+    }
+}
+
+impl From<ReqTunnelFields> for ReqTunnel {
+    fn from(fields: ReqTunnelFields) -> Self {
+        let mut rules = rules::of_fields(fields.http_auth, fields.local_origin);
+        rules.extend(fields.rules);
+        Self {
+            request_id: fields.request_id,
+            protocol: fields.protocol,
+            subdomain: fields.subdomain,
+            hostname: fields.hostname,
+            remote_port: fields.remote_port,
+            rules,
+        }
+    }
 }
 
 /// `user:password` of a protected tunnel; its `Debug` hides the value.

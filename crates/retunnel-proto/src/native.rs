@@ -20,8 +20,10 @@ use bytes::{Buf, BufMut};
 
 use crate::{DecodeError, limits};
 
-/// Version of the link protocol, sent in [`control::Hello`].
-pub const VERSION: u16 = 1;
+/// Version of the link protocol, sent in [`control::Hello`]. Version 2 carries a tunnel's rules as a list.
+pub const VERSION: u16 = 2;
+/// Oldest version that a server still serves.
+pub const MIN_VERSION: u16 = 1;
 
 /// Name of a link that rides in a WebSocket, for `Sec-WebSocket-Protocol`.
 pub const SUBPROTOCOL: &str = "retunnel-link.1";

@@ -38,8 +38,8 @@ fn tunnel_requests() {
     for version in VERSIONS {
         let ClientMessage::ReqTunnel(request) = message(version, "ReqTunnel") else { panic!("not ReqTunnel") };
         assert_eq!(request.protocol, TunnelProtocol::Http);
-        assert_eq!((request.subdomain.as_deref(), request.hostname), (Some("app"), None));
-        assert_eq!(request.http_auth.map(|auth| auth.0).as_deref(), Some("me:secret"));
+        assert_eq!((request.subdomain.as_deref(), request.hostname.as_deref()), (Some("app"), None));
+        assert_eq!(request.http_auth().map(|auth| auth.0).as_deref(), Some("me:secret"));
         assert_eq!(request.remote_port, None);
     }
 }

@@ -13,6 +13,7 @@ use retunnel_proto::{
         self, FrameHeader, HEADER_LEN, ReasonCode,
         control::{FromClient, FromServer, Open},
     },
+    rules::of_fields,
 };
 
 fn text() -> impl Strategy<Value = String> {
@@ -40,8 +41,7 @@ fn client_message() -> impl Strategy<Value = ClientMessage> {
                 subdomain,
                 hostname,
                 remote_port,
-                http_auth: auth.map(HttpAuth),
-                local_origin: None,
+                rules: of_fields(auth.map(HttpAuth), None),
             })
         },
     );

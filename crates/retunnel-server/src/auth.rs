@@ -6,12 +6,9 @@ use sha2::{Digest, Sha256};
 
 use thiserror::Error;
 use tokio::sync::broadcast;
-use uuid::Uuid;
 
+pub use crate::account::AccountId;
 use crate::store::{SecretHash, Store, StoreError};
-
-/// An account's id.
-pub type AccountId = Uuid;
 
 /// Revocations that a slow listener may miss; it then checks its own token again.
 const REVOCATIONS: usize = 256;
@@ -21,7 +18,7 @@ const BASE62: &[u8; 62] = b"0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnop
 /// Longest text that is looked up as a token.
 const MAX_TOKEN: usize = 512;
 
-/// Who a token stands for.
+/// The account behind a token.
 #[derive(Debug, Clone)]
 pub struct Account {
     /// The account.
@@ -36,7 +33,7 @@ pub struct Account {
 #[derive(Debug, Error)]
 #[non_exhaustive]
 pub enum AuthError {
-    /// Unknown, revoked or expired; which of them is not told.
+    /// Unknown, revoked or expired; deliberately not distinguished.
     #[error("the token is unknown, revoked or expired")]
     Invalid,
     /// The store failed.
@@ -44,12 +41,12 @@ pub enum AuthError {
     Store(#[from] StoreError),
 }
 
-/// A token that is not valid any more.
+/// A token that is no longer valid.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Revoked(SecretHash);
 
 impl Revoked {
-    /// Whether a session of this account must look again.
+    /// Whether a session of this account must check its token.
     pub(crate) fn concerns(&self, account: &Account) -> bool {
         self.0 == account.token
     }
@@ -87,7 +84,7 @@ impl Auth {
         }
     }
 
-    /// Whether the token of a session still stands. A store that does not answer does not end sessions.
+    /// Whether the token of a session is still valid. A store that does not answer does not end sessions.
     pub(crate) async fn is_valid(&self, account: &Account) -> bool {
         match self.store.token(&account.token).await {
             Ok(Some(found)) => !found.is_revoked && !found.is_expired && found.account == account.id,
@@ -96,7 +93,7 @@ impl Auth {
         }
     }
 
-    /// Makes an account and its first token, using `invite` up when one is given.
+    /// Creates an account and its first token. An `invite` is consumed.
     ///
     /// # Errors
     /// [`StoreError::InviteInvalid`], [`StoreError::EmailTaken`] and failures of the store.
@@ -106,7 +103,7 @@ impl Auth {
         Ok((id, token))
     }
 
-    /// A new token in the place of a valid one, which stops working at once.
+    /// Replaces a valid token by a new one. The old one stops working at once.
     ///
     /// # Errors
     /// [`AuthError`].
@@ -116,8 +113,8 @@ impl Auth {
         Ok((account, token))
     }
 
-    /// A token for an account whose token expired. A valid one is given back as it is; one that was replaced stays
-    /// invalid, because whoever stole it must not get a new one.
+    /// A new token for an expired one. A valid one is returned as it is. One that was replaced stays invalid: a thief must
+    /// not get a new one.
     ///
     /// # Errors
     /// [`AuthError`].
@@ -134,12 +131,12 @@ impl Auth {
         if !self.store.replace_token(&old, &hash_of(token.expose())).await? {
             return Err(AuthError::Invalid);
         }
-        // Nobody listening is fine.
+        // No listener is fine.
         let _ = self.revocations.send(Revoked(old));
         Ok(token)
     }
 
-    /// Makes an invitation for one registration.
+    /// Creates an invitation for one registration.
     ///
     /// # Errors
     /// Failures of the store.
@@ -159,7 +156,7 @@ impl Auth {
     }
 }
 
-/// What is stored of a token or an invitation.
+/// The stored form of a token or an invitation: its SHA-256.
 #[must_use]
 pub fn hash_of(secret: &str) -> SecretHash {
     Sha256::digest(secret.as_bytes()).into()
@@ -170,7 +167,7 @@ pub(crate) fn random_digits() -> String {
     (0..TOKEN_DIGITS).map(|_| char::from(BASE62[rng.random_range(0..BASE62.len())])).collect()
 }
 
-/// A new random token; it is good for nothing until a store has its hash.
+/// A new random token. It is not valid until a store has its hash.
 #[must_use]
 pub fn new_token() -> Token {
     Token::new(format!("rt_{}", random_digits()))

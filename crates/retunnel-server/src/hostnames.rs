@@ -1,29 +1,32 @@
-//! Host names of one's own: an account claims one, shows by a TXT record that the domain is its own, and may then serve it.
+//! Custom host names: an account claims one, proves with a TXT record that it controls the domain, and may then serve it.
 
 mod dns;
 
-use retunnel_proto::message::{Refusal, RefusalCode};
+use retunnel_proto::{
+    http1::host::Host,
+    message::{Refusal, RefusalCode},
+};
 use tracing::{error, info};
 
 use crate::{
-    auth::{Account, AccountId, random_digits},
+    account::AccountId,
+    auth::{Account, random_digits},
     config::ServerConfig,
-    edge::host::Host,
     store::{Store, StoreError, StoredHostname},
 };
 
 use dns::Dns;
 
-/// What the name of the TXT record begins with; the published clients print it.
+/// Prefix of the TXT record's name; the published clients print it.
 const CHALLENGE_PREFIX: &str = "_retunnel-challenge.";
-/// What the value of the TXT record begins with.
+/// Prefix of the TXT record's value.
 const CHALLENGE_VALUE: &str = "retunnel-verification=";
 
-/// A claim and what the DNS has to say about it.
+/// A claim and the DNS records that it needs.
 #[derive(Debug)]
 pub(crate) struct Claim {
     pub(crate) stored: StoredHostname,
-    /// Where the name has to point.
+    /// Where the name must point.
     pub(crate) target: String,
 }
 
@@ -34,11 +37,11 @@ impl Claim {
     }
 }
 
-/// What the DNS said.
+/// The result of checking the DNS.
 #[derive(Debug)]
 pub(crate) struct Verification {
     pub(crate) claim: Claim,
-    /// Whether visitors of the name arrive here.
+    /// Whether the name points to this server.
     pub(crate) points_here: bool,
 }
 
@@ -48,7 +51,7 @@ pub(crate) struct Hostnames {
     store: Store,
     dns: Dns,
     domain: String,
-    /// Where names have to point: the host of the public URL, else the domain.
+    /// Where names must point: the host of the public URL, or the domain.
     target: String,
     max_per_account: usize,
 }
@@ -68,7 +71,7 @@ impl Hostnames {
         Claim { stored, target: self.target.clone() }
     }
 
-    /// The form in which a host name is kept.
+    /// Validates a host name and returns it in its stored form.
     ///
     /// # Errors
     /// [`RefusalCode::HostnameInvalid`].
@@ -84,7 +87,7 @@ impl Hostnames {
         };
         let top = name.rsplit('.').next().unwrap_or_default();
         if !name.contains('.') || !name.split('.').all(label) || top.bytes().all(|byte| byte.is_ascii_digit()) {
-            return invalid("is not a full host name, as app.example.com");
+            return invalid("is not a full host name such as app.example.com");
         }
         let is_within = |domain: &str| name == domain || name.ends_with(&format!(".{domain}"));
         if is_within(&self.domain) || is_within(&self.target) || is_within("localhost") {
@@ -133,7 +136,7 @@ impl Hostnames {
         Ok(Some(Verification { claim, points_here }))
     }
 
-    /// Gives a claim up; says whether there was one.
+    /// Removes a claim; returns whether there was one.
     ///
     /// # Errors
     /// Failures of the store.
@@ -141,7 +144,7 @@ impl Hostnames {
         self.store.remove_hostname(hostname, account).await
     }
 
-    /// The host name as it is kept, when the account may serve it.
+    /// The host name in its stored form, if the account may serve it.
     ///
     /// # Errors
     /// The refusal to send to the client.
@@ -162,11 +165,11 @@ impl Hostnames {
         Err(match self.store.hostname(&name, account).await.map_err(failed)? {
             Some(_) => Refusal::new(
                 RefusalCode::HostnameNotVerified,
-                format!("the host name `{name}` is registered, but its TXT record was not seen yet; verify it first"),
+                format!("the host name `{name}` is registered but not verified: its TXT record was not found yet"),
             ),
             None => Refusal::new(
                 RefusalCode::HostnameNotRegistered,
-                format!("the host name `{name}` is not registered for this account; add and verify it first"),
+                format!("the host name `{name}` is not registered for this account; register and verify it first"),
             ),
         })
     }

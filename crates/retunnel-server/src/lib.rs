@@ -1,4 +1,4 @@
-//! The self-hosted ReTunnel server: visitors arrive at the `edge`, clients at `control`, both meet in the `registry`.
+//! The self-hosted ReTunnel server. Visitors arrive at the `edge`, clients at `control`; they meet in the `registry`.
 //!
 //! ```no_run
 //! # async fn run() -> Result<(), retunnel_server::StartError> {
@@ -11,23 +11,28 @@
 //! # }
 //! ```
 
+mod account;
 pub mod auth;
+mod clock;
 pub mod config;
 mod control;
-mod core;
 mod edge;
 #[doc(hidden)]
 pub mod fuzzing;
-mod guarded;
 mod hostnames;
+mod html;
 pub mod limits;
+mod net;
+mod policy;
 mod registry;
 mod rest;
+mod running;
 mod server;
 pub mod store;
 mod tunnel;
+mod upstream;
 
-pub use edge::tls::{TlsCode, TlsError};
+pub use net::tls::{TlsCode, TlsError};
 pub use rest::ApiCode;
 pub use server::{Server, ServerHandle, StartError};
 

@@ -1,4 +1,4 @@
-//! Rates and counts that protect the server from single peers. Peers are told apart by IPv4 address or IPv6 /64.
+//! Rates and counts that protect the server from single peers. A peer is an IPv4 address or an IPv6 /64.
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
@@ -17,7 +17,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::config::Limits;
 
-/// What one peer is: an IPv4 address, or the /64 an IPv6 peer can choose addresses from.
+/// The key of a peer: its IPv4 address, or the IPv6 /64 that it can choose addresses from.
 fn peer_of(address: IpAddr) -> IpAddr {
     match address.to_canonical() {
         IpAddr::V4(address) => IpAddr::V4(address),
@@ -101,8 +101,8 @@ impl Entered {
     }
 }
 
-/// Bounds the connections that have not authenticated yet. Where there are too many, the oldest gives way: an honest
-/// client authenticates in a moment, so that silent ones cannot keep it out.
+/// Bounds the connections that have not authenticated yet. When there are too many, the oldest gives way: an honest client
+/// authenticates in a moment, so that silent ones cannot keep it out.
 #[derive(Debug, Clone)]
 pub struct ConnectionGate {
     entered: Arc<Mutex<Entered>>,
@@ -157,10 +157,10 @@ pub struct UnauthenticatedPermit {
 }
 
 impl UnauthenticatedPermit {
-    /// Waits for what the peer has to say: not longer than `patience`, and not once newer connections need the place.
-    pub async fn within<T>(&self, patience: Duration, said: impl Future<Output = T>) -> Option<T> {
+    /// Waits for the peer at most for `limit`, and no longer once newer connections need the place.
+    pub async fn within<T>(&self, limit: Duration, said: impl Future<Output = T>) -> Option<T> {
         tokio::select! {
-            said = timeout(patience, said) => said.ok(),
+            said = timeout(limit, said) => said.ok(),
             () = self.evicted.cancelled() => None,
         }
     }

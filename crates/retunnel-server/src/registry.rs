@@ -1,29 +1,44 @@
-//! Which tunnel is live here: the one place where sessions (which bring tunnels) and the edge (which looks them up) meet.
+//! Which tunnel is live here: the one place where sessions, which bring tunnels, and the edge, which finds them, meet.
 
+mod claims;
 mod lease;
 
 use std::{
     collections::{HashMap, HashSet},
+    fmt, io,
     sync::{Arc, Mutex, MutexGuard},
     time::Duration,
 };
 
-use retunnel_proto::{
-    ClientId,
-    message::{Refusal, RefusalCode},
-};
+use retunnel_proto::message::{Refusal, RefusalCode};
 use tokio::{
     sync::Notify,
     time::{Instant, timeout_at},
 };
-use tokio_util::sync::CancellationToken;
 
-use crate::{auth::AccountId, control::v2::V2Session, tunnel::Tunnel};
+use crate::{
+    account::AccountId,
+    tunnel::{Tunnel, address::PublicAddress},
+};
 
+pub(crate) use claims::{Claims, SingleNode};
+pub(crate) use lease::Found;
 use lease::Leases;
-pub(crate) use lease::{Found, Key};
 
-/// A tunnel as the holder of a lease: the same only when it is the very same tunnel.
+/// Opens and closes the public ports of TCP tunnels. A port stays open while its lease is held, so that visitors wait for
+/// the owner instead of being refused.
+pub(crate) trait Ports: fmt::Debug + Send + Sync {
+    /// The port was leased: opens it, unless it is open.
+    ///
+    /// # Errors
+    /// When the port cannot be bound.
+    fn leased(&self, port: u16) -> io::Result<()>;
+
+    /// The lease has ended: closes the port. Called under the registry's lock; must not call back.
+    fn freed(&self, port: u16);
+}
+
+/// A tunnel as the holder of a lease. Equal only to itself.
 #[derive(Debug, Clone)]
 struct Holder(Arc<Tunnel>);
 
@@ -50,14 +65,10 @@ struct Usage {
 struct Inner {
     leases: Leases<AccountId, Holder>,
     usage: HashMap<AccountId, Usage>,
-    /// Visitors that wait for an address to come back.
-    waiting: HashMap<Key, Arc<Notify>>,
-    /// The listeners of leased TCP ports; they stay open while a port is held.
-    listeners: HashMap<u16, CancellationToken>,
-    /// 2.x sessions by the id their data sockets present.
-    v2_sessions: HashMap<ClientId, Arc<V2Session>>,
+    /// Visitors that wait for the owner of an address to come back.
+    waiting: HashMap<PublicAddress, Arc<Notify>>,
     /// Addresses whose stored lease is out of date.
-    unsaved: HashSet<Key>,
+    unsaved: HashSet<PublicAddress>,
 }
 
 /// Live tunnels, leases, and how much each account uses.
@@ -65,39 +76,39 @@ struct Inner {
 pub(crate) struct Registry {
     inner: Mutex<Inner>,
     quota: Quota,
+    claims: Box<dyn Claims>,
+    ports: Box<dyn Ports>,
     unsaved: Notify,
 }
 
 impl Registry {
     /// An empty registry. Lost addresses are held for `grace`.
-    pub(crate) fn new(grace: Duration, quota: Quota) -> Self {
+    pub(crate) fn new(grace: Duration, quota: Quota, claims: Box<dyn Claims>, ports: Box<dyn Ports>) -> Self {
         let inner = Inner {
             leases: Leases::new(grace),
             usage: HashMap::new(),
             waiting: HashMap::new(),
-            listeners: HashMap::new(),
-            v2_sessions: HashMap::new(),
             unsaved: HashSet::new(),
         };
-        Self { inner: Mutex::new(inner), quota, unsaved: Notify::new() }
+        Self { inner: Mutex::new(inner), quota, claims, ports, unsaved: Notify::new() }
     }
 
     fn lock(&self) -> MutexGuard<'_, Inner> {
         self.inner.lock().expect("no code panics while it holds the registry")
     }
 
-    /// Puts the leases of an earlier run back, held for the grace time.
-    pub(crate) fn restore(&self, leases: impl IntoIterator<Item = (Key, AccountId)>) {
+    /// Restores the leases of an earlier run, held for the grace time.
+    pub(crate) fn restore(&self, leases: impl IntoIterator<Item = (PublicAddress, AccountId)>) {
         let now = Instant::now();
         let mut inner = self.lock();
-        for (key, account) in leases {
-            inner.leases.restore(key, account, now);
+        for (address, account) in leases {
+            inner.leases.restore(address, account, now);
         }
     }
 
     // --- sessions --------------------------------------------------------------------------------------------
 
-    /// Counts a session of an account; dropping the guard gives it back.
+    /// Counts a session of an account until the guard is dropped.
     ///
     /// # Errors
     /// [`RefusalCode::SessionLimit`].
@@ -113,49 +124,48 @@ impl Registry {
         Ok(SessionGuard { registry: Arc::clone(self), account })
     }
 
-    /// Makes a 2.x session reachable for its data sockets.
-    pub(crate) fn add_v2_session(&self, client_id: ClientId, session: Arc<V2Session>) {
-        self.lock().v2_sessions.insert(client_id, session);
-    }
-
-    pub(crate) fn remove_v2_session(&self, client_id: &ClientId) {
-        self.lock().v2_sessions.remove(client_id);
-    }
-
-    pub(crate) fn v2_session(&self, client_id: &ClientId) -> Option<Arc<V2Session>> {
-        self.lock().v2_sessions.get(client_id).cloned()
-    }
-
     // --- tunnels ---------------------------------------------------------------------------------------------
 
-    /// Makes a tunnel the one that serves its address.
+    /// Makes a tunnel the one that serves its address, and opens its port if it has one.
     ///
     /// # Errors
-    /// [`RefusalCode::TunnelLimit`]; [`RefusalCode::NameUnavailable`] or [`RefusalCode::PortUnavailable`] when the
-    /// address belongs to another account.
-    pub(crate) fn claim(&self, tunnel: &Arc<Tunnel>) -> Result<(), Refusal> {
+    /// [`RefusalCode::TunnelLimit`]; [`RefusalCode::NameUnavailable`], [`RefusalCode::HostnameTaken`] or
+    /// [`RefusalCode::PortUnavailable`] when the address belongs to another account or the port cannot be bound; the
+    /// refusal of [`Claims`]. Nothing is left of the claim then.
+    pub(crate) async fn claim(&self, tunnel: &Arc<Tunnel>) -> Result<(), Refusal> {
+        self.claims.claim(&tunnel.address, tunnel.account).await?;
+        self.lease(tunnel)?;
+        let Some(port) = tunnel.address.port() else { return Ok(()) };
+        self.ports.leased(port).map_err(|error| {
+            self.release(tunnel);
+            let message = format!("port {port} cannot be opened on the server: {error}");
+            Refusal::new(RefusalCode::PortUnavailable, message)
+        })
+    }
+
+    fn lease(&self, tunnel: &Arc<Tunnel>) -> Result<(), Refusal> {
         let now = Instant::now();
         let mut inner = self.lock();
         self.expire(&mut inner, now);
         let used = inner.usage.get(&tunnel.account).map_or(0, |usage| usage.tunnels);
-        let replaces = matches!(inner.leases.find(&tunnel.key, now), Found::Live(_));
+        let replaces = matches!(inner.leases.find(&tunnel.address, now), Found::Live(_));
         if used >= self.quota.tunnels && !replaces {
             let message = format!("this account has {used} tunnels, as many as it may have; close one");
             return Err(Refusal::new(RefusalCode::TunnelLimit, message));
         }
-        let Ok(claimed) = inner.leases.claim(&tunnel.key, &tunnel.account, Holder(Arc::clone(tunnel)), now) else {
-            return Err(taken(&tunnel.key));
+        let Ok(claimed) = inner.leases.claim(&tunnel.address, &tunnel.account, Holder(Arc::clone(tunnel)), now) else {
+            return Err(taken(&tunnel.address));
         };
         if claimed.is_new {
-            self.changed(&mut inner, tunnel.key.clone());
+            self.changed(&mut inner, tunnel.address.clone());
         }
         inner.usage.entry(tunnel.account).or_default().tunnels += 1;
         if let Some(Holder(old)) = claimed.evicted {
             inner.tunnel_gone(old.account);
-            let message = format!("a newer session of this account took {} over", old.key);
+            let message = format!("a newer session of this account took over {}", old.address);
             old.close(Refusal::new(RefusalCode::Superseded, message));
         }
-        if let Some(waiting) = inner.waiting.remove(&tunnel.key) {
+        if let Some(waiting) = inner.waiting.remove(&tunnel.address) {
             waiting.notify_waiters();
         }
         Ok(())
@@ -166,33 +176,33 @@ impl Registry {
         let now = Instant::now();
         let mut inner = self.lock();
         let holder = Holder(Arc::clone(tunnel));
-        if inner.leases.find(&tunnel.key, now) == Found::Live(holder.clone()) {
-            inner.leases.lose(&tunnel.key, &holder, now);
+        if inner.leases.find(&tunnel.address, now) == Found::Live(holder.clone()) {
+            inner.leases.lose(&tunnel.address, &holder, now);
             inner.tunnel_gone(tunnel.account);
-            for key in inner.leases.trim(&tunnel.account, self.quota.tunnels) {
-                self.freed(&mut inner, key);
+            for address in inner.leases.trim(&tunnel.account, self.quota.tunnels) {
+                self.freed(&mut inner, address);
             }
         }
         drop(inner);
         tunnel.closed.cancel();
     }
 
-    /// The client gave this tunnel up: its address is free at once.
+    /// The client closed this tunnel: its address is free at once.
     pub(crate) fn release(&self, tunnel: &Arc<Tunnel>) {
         let mut inner = self.lock();
-        if inner.leases.release(&tunnel.key, &Holder(Arc::clone(tunnel))) {
+        if inner.leases.release(&tunnel.address, &Holder(Arc::clone(tunnel))) {
             inner.tunnel_gone(tunnel.account);
-            self.freed(&mut inner, tunnel.key.clone());
+            self.freed(&mut inner, tunnel.address.clone());
         }
         drop(inner);
         tunnel.closed.cancel();
     }
 
-    /// Takes an address from its owner, who has no right to it any more.
-    pub(crate) fn withdraw(&self, key: &Key, account: AccountId, refusal: Refusal) {
+    /// Takes an address from an owner that has no right to it any more.
+    pub(crate) fn withdraw(&self, address: &PublicAddress, account: AccountId, refusal: Refusal) {
         let mut inner = self.lock();
-        let Some(live) = inner.leases.withdraw(key, &account) else { return };
-        self.freed(&mut inner, key.clone());
+        let Some(live) = inner.leases.withdraw(address, &account) else { return };
+        self.freed(&mut inner, address.clone());
         if let Some(Holder(tunnel)) = live {
             inner.tunnel_gone(account);
             drop(inner);
@@ -200,17 +210,17 @@ impl Registry {
         }
     }
 
-    /// The tunnel that serves an address, waiting up to `patience` from `now` on for its owner to come back.
-    pub(crate) async fn find(&self, key: &Key, mut now: Instant, patience: Duration) -> Found<Arc<Tunnel>> {
-        let deadline = now + patience;
+    /// The tunnel that serves an address. Waits up to `hold` from `now` for a lost owner to come back.
+    pub(crate) async fn find(&self, address: &PublicAddress, mut now: Instant, hold: Duration) -> Found<Arc<Tunnel>> {
+        let deadline = now + hold;
         loop {
             let (found, waiting) = {
                 let mut inner = self.lock();
-                match inner.leases.find(key, now) {
+                match inner.leases.find(address, now) {
                     Found::Live(Holder(tunnel)) => return Found::Live(tunnel),
                     Found::Free => return Found::Free,
                     Found::Held(until) => {
-                        let notify = Arc::clone(inner.waiting.entry(key.clone()).or_default());
+                        let notify = Arc::clone(inner.waiting.entry(address.clone()).or_default());
                         // Registered under the lock: a claim after it cannot be missed.
                         (Found::Held(until), notify.notified_owned())
                     }
@@ -223,19 +233,9 @@ impl Registry {
         }
     }
 
-    /// Whether an address is nobody's.
-    pub(crate) fn is_free(&self, key: &Key) -> bool {
-        self.lock().leases.owner(key).is_none()
-    }
-
-    /// Hands over the listener of a leased port: `true` when there was none before.
-    pub(crate) fn has_listener(&self, port: u16) -> bool {
-        self.lock().listeners.contains_key(&port)
-    }
-
-    /// The listener of a leased port, cancelled when the port is free again.
-    pub(crate) fn add_listener(&self, port: u16, listener: CancellationToken) {
-        self.lock().listeners.insert(port, listener);
+    /// Whether no one owns an address.
+    pub(crate) fn is_free(&self, address: &PublicAddress) -> bool {
+        self.lock().leases.owner(address).is_none()
     }
 
     // --- upkeep ----------------------------------------------------------------------------------------------
@@ -248,13 +248,16 @@ impl Registry {
         inner.waiting.retain(|_, notify| Arc::strong_count(notify) > 1);
     }
 
-    /// Waits until stored leases are out of date and gives each such address with its present owner.
-    pub(crate) async fn unsaved(&self) -> Vec<(Key, Option<AccountId>)> {
+    /// Waits until stored leases are out of date and returns their addresses with their present owners.
+    pub(crate) async fn unsaved(&self) -> Vec<(PublicAddress, Option<AccountId>)> {
         loop {
             let changed = {
                 let mut inner = self.lock();
-                let keys = std::mem::take(&mut inner.unsaved);
-                keys.into_iter().map(|key| (key.clone(), inner.leases.owner(&key).copied())).collect::<Vec<_>>()
+                let addresses = std::mem::take(&mut inner.unsaved);
+                addresses
+                    .into_iter()
+                    .map(|address| (address.clone(), inner.leases.owner(&address).copied()))
+                    .collect::<Vec<_>>()
             };
             if !changed.is_empty() {
                 return changed;
@@ -263,32 +266,30 @@ impl Registry {
         }
     }
 
-    /// Puts an address back whose lease could not be stored.
-    pub(crate) fn not_saved(&self, key: Key) {
-        self.changed(&mut self.lock(), key);
+    /// Marks an address again whose lease could not be stored.
+    pub(crate) fn not_saved(&self, address: PublicAddress) {
+        self.changed(&mut self.lock(), address);
     }
 
-    fn changed(&self, inner: &mut Inner, key: Key) {
-        inner.unsaved.insert(key);
+    fn changed(&self, inner: &mut Inner, address: PublicAddress) {
+        inner.unsaved.insert(address);
         self.unsaved.notify_one();
     }
 
     fn expire(&self, inner: &mut Inner, now: Instant) {
-        for key in inner.leases.expire(now) {
-            self.freed(inner, key);
+        for address in inner.leases.expire(now) {
+            self.freed(inner, address);
         }
     }
 
-    fn freed(&self, inner: &mut Inner, key: Key) {
-        if let Key::Port(port) = key
-            && let Some(listener) = inner.listeners.remove(&port)
-        {
-            listener.cancel();
+    fn freed(&self, inner: &mut Inner, address: PublicAddress) {
+        if let PublicAddress::Port(port) = address {
+            self.ports.freed(port);
         }
-        if let Some(waiting) = inner.waiting.remove(&key) {
+        if let Some(waiting) = inner.waiting.remove(&address) {
             waiting.notify_waiters();
         }
-        self.changed(inner, key);
+        self.changed(inner, address);
     }
 }
 
@@ -301,16 +302,16 @@ impl Inner {
 }
 
 /// The refusal of an address that belongs to another account. The same for a live and a held one.
-fn taken(key: &Key) -> Refusal {
-    match key {
-        Key::Name(name) => {
+fn taken(address: &PublicAddress) -> Refusal {
+    match address {
+        PublicAddress::Name(name) => {
             Refusal::new(RefusalCode::NameUnavailable, format!("the name `{name}` is taken; choose another one"))
         }
-        Key::Host(hostname) => Refusal::new(
+        PublicAddress::Host(hostname) => Refusal::new(
             RefusalCode::HostnameTaken,
             format!("the host name `{hostname}` is served for another account"),
         ),
-        Key::Port(port) => {
+        PublicAddress::Port(port) => {
             Refusal::new(RefusalCode::PortUnavailable, format!("port {port} is taken; choose another one"))
         }
     }

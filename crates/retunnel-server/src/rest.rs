@@ -4,13 +4,7 @@
 mod code;
 mod hostnames;
 
-use std::{
-    net::SocketAddr,
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering},
-    },
-};
+use std::{convert::Infallible, net::SocketAddr, sync::Arc, time::Duration};
 
 use axum::{
     Router,
@@ -20,20 +14,27 @@ use axum::{
     response::{Html, IntoResponse, Response},
     routing::{get, post},
 };
+use hyper::{body::Incoming, service::service_fn};
+use hyper_util::{
+    rt::{TokioIo, TokioTimer},
+    service::TowerToHyperService,
+};
 use retunnel_proto::{message::Token, native};
 use serde::{Deserialize, de::DeserializeOwned};
 use serde_json::{Value, json};
-use tracing::{error, info};
+use tracing::{debug, error, info};
 
 pub use code::ApiCode;
 
 use crate::{
     auth::{Account, Auth, AuthError},
     config::{Registration, ServerConfig},
-    edge::page::escape,
     hostnames::Hostnames,
+    html::escape,
     limits::RateLimits,
+    net::{handover::ApiRequest, rewind::Rewind},
     registry::Registry,
+    running::Running,
     store::StoreError,
 };
 
@@ -42,11 +43,53 @@ const MAX_BODY: usize = 16 * 1024;
 /// Longest e-mail address (RFC 5321).
 const MAX_EMAIL: usize = 254;
 
-/// Who sent a request; set by the edge.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct PeerAddr(pub(crate) SocketAddr);
+/// How long a request may take to arrive.
+const REQUEST_WITHIN: Duration = Duration::from_secs(10);
 
-/// What the API works on.
+/// Who sent a request.
+#[derive(Debug, Clone, Copy)]
+struct PeerAddr(SocketAddr);
+
+/// The API as a service of connections.
+#[derive(Debug)]
+pub(crate) struct Rest {
+    router: Router,
+    running: Arc<Running>,
+}
+
+impl Rest {
+    pub(crate) fn new(state: RestState) -> Self {
+        Self { running: Arc::clone(&state.running), router: router(state) }
+    }
+
+    /// Serves one request. The connection is closed after it, so that a later request cannot name another host.
+    pub(crate) async fn serve(&self, request: ApiRequest) {
+        let peer = request.visitor;
+        let io = Rewind::new(request.received, request.socket);
+        let router = TowerToHyperService::new(self.router.clone());
+        let service = service_fn(move |mut request: hyper::Request<Incoming>| {
+            request.extensions_mut().insert(PeerAddr(peer));
+            let router = router.clone();
+            async move {
+                let answer = hyper::service::Service::call(&router, request).await;
+                Ok::<_, Infallible>(answer.unwrap_or_else(|never| match never {}))
+            }
+        });
+        let serving = hyper::server::conn::http1::Builder::new()
+            .timer(TokioTimer::new())
+            .header_read_timeout(REQUEST_WITHIN)
+            .keep_alive(false)
+            .serve_connection(TokioIo::new(io), service);
+        tokio::select! {
+            result = serving => if let Err(error) = result {
+                debug!(%peer, %error, "REST connection failed");
+            },
+            () = self.running.stopping.cancelled() => {}
+        }
+    }
+}
+
+/// What the API needs.
 #[derive(Debug, Clone)]
 pub(crate) struct RestState {
     pub(crate) auth: Auth,
@@ -55,7 +98,7 @@ pub(crate) struct RestState {
     pub(crate) rates: Arc<RateLimits>,
     pub(crate) config: Arc<ServerConfig>,
     pub(crate) address: SocketAddr,
-    pub(crate) ready: Arc<AtomicBool>,
+    pub(crate) running: Arc<Running>,
 }
 
 /// A failed call.
@@ -118,7 +161,7 @@ impl IntoResponse for ApiError {
 type Answer = Result<axum::Json<Value>, ApiError>;
 
 /// All routes.
-pub(crate) fn router(state: RestState) -> Router {
+fn router(state: RestState) -> Router {
     let auth = Router::new()
         .route("/register", post(register))
         .route("/verify", get(verify))
@@ -137,22 +180,26 @@ pub(crate) fn router(state: RestState) -> Router {
         .route("/api/v1/link", get(upgrade_required))
         .route("/api/v1/ws/tunnel", get(upgrade_required))
         .route("/api/v1/ws/proxy", get(upgrade_required))
-        .fallback(|| async { ApiError::new(StatusCode::NOT_FOUND, ApiCode::NotFound, "there is nothing at this path") })
+        .fallback(|| async { ApiError::new(StatusCode::NOT_FOUND, ApiCode::NotFound, "this path does not exist") })
         .method_not_allowed_fallback(|| async {
-            ApiError::new(StatusCode::METHOD_NOT_ALLOWED, ApiCode::MethodNotAllowed, "this path has another method")
+            ApiError::new(
+                StatusCode::METHOD_NOT_ALLOWED,
+                ApiCode::MethodNotAllowed,
+                "this path does not support the method",
+            )
         })
         .layer(DefaultBodyLimit::max(MAX_BODY))
         .with_state(state)
 }
 
 async fn upgrade_required() -> Response {
-    let detail = "this path opens a session: it wants `Upgrade: retunnel` or `Upgrade: websocket`";
+    let detail = "this path opens a session: send `Upgrade: retunnel` or `Upgrade: websocket`";
     let mut response = ApiError::new(StatusCode::UPGRADE_REQUIRED, ApiCode::UpgradeRequired, detail).into_response();
     response.headers_mut().insert(header::UPGRADE, header::HeaderValue::from_static("retunnel, websocket"));
     response
 }
 
-/// A request's JSON. The content type is not looked at: the published clients are not alike there.
+/// A request's JSON. The content type is not checked: the published clients differ there.
 struct Input<T>(T);
 
 impl<S: Send + Sync, T: DeserializeOwned> FromRequest<S> for Input<T> {
@@ -168,7 +215,7 @@ impl<S: Send + Sync, T: DeserializeOwned> FromRequest<S> for Input<T> {
         })?;
         serde_json::from_slice(&body)
             .map(Self)
-            .map_err(|error| ApiError::bad_request(format!("the body is not the JSON expected here: {error}")))
+            .map_err(|error| ApiError::bad_request(format!("the body is not the expected JSON: {error}")))
     }
 }
 
@@ -180,12 +227,16 @@ fn bearer(headers: &HeaderMap) -> Result<Token, ApiError> {
         .filter(|(scheme, _)| scheme.eq_ignore_ascii_case("bearer"))
         .map(|(_, token)| Token::new(token.trim()))
         .ok_or_else(|| {
-            ApiError::new(StatusCode::UNAUTHORIZED, ApiCode::AuthRequired, "the request has no `Authorization: Bearer`")
+            ApiError::new(
+                StatusCode::UNAUTHORIZED,
+                ApiCode::AuthRequired,
+                "the request has no `Authorization: Bearer` header",
+            )
         })
 }
 
 impl RestState {
-    /// Turns a failed check into an answer, counting it against the peer.
+    /// Maps a failed check to an answer and counts it against the peer.
     fn failed(&self, peer: PeerAddr, cause: AuthError) -> ApiError {
         match cause {
             AuthError::Invalid => match self.rates.failed_authentication(peer.0.ip()) {
@@ -281,7 +332,7 @@ async fn reactivate(
 ) -> Answer {
     let (account, token) = match state.auth.reactivate(&request.old_token).await {
         Ok(done) => done,
-        // The published clients register anew on 404.
+        // The published clients register again on 404.
         Err(AuthError::Invalid) => {
             let refused = state.failed(peer, AuthError::Invalid);
             return Err(match refused.status {
@@ -312,7 +363,7 @@ async fn login(State(state): State<RestState>, Extension(peer): Extension<PeerAd
     rotate(&state, peer, &headers).await
 }
 
-/// What may connect here, and who may make an account: for clients that find out why they cannot.
+/// What may connect, and who may create an account: for clients that diagnose a failure.
 async fn about(State(state): State<RestState>) -> axum::Json<Value> {
     axum::Json(json!({
         "server": "retunnel",
@@ -324,7 +375,7 @@ async fn about(State(state): State<RestState>) -> axum::Json<Value> {
 }
 
 async fn readyz(State(state): State<RestState>) -> Result<&'static str, ApiError> {
-    let (code, detail) = if !state.ready.load(Ordering::Relaxed) {
+    let (code, detail) = if !state.running.is_ready() {
         (ApiCode::ShuttingDown, "the server is stopping")
     } else if !state.auth.is_ready().await {
         (ApiCode::StoreUnavailable, "the database does not answer")
@@ -334,7 +385,7 @@ async fn readyz(State(state): State<RestState>) -> Result<&'static str, ApiError
     Err(ApiError { retry_after: Some(2), ..ApiError::new(StatusCode::SERVICE_UNAVAILABLE, code, detail) })
 }
 
-/// What somebody sees who opens the server's own address.
+/// The page at the server's own address.
 async fn landing(State(state): State<RestState>) -> Html<String> {
     let base = state.config.base_url(state.address.port());
     let server = escape(base.strip_prefix("http://").unwrap_or(&base));

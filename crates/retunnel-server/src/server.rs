@@ -4,48 +4,47 @@ use std::{
     io,
     net::SocketAddr,
     path::{Path, PathBuf},
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering},
-    },
+    sync::Arc,
     time::Duration,
 };
 
 use futures_util::FutureExt;
-use retunnel_link::Budget;
-use retunnel_proto::limits::V2_MAX_REQUEST_BODY;
 use thiserror::Error;
 use tokio::{
     net::TcpListener,
     sync::Semaphore,
-    time::{MissedTickBehavior, interval, timeout},
+    time::{MissedTickBehavior, interval, sleep, timeout},
 };
-use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 
 use crate::{
     auth::Auth,
     config::ServerConfig,
-    control::{lanes::LaneDesk, v3::Waiting},
-    core::{BODY_PIECE, Core},
+    control::{self, Control},
     edge::{
-        accept, connection,
+        Edge,
+        tcp::{self, PublicPorts},
+    },
+    hostnames::Hostnames,
+    limits::{ConnectionGate, RateLimits},
+    net::{
+        accept,
         socket::Socket,
         tls::{Tls, TlsError},
     },
-    guarded::guarded,
-    hostnames::Hostnames,
-    limits::{ConnectionGate, RateLimits},
-    registry::{Key, Quota, Registry},
-    rest::{self, RestState},
+    registry::{Quota, Registry, SingleNode},
+    rest::{Rest, RestState},
+    running::{Running, guarded},
     store::{LeaseKey, Store, StoreError},
+    tunnel::address::PublicAddress,
 };
 
 /// Connections that wait to be accepted.
 const BACKLOG: u32 = 4096;
-/// Connections beyond the bound that are told so at a time; further ones are just closed.
+/// Connections beyond the bound that get an answer at a time; further ones are closed without.
 const MAX_TURNED_AWAY: usize = 256;
-/// How long tasks may take to end once they were told to.
+/// How long tasks may take to end once they were cancelled.
 const STOP_WITHIN: Duration = Duration::from_secs(2);
 /// Pause after the database refused a write.
 const STORE_PAUSE: Duration = Duration::from_secs(1);
@@ -85,116 +84,140 @@ impl Server {
     /// # Errors
     /// [`StartError`]. Nothing runs then.
     pub async fn start(config: ServerConfig) -> Result<ServerHandle, StartError> {
-        let tls = config.tls.clone().map(Tls::load).transpose()?;
-        let data_dir = config.data_dir.clone();
-        let failed = |source| StartError::Data { path: data_dir.clone(), source };
-        let store = Store::open(&data_dir).await.map_err(failed)?;
+        let config = Arc::new(config);
+        let tls = config.tls.clone().map(Tls::load).transpose()?.map(Arc::new);
+        let failed = |source| StartError::Data { path: config.data_dir.clone(), source };
+        let store = Store::open(&config.data_dir).await.map_err(failed)?;
         let leases = store.leases().await.map_err(failed)?;
-        let listener = accept::listen(config.listen, BACKLOG)
-            .map_err(|source| StartError::Listen { address: config.listen, source })?;
-        let address = listener.local_addr().map_err(|source| StartError::Listen { address: config.listen, source })?;
+        let unbound = |source| StartError::Listen { address: config.listen, source };
+        let listener = accept::listen(config.listen, BACKLOG).map_err(unbound)?;
+        let address = listener.local_addr().map_err(unbound)?;
 
         let limits = &config.limits;
+        let running = Arc::new(Running::new());
+        let (ports, opened_ports) = PublicPorts::new(config.tcp_bind());
         let quota = Quota { sessions: limits.max_sessions_per_account, tunnels: limits.max_tunnels_per_account };
-        let registry = Arc::new(Registry::new(limits.hold_lease, quota));
-        registry.restore(leases.into_iter().map(|lease| (key_of(lease.key), lease.account)));
+        let registry = Registry::new(limits.hold_lease, quota, Box::new(SingleNode), Box::new(ports));
+        registry.restore(leases.into_iter().map(|lease| (address_of(lease.key), lease.account)));
+        let registry = Arc::new(registry);
         let auth = Auth::new(store.clone());
         let rates = Arc::new(RateLimits::new(limits));
-        let ready = Arc::new(AtomicBool::new(true));
+        let gate = ConnectionGate::new(limits);
         let hostnames = Arc::new(Hostnames::new(store.clone(), &config));
-        let rest = rest::router(RestState {
+        let edge =
+            Edge::new(Arc::clone(&config), Arc::clone(&registry), Arc::clone(&running), tls.clone(), gate.clone());
+        let control = Control::new(control::Parts {
+            config: Arc::clone(&config),
+            address,
+            registry: Arc::clone(&registry),
+            running: Arc::clone(&running),
             auth: auth.clone(),
             hostnames: Arc::clone(&hostnames),
-            registry: Arc::clone(&registry),
             rates: Arc::clone(&rates),
-            config: Arc::new(config.clone()),
-            address,
-            ready: Arc::clone(&ready),
+            gate,
         });
-        let core = Arc::new(Core {
-            address,
-            tls,
-            registry,
+        let rest = Rest::new(RestState {
             auth,
             hostnames,
-            rates,
-            gate: ConnectionGate::new(limits),
-            lanes: LaneDesk::default(),
-            visitors: Arc::new(Semaphore::new(limits.max_connections)),
-            budget: Arc::new(Budget::new(limits.max_buffered)),
-            waiting: Arc::new(Waiting::new(limits.max_buffered)),
-            // Room for one at least, however small the bound.
-            whole_bodies: Arc::new(Semaphore::new(limits.max_buffered.max(V2_MAX_REQUEST_BODY).div_ceil(BODY_PIECE))),
-            rest,
-            ready,
-            relays: TaskTracker::new(),
-            tasks: TaskTracker::new(),
-            draining: CancellationToken::new(),
-            stopping: CancellationToken::new(),
-            config,
+            registry: Arc::clone(&registry),
+            rates: Arc::clone(&rates),
+            config: Arc::clone(&config),
+            address,
+            running: Arc::clone(&running),
         });
-        core.tasks.spawn(accept_all(Arc::clone(&core), listener, connection::serve_owned));
-        core.tasks.spawn(keep_up(Arc::clone(&core)));
-        core.tasks.spawn(save_leases(Arc::clone(&core), store));
-        info!(%address, data = %core.config.data_dir.display(), "server started");
-        Ok(ServerHandle { core })
+        let parts = Arc::new(Parts { edge: Arc::new(edge), control: Arc::new(control), rest });
+        let tasks = &running.tasks;
+        tasks.spawn(accept_all(Arc::clone(&running), Arc::clone(&parts), listener, serve));
+        tasks.spawn(tcp::serve(Arc::clone(&parts.edge), opened_ports));
+        tasks.spawn(keep_up(Arc::clone(&running), Arc::clone(&registry), rates, Arc::clone(&parts.control)));
+        tasks.spawn(save_leases(Arc::clone(&running), registry, store));
+        info!(%address, data = %config.data_dir.display(), "server started");
+        #[cfg(test)]
+        let handle = ServerHandle { config, address, tls, running, parts };
+        #[cfg(not(test))]
+        let handle = ServerHandle { config, address, tls, running };
+        Ok(handle)
     }
+}
+
+/// The parts that serve connections.
+#[derive(Debug)]
+struct Parts {
+    edge: Arc<Edge>,
+    control: Arc<Control>,
+    rest: Rest,
+}
+
+/// Serves one connection: a visitor's, a client's, or one of the REST API.
+async fn serve(parts: Arc<Parts>, socket: Socket, peer: SocketAddr) {
+    let Some(request) = parts.edge.serve(socket, peer).await else { return };
+    // In a box, so that an idle visitor does not pay for its size.
+    Box::pin(async {
+        if let Some(request) = parts.control.serve(request).await {
+            parts.rest.serve(request).await;
+        }
+    })
+    .await;
 }
 
 /// A running server. Dropping it stops everything at once.
 #[derive(Debug)]
 pub struct ServerHandle {
-    core: Arc<Core>,
+    config: Arc<ServerConfig>,
+    address: SocketAddr,
+    tls: Option<Arc<Tls>>,
+    running: Arc<Running>,
+    #[cfg(test)]
+    parts: Arc<Parts>,
 }
 
 impl ServerHandle {
     /// Where the server listens.
     #[must_use]
-    pub fn address(&self) -> SocketAddr {
-        self.core.address
+    pub const fn address(&self) -> SocketAddr {
+        self.address
     }
 
     /// Where the server's data is.
     #[must_use]
     pub fn data_dir(&self) -> &Path {
-        &self.core.config.data_dir
+        &self.config.data_dir
     }
 
     /// Reads the certificate's files again, for new connections.
     ///
     /// # Errors
-    /// [`TlsError`]; the certificate stays as it was then.
+    /// [`TlsError`]; the certificate does not change then.
     pub fn reload_certificate(&self) -> Result<(), TlsError> {
-        self.core.tls.as_ref().map_or(Ok(()), Tls::reload)
+        self.tls.as_ref().map_or(Ok(()), |tls| tls.reload())
     }
 
-    /// Cancelled when the server begins to stop; cancelling it makes the server begin.
+    /// Cancelled when the server begins to stop. Cancelling it makes the server begin.
     #[must_use]
     pub fn shutdown_trigger(&self) -> CancellationToken {
-        self.core.draining.clone()
+        self.running.draining.clone()
     }
 
-    /// Waits until the server was told to stop and has stopped.
+    /// Waits until the server is asked to stop and has stopped.
     pub async fn wait(self) {
-        self.core.draining.cancelled().await;
+        self.running.draining.cancelled().await;
         self.shutdown().await;
     }
 
-    /// Closes the doors, tells the clients, lets running transfers finish within
+    /// Closes the doors, notifies the clients, lets running transfers finish within
     /// [`crate::config::Limits::grace_period`], then cuts what is left.
     pub async fn shutdown(self) {
-        let core = &self.core;
-        core.ready.store(false, Ordering::Relaxed);
-        core.draining.cancel();
-        core.relays.close();
-        info!(running = core.relays.len(), "server stopping");
-        if timeout(core.config.limits.grace_period, core.relays.wait()).await.is_err() {
-            warn!(cut = core.relays.len(), "transfers did not finish within the grace period");
+        let running = &self.running;
+        running.drain();
+        running.relays.close();
+        info!(running = running.relays.len(), "server stopping");
+        if timeout(self.config.limits.grace_period, running.relays.wait()).await.is_err() {
+            warn!(cut = running.relays.len(), "transfers did not finish within the grace period");
         }
-        core.stopping.cancel();
-        core.tasks.close();
-        if timeout(STOP_WITHIN, async { tokio::join!(core.relays.wait(), core.tasks.wait()) }).await.is_err() {
-            warn!(tasks = core.tasks.len(), relays = core.relays.len(), "tasks did not end in time");
+        running.stopping.cancel();
+        running.tasks.close();
+        if timeout(STOP_WITHIN, async { tokio::join!(running.relays.wait(), running.tasks.wait()) }).await.is_err() {
+            warn!(tasks = running.tasks.len(), relays = running.relays.len(), "tasks did not end in time");
         }
         info!("server stopped");
     }
@@ -202,15 +225,15 @@ impl ServerHandle {
 
 impl Drop for ServerHandle {
     fn drop(&mut self) {
-        self.core.draining.cancel();
-        self.core.stopping.cancel();
+        self.running.draining.cancel();
+        self.running.stopping.cancel();
     }
 }
 
 /// Accepts connections and owns their handlers.
-async fn accept_all<H, F>(core: Arc<Core>, listener: TcpListener, serve: H)
+async fn accept_all<H, F>(running: Arc<Running>, parts: Arc<Parts>, listener: TcpListener, serve: H)
 where
-    H: Fn(Arc<Core>, Socket, SocketAddr) -> F,
+    H: Fn(Arc<Parts>, Socket, SocketAddr) -> F,
     F: Future<Output = ()> + Send + 'static,
 {
     let turned_away = Arc::new(Semaphore::new(MAX_TURNED_AWAY));
@@ -218,73 +241,73 @@ where
         // Both arms are cancel-safe.
         let (socket, peer) = tokio::select! {
             accepted = accept::next(&listener) => accepted,
-            () = core.draining.cancelled() => return,
+            () = running.draining.cancelled() => return,
         };
-        let this = Arc::clone(&core);
-        if let Ok(permit) = Arc::clone(&core.visitors).try_acquire_owned() {
+        let this = Arc::clone(&parts);
+        if let Ok(permit) = Arc::clone(&parts.edge.visitors).try_acquire_owned() {
             let serving = serve(this, socket, peer).map(move |()| drop(permit));
-            core.relays.spawn(guarded("visitor", peer, serving));
+            running.relays.spawn(guarded("visitor", peer, serving));
         } else if let Ok(permit) = Arc::clone(&turned_away).try_acquire_owned() {
-            core.relays.spawn(guarded("turned away", peer, async move {
-                connection::turn_away(&this, socket, peer).await;
+            running.relays.spawn(guarded("turned away", peer, async move {
+                this.edge.turn_away(socket, peer).await;
                 drop(permit);
             }));
         }
-        // Beyond both bounds a connection is closed without a word.
+        // Beyond both bounds a connection is closed without an answer.
     }
 }
 
-/// Frees leases and limits whose time is over.
-async fn keep_up(core: Arc<Core>) {
+/// Frees leases and limits that are overdue.
+async fn keep_up(running: Arc<Running>, registry: Arc<Registry>, rates: Arc<RateLimits>, control: Arc<Control>) {
     let mut tick = interval(Duration::from_secs(1));
     tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         tokio::select! {
             _ = tick.tick() => {
-                core.registry.sweep();
-                core.rates.sweep();
-                core.lanes.sweep();
+                registry.sweep();
+                rates.sweep();
+                control.sweep();
             }
-            () = core.stopping.cancelled() => return,
+            () = running.stopping.cancelled() => return,
         }
     }
 }
 
-/// Keeps the stored leases equal to the live ones, so that a restarted server knows whose address is whose.
-async fn save_leases(core: Arc<Core>, store: Store) {
+/// Keeps the stored leases equal to the live ones, so that a restarted server knows the owner of each address.
+async fn save_leases(running: Arc<Running>, registry: Arc<Registry>, store: Store) {
     loop {
         let changes = tokio::select! {
-            changes = core.registry.unsaved() => changes,
-            () = core.stopping.cancelled() => return,
+            changes = registry.unsaved() => changes,
+            () = running.stopping.cancelled() => return,
         };
-        for (key, owner) in changes {
-            let stored = stored_key(&key);
+        for (address, owner) in changes {
+            let stored = stored_key(&address);
             let result = match owner {
                 Some(account) => store.save_lease(&stored, account).await,
                 None => store.remove_lease(&stored).await,
             };
             if let Err(cause) = result {
-                error!(%key, %cause, "lease not saved");
-                core.registry.not_saved(key);
-                tokio::time::sleep(STORE_PAUSE).await;
+                error!(%address, %cause, "lease not saved");
+                registry.not_saved(address);
+                sleep(STORE_PAUSE).await;
             }
         }
     }
 }
 
-fn key_of(stored: LeaseKey) -> Key {
+fn address_of(stored: LeaseKey) -> PublicAddress {
     match stored {
-        LeaseKey::Name(name) => Key::Name(name),
-        LeaseKey::Host(hostname) => Key::Host(hostname),
-        LeaseKey::Port(port) => Key::Port(port),
+        LeaseKey::Name(name) => PublicAddress::Name(name),
+        LeaseKey::Host(hostname) => PublicAddress::Host(hostname),
+        LeaseKey::Port(port) => PublicAddress::Port(port),
     }
 }
 
-fn stored_key(key: &Key) -> LeaseKey {
-    match key {
-        Key::Name(name) => LeaseKey::Name(name.clone()),
-        Key::Host(hostname) => LeaseKey::Host(hostname.clone()),
-        Key::Port(port) => LeaseKey::Port(*port),
+fn stored_key(address: &PublicAddress) -> LeaseKey {
+    match address {
+        PublicAddress::Name(name) => LeaseKey::Name(name.clone()),
+        PublicAddress::Host(hostname) => LeaseKey::Host(hostname.clone()),
+        PublicAddress::Port(port) => LeaseKey::Port(*port),
     }
 }
 
@@ -301,7 +324,7 @@ mod tests {
     use super::*;
 
     /// Echoes bytes, and panics at a `!`.
-    async fn echo(_: Arc<Core>, mut socket: Socket, _: SocketAddr) {
+    async fn echo(_: Arc<Parts>, mut socket: Socket, _: SocketAddr) {
         let mut byte = [0];
         while socket.read_exact(&mut byte).await.is_ok() {
             assert!(byte != *b"!", "asked to");
@@ -340,12 +363,12 @@ mod tests {
         let mut config = ServerConfig::new(data.path().into());
         config.listen.set_port(0);
         let server = Server::start(config).await.expect("a server");
-        let core = &server.core;
+        let ServerHandle { running, parts, .. } = &server;
         let listener = accept::listen(SocketAddr::from(([127, 0, 0, 1], 0)), 16).expect("a listener");
         let address = listener.local_addr().expect("an address");
-        core.tasks.spawn(accept_all(Arc::clone(core), listener, echo));
+        running.tasks.spawn(accept_all(Arc::clone(running), Arc::clone(parts), listener, echo));
 
-        let places = core.visitors.available_permits();
+        let places = parts.edge.visitors.available_permits();
         let mut before = TcpStream::connect(address).await.expect("a connection");
         let mut panicking = TcpStream::connect(address).await.expect("a connection");
         panicking.write_all(b"!").await.expect("sent");
@@ -356,7 +379,7 @@ mod tests {
             socket.write_all(b"a").await.expect("sent");
             socket.read_exact(&mut byte).await.expect("an echo");
         }
-        assert_eq!(core.visitors.available_permits(), places - 2, "the place is free again");
+        assert_eq!(parts.edge.visitors.available_permits(), places - 2, "the place is free again");
         let text = String::from_utf8(log.0.lock().expect("no panic").clone()).expect("text");
         let line = text.lines().find(|line| line.contains("handler_panicked")).expect(&text);
         assert!(line.contains("ERROR") && line.contains("asked to") && line.contains("peer=127.0.0.1:"), "{line}");

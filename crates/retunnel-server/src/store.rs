@@ -11,9 +11,8 @@ use sqlx::{
     sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous},
 };
 use thiserror::Error;
-use uuid::Uuid;
 
-use crate::edge::accept::unix_millis;
+use crate::{account::AccountId, clock::unix_millis};
 
 pub use hostnames::StoredHostname;
 
@@ -62,7 +61,7 @@ pub type SecretHash = [u8; 32];
 #[derive(Debug, Clone)]
 pub struct StoredToken {
     /// The account.
-    pub account: Uuid,
+    pub account: AccountId,
     /// The account's e-mail address.
     pub email: String,
     /// Revoked by a rotation or its owner.
@@ -98,7 +97,7 @@ pub struct StoredLease {
     /// The address.
     pub key: LeaseKey,
     /// Its owner.
-    pub account: Uuid,
+    pub account: AccountId,
 }
 
 /// The database.
@@ -188,8 +187,8 @@ impl Store {
         email: &str,
         token: &SecretHash,
         invite: Option<&SecretHash>,
-    ) -> Result<Uuid, StoreError> {
-        let id = Uuid::now_v7();
+    ) -> Result<AccountId, StoreError> {
+        let id = AccountId::new();
         let mut transaction = self.writer.begin().await?;
         if let Some(invite) = invite {
             let used = sqlx::query("UPDATE invites SET used_at = $2 WHERE hash = $1 AND used_at IS NULL")
@@ -215,7 +214,7 @@ impl Store {
         for batch in accounts.chunks(BATCH) {
             let mut transaction = self.writer.begin().await?;
             for (email, token) in batch {
-                let id = Uuid::now_v7();
+                let id = AccountId::new();
                 insert_account(&mut transaction, id, email).await?;
                 insert_token(&mut transaction, id, token).await?;
             }
@@ -279,7 +278,7 @@ impl Store {
     ///
     /// # Errors
     /// [`StoreError::Database`].
-    pub async fn save_lease(&self, key: &LeaseKey, account: Uuid) -> Result<(), StoreError> {
+    pub async fn save_lease(&self, key: &LeaseKey, account: AccountId) -> Result<(), StoreError> {
         let (kind, address) = key.columns();
         sqlx::query(
             "INSERT INTO leases (kind, address, account) VALUES ($1, $2, $3) \
@@ -287,7 +286,7 @@ impl Store {
         )
         .bind(kind)
         .bind(address)
-        .bind(&account.as_bytes()[..])
+        .bind(account.as_bytes())
         .execute(&self.writer)
         .await?;
         Ok(())
@@ -308,9 +307,13 @@ impl Store {
     }
 }
 
-async fn insert_account(transaction: &mut sqlx::SqliteConnection, id: Uuid, email: &str) -> Result<(), StoreError> {
+async fn insert_account(
+    transaction: &mut sqlx::SqliteConnection,
+    id: AccountId,
+    email: &str,
+) -> Result<(), StoreError> {
     let made = sqlx::query("INSERT INTO accounts (id, email, created_at) VALUES ($1, $2, $3)")
-        .bind(&id.as_bytes()[..])
+        .bind(id.as_bytes())
         .bind(email)
         .bind(now())
         .execute(transaction)
@@ -323,21 +326,22 @@ async fn insert_account(transaction: &mut sqlx::SqliteConnection, id: Uuid, emai
 
 async fn insert_token(
     transaction: &mut sqlx::SqliteConnection,
-    account: Uuid,
+    account: AccountId,
     token: &SecretHash,
 ) -> Result<(), StoreError> {
     sqlx::query("INSERT INTO tokens (hash, account, label, created_at) VALUES ($1, $2, 'default', $3)")
         .bind(&token[..])
-        .bind(&account.as_bytes()[..])
+        .bind(account.as_bytes())
         .bind(now())
         .execute(transaction)
         .await?;
     Ok(())
 }
 
-fn account_id(row: &sqlx::sqlite::SqliteRow, column: usize) -> Result<Uuid, StoreError> {
+fn account_id(row: &sqlx::sqlite::SqliteRow, column: usize) -> Result<AccountId, StoreError> {
     let bytes: Vec<u8> = row.try_get(column)?;
-    Uuid::from_slice(&bytes).map_err(|error| StoreError::Database(sqlx::Error::Decode(error.into())))
+    let not_an_id = || sqlx::Error::Decode("an account id does not have 16 bytes".into());
+    Ok(AccountId::from_slice(&bytes).ok_or_else(not_an_id)?)
 }
 
 fn now() -> i64 {

@@ -161,7 +161,7 @@ async fn every_refusal_is_an_object_with_a_code() {
     send(at, "POST", register, None, deep.as_bytes()).await.refusal(400, "invalid_request");
     post(at, register, None, json!({ "email": "a".repeat(20_000) })).await.refusal(413, "request_too_large");
     let about = get(at, "/api/v1/server", None).await.json();
-    assert_eq!((&about["server"], &about["link_version"]), (&json!("retunnel"), &json!(1)), "{about}");
+    assert_eq!((&about["server"], &about["link_version"]), (&json!("retunnel"), &json!(2)), "{about}");
     get(at, "/api/v1/nothing", None).await.refusal(404, "not_found");
     get(at, "/api/v1/auth/nothing", None).await.refusal(404, "not_found");
     let wrong = get(at, register, None).await;

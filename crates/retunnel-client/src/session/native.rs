@@ -9,6 +9,7 @@ use retunnel_proto::{
         self, FrameHeader, FrameKind, ReasonCode,
         control::{FromClient, FromServer, Hello, HelloResp, LaneFailed, Open},
     },
+    rules::Rule,
 };
 use tokio::{sync::mpsc, task::JoinSet, time::timeout};
 use tracing::{debug, warn};
@@ -84,8 +85,8 @@ fn early(hello: &Hello, requests: &[ReqTunnel]) -> Option<Early> {
 }
 
 /// Whether a request has a password in it.
-const fn is_secret(request: &ReqTunnel) -> bool {
-    request.http_auth.is_some()
+fn is_secret(request: &ReqTunnel) -> bool {
+    request.rules.iter().any(|rule| rule.kind != Rule::LOCAL_ORIGIN)
 }
 
 const fn request_of(request: ReqTunnel) -> FromClient {

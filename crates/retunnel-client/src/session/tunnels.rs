@@ -5,7 +5,7 @@ use std::{collections::HashMap, sync::Arc, time::Duration};
 use retunnel_proto::{
     RequestId, TunnelId,
     message::{NewTunnel, Refusal, ReqTunnel, Requests},
-    origin::LocalOrigin,
+    rules::LocalOrigin,
 };
 use tokio::{
     sync::mpsc,

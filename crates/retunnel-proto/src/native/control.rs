@@ -224,8 +224,24 @@ mod tests {
     use super::*;
     use crate::{
         id::RequestId,
-        message::{RefusalCode, RequestSummary},
+        message::{HttpAuth, RefusalCode, RequestSummary},
+        rules::Rule,
     };
+
+    #[test]
+    fn fields_of_link_version_1_become_rules() {
+        let old = serde_json::json!({
+            "type": "ReqTunnel", "request_id": "r", "protocol": "http", "http_auth": "me:secret",
+            "local_origin": "http://localhost:5173",
+        });
+        let bytes = rmp_serde::to_vec_named(&old).expect("encodes");
+        let FromClient::Message(ClientMessage::ReqTunnel(request)) = FromClient::decode(&bytes).expect("decodes")
+        else {
+            panic!("another message");
+        };
+        let expected = [Rule::basic_auth(HttpAuth("me:secret".into())), Rule::local_origin("http://localhost:5173")];
+        assert_eq!(request.rules, expected);
+    }
 
     fn client_messages() -> Vec<FromClient> {
         vec![
@@ -241,8 +257,7 @@ mod tests {
                 subdomain: None,
                 hostname: None,
                 remote_port: Some(20_001),
-                http_auth: None,
-                local_origin: Some("http://localhost:5173".into()),
+                rules: vec![Rule::local_origin("http://localhost:5173")],
             })),
             FromClient::Message(ClientMessage::CloseTunnel(CloseTunnel { tunnel_id: TunnelId::from_text("tun-1") })),
             FromClient::LaneFailed(LaneFailed { lane: 3 }),

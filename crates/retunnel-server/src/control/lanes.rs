@@ -1,4 +1,4 @@
-//! Lanes that clients were asked to open: each nonce is good for one connection of one session, for a few seconds.
+//! Lanes that clients were asked to open: each nonce is valid for one connection of one session, for a few seconds.
 
 use std::{
     collections::HashMap,
@@ -14,8 +14,8 @@ use sha2::{Digest, Sha256};
 use tokio::time::Instant;
 
 /// How long a client may take to connect.
-const GOOD_FOR: Duration = Duration::from_secs(10);
-/// Nonces of all sessions at a time; one more is not given out, and the stream stays on its link.
+const VALID_FOR: Duration = Duration::from_secs(10);
+/// Nonces of all sessions at a time. Beyond it no lane is asked for, and the stream stays on its link.
 const MAX_NONCES: usize = 16_384;
 
 /// A lane that was asked for.
@@ -28,7 +28,7 @@ struct Asked {
 
 /// The nonces of a server, by their SHA-256.
 #[derive(Debug, Default)]
-pub(crate) struct LaneDesk {
+pub(super) struct LaneDesk {
     asked: Mutex<HashMap<[u8; 32], Asked>>,
 }
 
@@ -38,24 +38,24 @@ impl LaneDesk {
     }
 
     /// A nonce for lane `number` of a link: 256 random bits. `None`: too many are out.
-    pub(crate) fn ask(&self, link: &Link, number: u32) -> Option<Token> {
+    pub(super) fn ask(&self, link: &Link, number: u32) -> Option<Token> {
         let nonce = Token::new(HEXLOWER.encode(&rand::rng().random::<[u8; 32]>()));
         let mut asked = self.lock();
         if asked.len() >= MAX_NONCES {
             return None;
         }
-        asked.insert(digest(&nonce), Asked { link: link.clone(), number, until: Instant::now() + GOOD_FOR });
+        asked.insert(digest(&nonce), Asked { link: link.clone(), number, until: Instant::now() + VALID_FOR });
         Some(nonce)
     }
 
-    /// Where a connection with this nonce belongs. It is good only once.
-    pub(crate) fn take(&self, nonce: &Token) -> Option<Place> {
+    /// The place of a connection with this nonce. A nonce is valid once.
+    pub(super) fn take(&self, nonce: &Token) -> Option<Place> {
         let asked = self.lock().remove(&digest(nonce))?;
         (asked.until > Instant::now()).then_some(Place { link: asked.link, number: asked.number })
     }
 
-    /// Forgets nonces whose time is over.
-    pub(crate) fn sweep(&self) {
+    /// Forgets expired nonces.
+    pub(super) fn sweep(&self) {
         let now = Instant::now();
         self.lock().retain(|_, asked| asked.until > now && !asked.link.is_closed());
     }
@@ -63,14 +63,14 @@ impl LaneDesk {
 
 /// The session and number of a lane.
 #[derive(Debug)]
-pub(crate) struct Place {
+pub(super) struct Place {
     link: Link,
     number: u32,
 }
 
 impl Place {
     /// The lane is open.
-    pub(crate) fn fill(self, lane: Lane) {
+    pub(super) fn fill(self, lane: Lane) {
         self.link.add_lane(self.number, lane);
     }
 }

@@ -1,86 +1,52 @@
 //! Dialect 3 sessions: one WebSocket that carries the handshake, the tunnels and every visitor's stream
-//! (`docs/protocol.md`, dialect 3).
+//! ([`crate::upstream::v3`], `docs/protocol.md`, dialect 3).
 
-mod stream;
 mod wire;
 
-use std::{collections::HashMap, net::SocketAddr, sync::Arc, time::Duration};
+use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use futures_util::SinkExt;
 use retunnel_proto::{
     RequestId, TunnelId,
-    dialect::v3::{FromClient, FromServer, StreamOpen, TunnelCreate, TunnelCreated, WireVersion, error_code},
+    dialect::v3::{FromClient, FromServer, TunnelCreate, TunnelCreated, WireVersion, error_code},
     limits::V3_MAX_FRAME,
     message::{Refusal, RefusalCode, ReqTunnel, TunnelProtocol},
 };
 use tokio::{
     io::{AsyncRead, AsyncWrite},
-    sync::{Notify, broadcast::Receiver},
     time::{Instant, MissedTickBehavior, interval, timeout},
 };
 use tokio_websockets::{Message, WebSocketStream};
 use tracing::{Instrument, debug, info, info_span};
 
-use crate::{
-    auth::{Account, Revoked},
-    control::{
-        open::{Opening, open_tunnel},
-        websocket::{Counted, close, limits},
-    },
-    core::Core,
-    limits::UnauthenticatedPermit,
-    registry::{Key, SessionGuard},
-    tunnel::{Tunnel, Upstream},
+use self::wire::{Arrived, Wire};
+use super::{
+    Control,
+    session::{Credentials, Event, Session},
+    websocket::{Counted, close, limits},
 };
-
-use stream::Mux;
-pub(crate) use stream::{CHUNK, OpenError, Stream, Waiting};
-use wire::{Arrived, Wire};
+use crate::{
+    limits::UnauthenticatedPermit,
+    tunnel::{Tunnel, address::PublicAddress, upstream::Upstream},
+    upstream::v3::{V3Upstream, mux::Mux},
+};
 
 /// Time between WebSocket pings, which every client answers at once.
 const PING_EVERY: Duration = Duration::from_secs(3);
-/// When neither the answer to a ping nor anything else moved for so long, the client is gone.
+/// When neither the answer to a ping nor anything else moved for this long, the client is gone.
 const SILENCE: Duration = Duration::from_secs(9);
-/// While a session has more waiting than it may, a visitor that takes nothing for so long loses its stream: all others
+/// While a session has more waiting than it may, a visitor that takes nothing for this long loses its stream: all others
 /// wait for it.
 const STALLED: Duration = Duration::from_secs(2);
-/// Bytes that a ping takes: whatever is written beyond them, the peer's side of the network has taken.
+/// Bytes that a ping takes. Bytes written beyond them were taken by the peer's side of the network.
 const PING_LEN: u64 = 2;
-/// What the id of a TCP tunnel begins with. No name has the character, so no name of the session is the same.
+/// What the id of a TCP tunnel starts with. No name has the character, so that no name of the session is the same.
 const TCP_PREFIX: &str = "tcp_";
-
-/// One tunnel of a 3.x session.
-#[derive(Debug)]
-pub(crate) struct V3Upstream {
-    mux: Arc<Mux>,
-    /// The id that the client knows.
-    id: String,
-}
-
-impl V3Upstream {
-    /// Opens a stream of this tunnel.
-    ///
-    /// # Errors
-    /// [`OpenError`].
-    pub(crate) async fn open(&self, open: StreamOpen) -> Result<Stream, OpenError> {
-        self.mux.open(StreamOpen { tunnel_id: self.id.clone(), ..open }).await
-    }
-
-    /// How the client wants requests.
-    pub(crate) fn version(&self) -> WireVersion {
-        self.mux.version
-    }
-
-    /// Whether the client is gone. Its tunnels are closed a moment later.
-    pub(crate) fn is_lost(&self) -> bool {
-        self.mux.lost.is_cancelled()
-    }
-}
 
 /// Serves one client until its connection ends. `first` is its first message.
 pub(super) async fn serve<IO>(
-    core: Arc<Core>,
+    control: Arc<Control>,
     (mut socket, first): (WebSocketStream<Counted<IO>>, Bytes),
     peer: SocketAddr,
     permit: UnauthenticatedPermit,
@@ -92,35 +58,23 @@ pub(super) async fn serve<IO>(
         Ok(_) => return refuse(socket, &Refusal::new(RefusalCode::InvalidRequest, "expected Auth")).await,
         Err(error) => return refuse(socket, &Refusal::new(RefusalCode::InvalidRequest, error.to_string())).await,
     };
-    // Taken before the token is checked, so that no revocation falls between.
-    let revoked = core.auth.revocations();
-    let entered = async {
-        let account = match token.filter(|token| !token.expose().is_empty()) {
-            Some(token) => core.authenticate(Some(&token), peer).await?,
-            None => core.anonymous(peer).await?,
-        };
-        let guard = core.registry.enter_session(account.id)?;
-        Ok::<_, Refusal>((account, guard))
-    };
-    let (account, guard) = match entered.await {
-        Ok(entered) => entered,
-        Err(refusal) => {
-            info!(%peer, code = %refusal.code, "3.x session refused");
-            return refuse(socket, &refusal).await;
-        }
+    let token = token.filter(|token| !token.expose().is_empty());
+    let credentials = token.as_ref().map_or(Credentials::Anonymous, |token| Credentials::Token(Some(token)));
+    let session = match Session::enter(&control, credentials, peer).await {
+        Ok(session) => session,
+        Err(refusal) => return refuse(socket, &refusal).await,
     };
     drop(permit);
     *socket.limits_mut() = limits(V3_MAX_FRAME);
     let version = announced.min(WireVersion::Two);
-    let (mux, queue) = Mux::new(version, Arc::clone(&core.waiting));
+    let (mux, queue) = Mux::new(version, Arc::clone(&control.waiting));
     let mut wire = Wire::new(socket, Arc::clone(&mux), queue);
-    wire.tell(&FromServer::HeartbeatAck { version });
-    let span = info_span!("session", account = %account.email, %peer, version = ?version);
-    let session = Session { core, mux, account, tunnels: HashMap::new(), changed: Arc::default(), _guard: guard };
-    session.run(wire, revoked).instrument(span).await;
+    wire.queue(&FromServer::HeartbeatAck { version });
+    let span = info_span!("session", account = %session.account.email, %peer, version = ?version);
+    V3Session { session, mux }.run(wire).instrument(span).await;
 }
 
-/// Says why, and closes: clients 3.0.x would stay for ever on a connection that they have no tunnel on.
+/// Sends a refusal and closes: clients 3.0.x would stay for ever on a connection without a tunnel.
 async fn refuse<IO>(mut socket: WebSocketStream<IO>, refusal: &Refusal)
 where
     IO: AsyncRead + AsyncWrite + Unpin,
@@ -135,13 +89,9 @@ fn error_message(refusal: &Refusal, by_path: bool) -> FromServer {
     FromServer::Error { code, message: refusal.message.clone() }
 }
 
-struct Session {
-    core: Arc<Core>,
+struct V3Session {
+    session: Session,
     mux: Arc<Mux>,
-    account: Account,
-    tunnels: HashMap<TunnelId, Arc<Tunnel>>,
-    changed: Arc<Notify>,
-    _guard: SessionGuard,
 }
 
 /// How long a session has moved nothing, or has waited for its fullest stream.
@@ -151,33 +101,22 @@ struct Watch {
     fullest: Option<(u64, u64)>,
 }
 
-impl Drop for Session {
-    /// Also when a panic ended it.
-    fn drop(&mut self) {
-        self.lose_tunnels();
-    }
-}
-
-impl Session {
-    fn lose_tunnels(&mut self) {
-        self.tunnels.drain().for_each(|(_, tunnel)| self.core.registry.lose(&tunnel));
-    }
-
-    async fn run<IO>(mut self, mut wire: Wire<IO>, revoked: Receiver<Revoked>)
+impl V3Session {
+    async fn run<IO>(mut self, mut wire: Wire<IO>)
     where
         IO: AsyncRead + AsyncWrite + Unpin,
     {
         info!("3.x session started");
-        let cause = self.serve(&mut wire, revoked).await;
+        let cause = self.serve(&mut wire).await;
         info!(cause, "3.x session ended");
         self.mux.end();
-        self.lose_tunnels();
+        drop(self.session);
         // A refusal leaves before the closing handshake.
         let _ = timeout(SILENCE, wire.finish()).await;
         close(wire.socket).await;
     }
 
-    async fn serve<IO>(&mut self, wire: &mut Wire<IO>, mut revoked: Receiver<Revoked>) -> &'static str
+    async fn serve<IO>(&mut self, wire: &mut Wire<IO>) -> &'static str
     where
         IO: AsyncRead + AsyncWrite + Unpin,
     {
@@ -185,8 +124,6 @@ impl Session {
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut stalled = interval(STALLED);
         stalled.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        let changed = Arc::clone(&self.changed);
-        let stopping = self.core.stopping.clone();
         let mut watch = Watch { moved: (0, 0), at: Instant::now(), fullest: None };
         let mux = Arc::clone(&self.mux);
         loop {
@@ -200,7 +137,7 @@ impl Session {
                     }
                     Arrived::BadTunnelCreate(error) => {
                         let refusal = Refusal::new(RefusalCode::InvalidRequest, error.to_string());
-                        wire.tell(&error_message(&refusal, false));
+                        wire.queue(&error_message(&refusal, false));
                         return "tunnel refused";
                     }
                     Arrived::Full => stalled.reset(),
@@ -230,16 +167,16 @@ impl Session {
                     mux.sweep();
                     wire.ping();
                 }
-                () = changed.notified() => self.look_after_tunnels(wire),
-                revocation = revoked.recv() => {
-                    let concerned = revocation.map_or(true, |revoked| revoked.concerns(&self.account));
-                    if concerned && !self.core.auth.is_valid(&self.account).await {
+                event = self.session.event() => match event {
+                    Event::News => self.pass_on_closed(wire),
+                    Event::Draining => {}
+                    Event::Revoked => {
                         let refusal = Refusal::new(RefusalCode::Unauthorized, "the token was revoked");
-                        wire.tell(&error_message(&refusal, false));
+                        wire.queue(&error_message(&refusal, false));
                         return "the token was revoked";
                     }
-                }
-                () = stopping.cancelled() => return "the server has stopped",
+                    Event::Stopping => return "the server has stopped",
+                },
             }
         }
     }
@@ -253,26 +190,24 @@ impl Session {
         let by_path = request.path.is_some();
         match self.open(request).await {
             Ok(tunnel) => {
-                let subdomain = client_id(&tunnel.key);
-                wire.tell(&FromServer::TunnelCreated(TunnelCreated {
+                let subdomain = client_id(&tunnel.address);
+                wire.queue(&FromServer::TunnelCreated(TunnelCreated {
                     url: tunnel.url.clone(),
                     path: by_path.then(|| subdomain.clone()),
                     subdomain,
-                    remote_port: tunnel.key.port(),
+                    remote_port: tunnel.address.port(),
                 }));
-                self.tunnels.insert(tunnel.id.clone(), tunnel);
                 self.mux.settle();
                 true
             }
             Err(refusal) => {
-                info!(code = %refusal.code, "tunnel refused");
-                wire.tell(&error_message(&refusal, by_path));
+                wire.queue(&error_message(&refusal, by_path));
                 false
             }
         }
     }
 
-    async fn open(&self, request: TunnelCreate) -> Result<Arc<Tunnel>, Refusal> {
+    async fn open(&mut self, request: TunnelCreate) -> Result<Arc<Tunnel>, Refusal> {
         let TunnelCreate { protocol, subdomain, path, remote_port, hostname } = request;
         if hostname.is_some() && (subdomain.is_some() || path.is_some()) {
             let message = "a host name, a subdomain and a path exclude each other";
@@ -286,49 +221,43 @@ impl Session {
             subdomain,
             hostname: hostname.clone(),
             remote_port,
-            // The clients ask visitors for it themselves.
-            http_auth: None,
-            local_origin: None,
+            // The clients apply them themselves.
+            rules: Vec::new(),
         };
-        let open_here = |id: &TunnelId| self.tunnels.contains_key(id);
-        let upstream =
-            |_: &TunnelId, key: &Key| Upstream::V3(V3Upstream { mux: Arc::clone(&self.mux), id: client_id(key) });
-        let opening =
-            || Opening { account: &self.account, changed: &self.changed, open_here: &open_here, upstream: &upstream };
+        let mux = Arc::clone(&self.mux);
+        let upstream = |_: &TunnelId, address: &PublicAddress, _: &str| {
+            Box::new(V3Upstream::new(Arc::clone(&mux), client_id(address))) as Box<dyn Upstream>
+        };
         if protocol == TunnelProtocol::Http {
-            return open_tunnel(&self.core, &request(name, None), opening()).await;
+            return self.session.open(&request(name, None), &upstream).await;
         }
         // After a reconnect clients ask for the port they were configured with, and for the name they were given.
         let before = name.and_then(|name| name.strip_prefix(TCP_PREFIX)?.parse().ok());
         if let (None, Some(_)) = (remote_port, before) {
-            match open_tunnel(&self.core, &request(None, before), opening()).await {
+            match self.session.open(&request(None, before), &upstream).await {
                 Err(refusal) if matches!(refusal.code, RefusalCode::PortUnavailable | RefusalCode::PortOutOfRange) => {}
                 result => return result,
             }
         }
-        open_tunnel(&self.core, &request(None, remote_port), opening()).await
+        self.session.open(&request(None, remote_port), &upstream).await
     }
 
-    /// Forgets tunnels that a newer session took over. The client stays connected: it would come back at once and take
-    /// them from the newer one.
-    fn look_after_tunnels<IO>(&mut self, wire: &mut Wire<IO>)
+    /// Reports tunnels that a newer session took over. The client stays connected: otherwise it would reconnect at once and
+    /// take them from the newer one.
+    fn pass_on_closed<IO>(&mut self, wire: &mut Wire<IO>)
     where
         IO: AsyncRead + AsyncWrite + Unpin,
     {
-        self.tunnels.retain(|id, tunnel| {
-            let _ = tunnel.activity.take(id);
-            let Some(refusal) = tunnel.refusal.get() else { return true };
-            info!(tunnel = %tunnel.key, code = %refusal.code, "tunnel closed by the server");
-            wire.tell(&error_message(refusal, false));
-            false
-        });
+        for (_, refusal) in self.session.news().closed {
+            wire.queue(&error_message(&refusal, false));
+        }
     }
 }
 
 /// The id of a tunnel that the client knows, unique in its session: the name, or one of the same kind for a port.
-fn client_id(key: &Key) -> String {
-    match key.port() {
+fn client_id(address: &PublicAddress) -> String {
+    match address.port() {
         Some(port) => format!("{TCP_PREFIX}{port}"),
-        None => key.name().unwrap_or_default().to_owned(),
+        None => address.name().unwrap_or_default().to_owned(),
     }
 }

@@ -1,4 +1,4 @@
-//! WebSockets of clients: how they begin and end, whatever they carry.
+//! WebSockets of clients: how they begin and end.
 
 use std::{
     io::{self, IoSlice},
@@ -20,14 +20,17 @@ use tokio::{
 use tokio_websockets::{Config, Limits, Message, ServerBuilder, WebSocketStream};
 use tracing::debug;
 
-use crate::{control::v3::Waiting, limits::UnauthenticatedPermit};
+use crate::{
+    limits::UnauthenticatedPermit,
+    upstream::waiting::{Charge, Waiting},
+};
 
 /// How long a closing handshake may take.
 const CLOSE_WITHIN: Duration = Duration::from_secs(2);
 /// Bytes gathered before they are written, unless there is nothing more to send.
 const FLUSH_AT: usize = 64 * 1024;
 
-/// A socket that counts the bytes it moves, so that a peer which is busy with one long message is known to be alive.
+/// A socket that counts the bytes it moves, so that a peer that is busy with one long message counts as alive.
 #[derive(Debug)]
 pub(super) struct Counted<IO> {
     io: IO,
@@ -37,48 +40,25 @@ pub(super) struct Counted<IO> {
     charge: Option<Charge>,
 }
 
-/// Bytes of an answer that is kept whole, within the bound of all that wait in the process.
-#[derive(Debug)]
-pub(crate) struct Charge {
-    waiting: Arc<Waiting>,
-    held: usize,
-    is_refused: bool,
-}
-
-impl Charge {
-    /// Takes room for more; `false`: there is none.
-    fn take(&mut self, count: usize) -> bool {
-        self.held += count;
-        self.is_refused = !self.waiting.take(count);
-        !self.is_refused
-    }
-}
-
-impl Drop for Charge {
-    fn drop(&mut self) {
-        self.waiting.give(self.held);
-    }
-}
-
 impl<IO> Counted<IO> {
     /// Bytes read and written so far.
     pub(super) const fn moved(&self) -> (u64, u64) {
         (self.read, self.written)
     }
 
-    /// From here on the bytes read take room among those that wait in the process.
+    /// Charges the bytes read from now on to those that wait in the process.
     pub(super) fn charge(&mut self, waiting: Arc<Waiting>) {
-        self.charge = Some(Charge { waiting, held: 0, is_refused: false });
+        self.charge = Some(Charge::new(waiting));
     }
 
-    /// The room that was taken, to be kept as long as the bytes are.
+    /// The charge so far, to be kept as long as the bytes are.
     pub(super) const fn take_charge(&mut self) -> Option<Charge> {
         self.charge.take()
     }
 
     /// Whether reading failed because there was no room.
     pub(super) fn is_refused(&self) -> bool {
-        self.charge.as_ref().is_some_and(|charge| charge.is_refused)
+        self.charge.as_ref().is_some_and(Charge::is_refused)
     }
 
     fn count(&mut self, result: &Poll<io::Result<usize>>) {
@@ -143,7 +123,7 @@ where
         .config(config)
         .limits(limits)
         .add_header(SEC_WEBSOCKET_PROTOCOL, HeaderValue::from_static(SUBPROTOCOL))
-        .expect("the header is none of the handshake's own");
+        .expect("the handshake does not set this header itself");
     let accepted = builder.accept(io).await;
     accepted.map(|(_, socket)| MessageSocket::new(socket)).ok()
 }
@@ -157,12 +137,12 @@ pub(super) fn limits(max: usize) -> Limits {
 pub(super) async fn accept<IO>(
     io: IO,
     permit: &UnauthenticatedPermit,
-    patience: Duration,
+    limit: Duration,
 ) -> Option<(WebSocketStream<Counted<IO>>, Bytes)>
 where
     IO: AsyncRead + AsyncWrite + Unpin,
 {
-    let accepted = permit.within(patience, async {
+    let accepted = permit.within(limit, async {
         let builder = ServerBuilder::new()
             .config(Config::default().flush_threshold(FLUSH_AT).frame_size(usize::MAX))
             .limits(limits(MAX_UNAUTHENTICATED_MESSAGE));

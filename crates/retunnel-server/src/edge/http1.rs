@@ -1,134 +1,254 @@
-//! HTTP/1.1 as bytes: heads are parsed strictly and written anew, bodies are re-framed. No sockets, no clock.
-//!
-//! Why not a library: the edge must see conflicting framing to refuse it, keep the order and spelling of headers, and
-//! cost little more than a relay. hyper hides the first two (`docs/decisions/0002-own-http1-edge.md`).
+//! Visitors that speak HTTP/1.1: reads heads, routes them, and is one side of the exchange ([`Downstream`]), until the
+//! connection ends.
 
-pub(crate) mod body;
-pub(crate) mod request;
-pub(crate) mod response;
-pub(crate) mod write;
+mod answer;
+mod body;
 
-use std::ops::Range;
+use std::{
+    net::SocketAddr,
+    pin::{Pin, pin},
+    time::Duration,
+};
 
-use bytes::Bytes;
+use bytes::{Buf, Bytes, BytesMut};
+use retunnel_proto::http1::request::{self, RequestHead};
+use tokio::{
+    io::AsyncWriteExt,
+    time::{Instant, Sleep, sleep_until, timeout},
+};
+use tokio_util::sync::WaitForCancellationFuture;
+use tracing::{debug, info};
 
-/// Largest head of a request or response, in bytes.
-pub(crate) const MAX_HEAD: usize = 64 * 1024;
-/// Longest request target, in bytes.
-pub(crate) const MAX_TARGET: usize = 16 * 1024;
-/// Most headers of a message.
-pub(crate) const MAX_HEADERS: usize = retunnel_proto::limits::MAX_HEADERS;
+use self::{answer::Http1Answer, body::Http1Body};
+use super::{Edge, downstream::Downstream, exchange, page::EdgeError, route::Route};
+use crate::{
+    net::{
+        buffer::{self, BUFFER, Buffer},
+        handover::ApiRequest,
+        socket::Socket,
+        tls::Arrived,
+    },
+    tunnel::upstream::Upgraded,
+};
 
-/// The headers of a message in the order and spelling they came in.
-#[derive(Debug, Clone, Default)]
-pub(crate) struct Headers {
-    bytes: Bytes,
-    fields: Vec<(Range<u32>, Range<u32>)>,
+/// How long a peer may take to read the answer before its connection is closed.
+const LINGER: Duration = Duration::from_secs(2);
+/// Bytes discarded while lingering.
+const LINGER_BYTES: usize = 32 * 1024 * 1024;
+
+/// A visitor's socket and what was read of the next request.
+#[derive(Debug)]
+struct Connection {
+    socket: Socket,
+    peer: SocketAddr,
+    received: BytesMut,
+    /// How long a visitor may send nothing of a body.
+    body_timeout: Duration,
 }
 
-impl Headers {
-    /// Refers to headers that a parser found in `bytes`.
-    fn new(bytes: Bytes, parsed: &[httparse::Header<'_>]) -> Self {
-        let base = bytes.as_ptr() as usize;
-        let range = |part: &[u8]| {
-            let start = u32::try_from(part.as_ptr() as usize - base).unwrap_or(u32::MAX);
-            start..start + u32::try_from(part.len()).unwrap_or_default()
-        };
-        let fields = parsed.iter().map(|header| (range(header.name.as_bytes()), range(header.value))).collect();
-        Self { bytes, fields }
-    }
+/// What the wait for a head ended with.
+enum Arrival {
+    Request(Box<RequestHead>, Bytes),
+    /// The connection ends.
+    End,
+}
 
-    /// Name and value of each header.
-    pub(crate) fn iter(&self) -> impl Iterator<Item = (&[u8], &[u8])> {
-        self.fields.iter().map(|(name, value)| (self.part(name), self.part(value)))
-    }
-
-    /// Every value of a header.
-    pub(crate) fn all<'a>(&'a self, name: &'a str) -> impl Iterator<Item = &'a [u8]> {
-        self.iter().filter(move |(found, _)| found.eq_ignore_ascii_case(name.as_bytes())).map(|(_, value)| value)
-    }
-
-    /// The first value of a header.
-    pub(crate) fn get(&self, name: &str) -> Option<&[u8]> {
-        self.iter().find(|(found, _)| found.eq_ignore_ascii_case(name.as_bytes())).map(|(_, value)| value)
-    }
-
-    /// Gives a header that is there another value.
-    pub(crate) fn set(&mut self, name: &str, value: &[u8]) {
-        let place = self.fields.iter().position(|(found, _)| self.part(found).eq_ignore_ascii_case(name.as_bytes()));
-        let Some(place) = place else { return };
-        let end = |length: usize| u32::try_from(length).unwrap_or(u32::MAX);
-        let bytes = [&self.bytes[..], value].concat();
-        self.fields[place].1 = end(self.bytes.len())..end(bytes.len());
-        self.bytes = bytes.into();
-    }
-
-    fn part(&self, range: &Range<u32>) -> &[u8] {
-        &self.bytes[range.start as usize..range.end as usize]
+impl Connection {
+    fn new(socket: Socket, peer: SocketAddr, body_timeout: Duration) -> Self {
+        Self { socket, peer, received: BytesMut::new(), body_timeout }
     }
 }
 
-/// The comma-separated members of a header, trimmed.
-pub(crate) fn tokens<'a>(values: impl Iterator<Item = &'a [u8]>) -> impl Iterator<Item = &'a [u8]> {
-    values.flat_map(|value| value.split(|byte| *byte == b',')).map(<[u8]>::trim_ascii).filter(|token| !token.is_empty())
+/// Answers a connection beyond the bound.
+pub(super) async fn turn_away(edge: &Edge, socket: Socket, peer: SocketAddr) {
+    if let Some(socket) = secured(edge, socket, peer).await {
+        let mut connection = Connection::new(socket, peer, edge.config.limits.body_timeout);
+        connection.close_with(&EdgeError::TooManyConnections).await;
+    }
 }
 
-/// Headers that concern one connection and are never passed on as they are.
-pub(crate) fn is_hop_by_hop(name: &[u8]) -> bool {
-    [
-        &b"connection"[..],
-        b"keep-alive",
-        b"proxy-connection",
-        b"proxy-authenticate",
-        b"proxy-authorization",
-        b"te",
-        b"trailer",
-        b"transfer-encoding",
-        b"upgrade",
-    ]
-    .iter()
-    .any(|hop| name.eq_ignore_ascii_case(hop))
-}
-
-/// How long a body is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Framing {
-    /// There is none.
-    None,
-    /// So many bytes.
-    Length(u64),
-    /// Chunks, perhaps with trailers.
-    Chunked,
-    /// Until the connection ends (responses only).
-    UntilClose,
-}
-
-/// Why the framing of a message cannot be trusted.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct BadFraming;
-
-/// Content-Length and Transfer-Encoding of a message: `Ok(None)` when it has neither. Both together, repeated ones, and
-/// every coding other than a single `chunked` are refused (reliability rows 1 to 4 and 11).
-fn declared_framing(headers: &Headers, is_http_11: bool) -> Result<Option<Framing>, BadFraming> {
-    let mut lengths = headers.all("content-length");
-    let mut codings = headers.all("transfer-encoding");
-    match (lengths.next(), codings.next()) {
-        (None, None) => Ok(None),
-        (Some(_), Some(_)) => Err(BadFraming),
-        (Some(length), None) if lengths.next().is_none() => content_length(length).map(Framing::Length).map(Some),
-        (None, Some(coding)) if codings.next().is_none() && is_http_11 && coding.eq_ignore_ascii_case(b"chunked") => {
-            Ok(Some(Framing::Chunked))
+/// The connection after its handshake, where the server has a certificate.
+async fn secured(edge: &Edge, socket: Socket, peer: SocketAddr) -> Option<Socket> {
+    let Some(tls) = &edge.tls else { return Some(socket) };
+    let permit = edge.gate.enter(peer.ip());
+    let limits = &edge.config.limits;
+    match Box::pin(tls.accept(socket, peer, permit, limits.header_timeout, &edge.running.draining)).await {
+        Arrived::Secure(socket) => return Some(socket),
+        Arrived::Unencrypted(socket) => {
+            debug!(%peer, "request without TLS");
+            let mut connection = Connection::new(socket, peer, limits.body_timeout);
+            Box::pin(connection.close_with(&EdgeError::HttpsRequired)).await;
         }
-        _ => Err(BadFraming),
+        Arrived::Nothing => {}
+    }
+    None
+}
+
+/// Serves a connection until it ends or a request is for the base domain. The task's size is the cost of an idle visitor,
+/// so that everything but the wait for the next head is in a box.
+pub(super) async fn serve(edge: &Edge, socket: Socket, peer: SocketAddr) -> Option<ApiRequest> {
+    let socket = secured(edge, socket, peer).await?;
+    let mut connection = Connection::new(socket, peer, edge.config.limits.body_timeout);
+    let mut limit = edge.config.limits.header_timeout;
+    // One timer and two signals for all requests of a connection: registering them for each costs more than parsing.
+    let mut timer = pin!(sleep_until(Instant::now() + limit));
+    let mut draining = pin!(edge.running.draining.cancelled());
+    let mut stopping = pin!(edge.running.stopping.cancelled());
+    loop {
+        timer.as_mut().reset(Instant::now() + limit);
+        let ends = Ends { timer: timer.as_mut(), draining: draining.as_mut(), stopping: stopping.as_mut() };
+        let (head, received) = match connection.next_head(edge, ends).await {
+            Ok(Arrival::Request(head, received)) => (head, received),
+            Ok(Arrival::End) => return None,
+            Err(error) => {
+                debug!(%peer, code = error.code(), "request refused");
+                if edge.config.access_log {
+                    info!(target: "retunnel::access", visitor = %peer.ip(), status = error.status(), error = error.code());
+                }
+                Box::pin(connection.close_with(&error)).await;
+                return None;
+            }
+        };
+        let route = Route::of(&head.host, &edge.config.domain);
+        if route == Route::Api {
+            let visitor = SocketAddr::new(edge.visitor_of(&head, peer).0, peer.port());
+            return Some(ApiRequest { socket: connection.socket, head, received, visitor });
+        }
+        connection.received = match received.slice(head.len..) {
+            rest if rest.is_empty() => BytesMut::new(),
+            rest => BytesMut::from(rest),
+        };
+        drop(received);
+        if !Box::pin(exchange::serve(edge, &mut connection, &head, route)).await {
+            Box::pin(connection.linger()).await;
+            return None;
+        }
+        limit = edge.config.limits.keep_alive_timeout;
     }
 }
 
-fn content_length(text: &[u8]) -> Result<u64, BadFraming> {
-    if text.is_empty() || text.len() > 19 || !text.iter().all(u8::is_ascii_digit) {
-        return Err(BadFraming);
+/// What ends the wait for a head.
+struct Ends<'a, 'edge> {
+    timer: Pin<&'a mut Sleep>,
+    draining: Pin<&'a mut WaitForCancellationFuture<'edge>>,
+    stopping: Pin<&'a mut WaitForCancellationFuture<'edge>>,
+}
+
+impl Connection {
+    /// Waits for the next head. The connection owns no buffer while nothing has arrived.
+    async fn next_head(&mut self, edge: &Edge, mut ends: Ends<'_, '_>) -> Result<Arrival, EdgeError> {
+        let mut scanned = 0;
+        let mut begun = false;
+        loop {
+            while self.received.starts_with(b"\r\n") {
+                // RFC 9112, 2.2: an empty line before a request is ignored.
+                self.received.advance(2);
+                scanned = 0;
+            }
+            if self.received.is_empty() {
+                self.received = BytesMut::new();
+            } else {
+                if let Some(end) = request::find_end(&self.received, &mut scanned)? {
+                    let bytes = std::mem::take(&mut self.received).freeze();
+                    return Ok(Arrival::Request(Box::new(request::parse(bytes.slice(..end))?), bytes));
+                }
+                if !begun {
+                    begun = true;
+                    ends.timer.as_mut().reset(Instant::now() + edge.config.limits.header_timeout);
+                }
+            }
+            // Every arm is cancel-safe.
+            tokio::select! {
+                biased;
+                read = buffer::read_into(&mut self.socket, &mut self.received) => {
+                    if matches!(read, Ok(0) | Err(_)) {
+                        return Ok(Arrival::End);
+                    }
+                }
+                () = &mut ends.timer => {
+                    return if begun { Err(EdgeError::RequestTimeout) } else { Ok(Arrival::End) };
+                }
+                () = &mut ends.draining, if !begun => return Ok(Arrival::End),
+                () = &mut ends.stopping => return Ok(Arrival::End),
+            }
+        }
     }
-    Ok(text.iter().fold(0, |sum, digit| sum * 10 + u64::from(digit - b'0')))
+
+    /// Answers with a page as text, and closes.
+    async fn close_with(&mut self, error: &EdgeError) {
+        self.answer(error, b"", false, true).await;
+        self.linger().await;
+    }
+
+    async fn answer(&mut self, error: &EdgeError, accept: &[u8], to_head: bool, close: bool) -> bool {
+        let page = error.render(accept, to_head, close);
+        matches!(timeout(LINGER, self.socket.write_all(&page)).await, Ok(Ok(())))
+    }
+
+    /// Closes so that the peer can read the answer: bytes it still sends would otherwise turn the end into a reset.
+    async fn linger(&mut self) {
+        if self.socket.is_aborted() {
+            return;
+        }
+        let _ = timeout(LINGER, async {
+            if self.socket.shutdown().await.is_err() {
+                return;
+            }
+            let mut discarded = 0;
+            while discarded < LINGER_BYTES {
+                match Buffer::read(&mut self.socket, 0..BUFFER).await {
+                    Ok((_, 0)) | Err(_) => return,
+                    Ok((_, count)) => discarded += count,
+                }
+            }
+        })
+        .await;
+    }
+}
+
+impl Downstream for Connection {
+    type Body<'a> = Http1Body<'a>;
+    type Answer<'a> = Http1Answer<'a>;
+
+    fn peer(&self) -> SocketAddr {
+        self.peer
+    }
+
+    fn is_encrypted(&self) -> bool {
+        self.socket.is_encrypted()
+    }
+
+    fn split<'a>(&'a mut self, request: &'a RequestHead) -> (Http1Body<'a>, Http1Answer<'a>) {
+        let (from_visitor, to_visitor) = self.socket.split();
+        let body = Http1Body::new(request.body, from_visitor, &mut self.received, self.body_timeout);
+        (body, Http1Answer::new(to_visitor, request.is_http_11))
+    }
+
+    fn upgraded(&mut self) -> Upgraded<'_> {
+        Upgraded { socket: &mut self.socket, received: std::mem::take(&mut self.received) }
+    }
+
+    async fn refuse(&mut self, error: &EdgeError, request: &RequestHead, keep_alive: bool) -> bool {
+        let accept = request.header("accept").unwrap_or_default();
+        self.answer(error, accept, request.is_head(), !keep_alive).await
+    }
+
+    fn cut(&mut self) {
+        self.socket.abort();
+    }
 }
 
 #[cfg(test)]
-mod tests;
+mod tests {
+    use super::*;
+
+    fn size_of_future<'a, F>(_: impl FnOnce(&'a Edge, Socket, SocketAddr) -> F) -> usize {
+        size_of::<F>()
+    }
+
+    #[test]
+    fn an_idle_visitor_costs_little() {
+        let size = size_of_future(serve);
+        assert!(size <= 1024, "{size}");
+    }
+}

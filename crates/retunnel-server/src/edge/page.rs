@@ -1,9 +1,11 @@
-//! The answers the edge gives itself: one place maps failures to status, stable code and text (`docs/errors.md`).
+//! Answers of the edge itself: one place maps failures to status, stable code and text (`docs/errors.md`).
 
 use std::fmt::Write as _;
 
 use bytes::{BufMut, Bytes, BytesMut};
-use retunnel_proto::PageCode;
+use retunnel_proto::{PageCode, http1::request::RequestError};
+
+use crate::html::escape;
 
 /// Why the edge answers instead of the local service.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -30,6 +32,20 @@ pub(crate) enum EdgeError {
     TooManyConnections,
     ShuttingDown,
     HttpVersion,
+}
+
+impl From<RequestError> for EdgeError {
+    fn from(error: RequestError) -> Self {
+        match error {
+            RequestError::MethodNotAllowed => Self::MethodNotAllowed,
+            RequestError::UriTooLong => Self::UriTooLong,
+            RequestError::HeadersTooLarge => Self::HeadersTooLarge,
+            RequestError::ExpectationFailed => Self::ExpectationFailed,
+            RequestError::HttpVersion => Self::HttpVersion,
+            RequestError::Malformed(reason) => Self::BadRequest(reason),
+            _ => Self::BadRequest("the request cannot be parsed"),
+        }
+    }
 }
 
 impl EdgeError {
@@ -99,14 +115,14 @@ impl EdgeError {
 
     fn heading(&self) -> &'static str {
         match self {
-            Self::HttpsRequired => "This address speaks HTTPS",
+            Self::HttpsRequired => "This address uses HTTPS",
             Self::TunnelNotFound => "There is no tunnel here",
             Self::TunnelOffline(_) => "This tunnel is offline",
             Self::LocalUnreachable(_) => "The local service is not running",
             Self::LocalClosedEarly => "The local service closed the connection",
             Self::LocalInvalidResponse => "The local service sent an invalid answer",
             Self::LocalTimeout => "The local service did not answer in time",
-            Self::Unauthorized => "This tunnel asks for a password",
+            Self::Unauthorized => "This tunnel requires a password",
             _ => self.title(),
         }
     }
@@ -116,38 +132,38 @@ impl EdgeError {
         match self {
             Self::BadRequest(why) => format!("The request is not valid HTTP/1.1: {why}."),
             Self::HttpsRequired => "The request was not encrypted. Use the same address with https:// in front.".into(),
-            Self::Unauthorized => "Give the user name and password you were told by the owner.".into(),
+            Self::Unauthorized => "Enter the user name and password that the owner gave you.".into(),
             Self::TunnelNotFound => {
-                "Nothing is served at this address. Check its spelling, or start the tunnel with `retunnel http PORT`."
+                "Nothing is served at this address. Check the spelling, or start the tunnel with `retunnel http PORT`."
                     .into()
             }
             Self::TunnelOffline(_) => {
                 "Its client lost the connection to this server and is expected back. Try again in a moment.".into()
             }
-            Self::MethodNotAllowed => "The method CONNECT is not served here.".into(),
+            Self::MethodNotAllowed => "The method CONNECT is not supported.".into(),
             Self::RequestTimeout => "The request did not arrive in time.".into(),
             Self::RequestTooLarge(max) => {
                 format!("The client of this tunnel speaks a protocol that carries request bodies up to {max} bytes.")
             }
             Self::UriTooLong => "The request target is longer than 16 KiB.".into(),
             Self::HeadersTooLarge => "The request has more than 100 headers or more than 64 KiB of them.".into(),
-            Self::ExpectationFailed => "Only the expectation 100-continue is known.".into(),
+            Self::ExpectationFailed => "The only supported expectation is 100-continue.".into(),
             Self::LocalUnreachable(reason) => {
                 format!(
                     "The tunnel works, but its client cannot reach the local service ({reason}). Start the service and reload."
                 )
             }
-            Self::LocalClosedEarly => "It ended the connection before its answer was complete.".into(),
+            Self::LocalClosedEarly => "It closed the connection before its answer was complete.".into(),
             Self::LocalInvalidResponse => "Its answer is not valid HTTP/1.1, so it cannot be passed on safely.".into(),
             Self::LocalTimeout => "The request was passed on, but no answer came back.".into(),
             Self::UpgradeUnsupported => {
                 "The client of this tunnel speaks a protocol that cannot carry WebSocket and other upgrades.".into()
             }
             Self::TooManyConnections => {
-                "The server has as many connections as it may have. Try again in a moment.".into()
+                "The server has reached its limit of connections. Try again in a moment.".into()
             }
             Self::ShuttingDown => "The server is restarting. Try again in a moment.".into(),
-            Self::HttpVersion => "Only HTTP/1.0 and HTTP/1.1 are served here.".into(),
+            Self::HttpVersion => "Only HTTP/1.0 and HTTP/1.1 are supported.".into(),
         }
     }
 
@@ -219,22 +235,6 @@ main{max-width:34rem;margin:1.5rem;padding:2rem 2.5rem;border-radius:14px;backgr
 box-shadow:0 1px 3px #0003}h1{margin:.2rem 0 1rem;font-size:1.5rem;line-height:1.25}\
 .status{margin:0;font-weight:600;color:light-dark(#b3541e,#f0a06a)}p{margin:0 0 1rem;overflow-wrap:anywhere}\
 footer{font-size:.85rem;opacity:.7}code{font-family:ui-monospace,monospace}";
-
-/// Text for an HTML page.
-pub(crate) fn escape(text: &str) -> String {
-    let mut escaped = String::with_capacity(text.len());
-    for character in text.chars() {
-        match character {
-            '&' => escaped.push_str("&amp;"),
-            '<' => escaped.push_str("&lt;"),
-            '>' => escaped.push_str("&gt;"),
-            '"' => escaped.push_str("&quot;"),
-            '\'' => escaped.push_str("&#39;"),
-            other => escaped.push(other),
-        }
-    }
-    escaped
-}
 
 #[cfg(test)]
 mod tests {

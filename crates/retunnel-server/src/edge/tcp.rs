@@ -1,66 +1,106 @@
-//! Public ports of TCP tunnels. A port stays open while its lease is held, so that visitors wait for the owner instead
-//! of being refused.
-
-mod v3;
+//! Visitors of TCP tunnels, and the public ports where they arrive.
 
 use std::{
+    collections::HashMap,
     io,
-    net::SocketAddr,
-    sync::{Arc, atomic::Ordering::Relaxed},
+    net::{IpAddr, SocketAddr},
+    sync::{Arc, Mutex},
 };
 
-use retunnel_link::{Pump, StreamReset};
-use retunnel_proto::message::{RequestSummary, TunnelProtocol};
-use tokio::{net::TcpListener, time::Instant};
+use retunnel_link::StreamReset;
+use retunnel_proto::message::RequestSummary;
+use tokio::{net::TcpListener, sync::mpsc, time::Instant};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info};
 
+use super::Edge;
 use crate::{
-    core::Core,
-    edge::{
-        accept::{self, unix_millis},
-        relay,
-        socket::Socket,
-    },
-    guarded::guarded,
-    registry::{Found, Key},
-    tunnel::{Tunnel, Upstream},
+    clock::unix_millis,
+    net::{accept, socket::Socket},
+    registry::{Found, Ports},
+    running::guarded,
+    tunnel::{Tunnel, address::PublicAddress, upstream::Moved},
 };
-
-use v3::Moved;
 
 /// Connections that wait to be accepted.
 const BACKLOG: u32 = 1024;
 
-/// Opens a public port and serves it until the returned token is cancelled.
-///
-/// # Errors
-/// When the port cannot be bound.
-pub(crate) fn listen(core: &Arc<Core>, port: u16) -> io::Result<CancellationToken> {
-    let address = SocketAddr::new(core.config.tcp_bind(), port);
-    let listener = accept::listen(address, BACKLOG)?;
-    let stop = core.stopping.child_token();
-    core.tasks.spawn(serve(Arc::clone(core), listener, port, stop.clone()));
-    Ok(stop)
+/// The open public ports. They are bound here, so that a lease is refused when its port cannot be; [`serve`] accepts.
+#[derive(Debug)]
+pub(crate) struct PublicPorts {
+    bind: IpAddr,
+    open: Mutex<HashMap<u16, CancellationToken>>,
+    /// At most one for each port of the range.
+    opened: mpsc::UnboundedSender<OpenedPort>,
 }
 
-async fn serve(core: Arc<Core>, listener: TcpListener, port: u16, stop: CancellationToken) {
-    info!(port, "public port opened");
+/// A port that was bound and has to be served.
+#[derive(Debug)]
+pub(crate) struct OpenedPort {
+    listener: TcpListener,
+    port: u16,
+    closed: CancellationToken,
+}
+
+impl PublicPorts {
+    /// No open ports on this address, and those that will be opened.
+    pub(crate) fn new(bind: IpAddr) -> (Self, mpsc::UnboundedReceiver<OpenedPort>) {
+        let (opened, receiver) = mpsc::unbounded_channel();
+        (Self { bind, open: Mutex::default(), opened }, receiver)
+    }
+}
+
+impl Ports for PublicPorts {
+    fn leased(&self, port: u16) -> io::Result<()> {
+        let mut open = self.open.lock().expect("no code panics while it holds the ports");
+        if open.contains_key(&port) {
+            return Ok(());
+        }
+        let listener = accept::listen(SocketAddr::new(self.bind, port), BACKLOG)?;
+        let closed = CancellationToken::new();
+        let opened = OpenedPort { listener, port, closed: closed.clone() };
+        self.opened.send(opened).map_err(|_| io::Error::other("the server is stopping"))?;
+        open.insert(port, closed);
+        Ok(())
+    }
+
+    fn freed(&self, port: u16) {
+        if let Some(closed) = self.open.lock().expect("no code panics while it holds the ports").remove(&port) {
+            closed.cancel();
+        }
+    }
+}
+
+/// Serves every port that is opened until the server drains.
+pub(crate) async fn serve(edge: Arc<Edge>, mut opened: mpsc::UnboundedReceiver<OpenedPort>) {
     loop {
         // Both arms are cancel-safe.
-        let accepted = tokio::select! {
-            accepted = accept::next(&listener) => accepted,
-            () = core.draining.cancelled() => break,
-            () = stop.cancelled() => break,
+        let port = tokio::select! {
+            port = opened.recv() => port,
+            () = edge.running.draining.cancelled() => return,
         };
-        let (visitor, peer) = accepted;
-        let Ok(permit) = Arc::clone(&core.visitors).try_acquire_owned() else {
+        let Some(port) = port else { return };
+        edge.running.tasks.spawn(accept_all(Arc::clone(&edge), port));
+    }
+}
+
+async fn accept_all(edge: Arc<Edge>, opened: OpenedPort) {
+    let OpenedPort { listener, port, closed } = opened;
+    info!(port, "public port opened");
+    loop {
+        // Every arm is cancel-safe.
+        let (visitor, peer) = tokio::select! {
+            accepted = accept::next(&listener) => accepted,
+            () = edge.running.draining.cancelled() => break,
+            () = closed.cancelled() => break,
+        };
+        let Ok(permit) = Arc::clone(&edge.visitors).try_acquire_owned() else {
             debug!(port, %peer, "too many connections");
             visitor.abort();
             continue;
         };
-        let this = Arc::clone(&core);
-        core.relays.spawn(guarded("visitor of a port", peer, async move {
+        let this = Arc::clone(&edge);
+        edge.running.relays.spawn(guarded("visitor of a port", peer, async move {
             serve_visitor(&this, visitor, peer, port).await;
             drop(permit);
         }));
@@ -68,22 +108,20 @@ async fn serve(core: Arc<Core>, listener: TcpListener, port: u16, stop: Cancella
     info!(port, "public port closed");
 }
 
-async fn serve_visitor(core: &Arc<Core>, mut visitor: Socket, peer: SocketAddr, port: u16) {
+async fn serve_visitor(edge: &Edge, mut visitor: Socket, peer: SocketAddr, port: u16) {
     let started = (Instant::now(), unix_millis());
-    let hold = core.config.limits.hold_visitors;
-    let Found::Live(tunnel) = core.registry.find(&Key::Port(port), started.0, hold).await else {
+    let hold = edge.config.limits.hold_visitors;
+    let Found::Live(tunnel) = edge.registry.find(&PublicAddress::Port(port), started.0, hold).await else {
         debug!(port, %peer, "no client serves this port");
         return visitor.abort();
     };
-    let (mut up, mut down) = (Pump::default(), Pump::default());
     let moved = Moved::default();
-    let outcome = connect(&tunnel, &mut visitor, peer, (&mut up, &mut down, &moved)).await;
-    let error = match &outcome {
+    let error = match relay(&tunnel, &mut visitor, peer, &moved).await {
         Ok(()) => String::new(),
         Err(error) => {
             visitor.abort();
             debug!(port, %peer, %error, "connection failed");
-            match StreamReset::of(error) {
+            match StreamReset::of(&error) {
                 Some(reset) => reset.reason.clone(),
                 None => error.to_string(),
             }
@@ -94,33 +132,21 @@ async fn serve_visitor(core: &Arc<Core>, mut visitor: Socket, peer: SocketAddr, 
         path: String::new(),
         status: 0,
         duration_ms: u32::try_from(started.0.elapsed().as_millis()).unwrap_or(u32::MAX),
-        bytes_out: down.moved() + moved.down.load(Relaxed),
-        bytes_in: up.moved() + moved.up.load(Relaxed),
+        bytes_out: moved.down(),
+        bytes_in: moved.up(),
         started_ms: started.1,
         visitor: peer.to_string(),
         error,
     });
 }
 
-async fn connect(
-    tunnel: &Tunnel,
-    visitor: &mut Socket,
-    peer: SocketAddr,
-    (up, down, moved): (&mut Pump, &mut Pump, &Moved),
-) -> io::Result<()> {
-    let relaying = async {
-        match &tunnel.upstream {
-            Upstream::Native(upstream) => {
-                let stream = upstream.open(TunnelProtocol::Tcp, peer.to_string()).await.map_err(io::Error::other)?;
-                relay::relay(visitor, &stream, up, down).await
-            }
-            Upstream::V3(upstream) => v3::relay(visitor, upstream, moved).await,
-            Upstream::V2(_) => Err(io::Error::other("this client cannot carry TCP")),
-        }
-    };
-    // Every arm is cancel-safe: dropping the stream resets it.
+async fn relay(tunnel: &Tunnel, visitor: &mut Socket, peer: SocketAddr, moved: &Moved) -> io::Result<()> {
+    if let Err(denied) = tunnel.policy.on_tcp_connect(peer.ip()) {
+        return Err(io::Error::new(io::ErrorKind::PermissionDenied, format!("the policy denies it: {denied:?}")));
+    }
+    // Both arms are cancel-safe: dropping the relay resets its stream.
     tokio::select! {
-        result = relaying => result,
+        result = tunnel.upstream.relay(visitor, peer, moved) => result,
         () = tunnel.closed.cancelled() => Err(io::Error::other("the tunnel was closed")),
     }
 }

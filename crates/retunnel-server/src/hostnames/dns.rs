@@ -1,4 +1,4 @@
-//! Questions to the DNS. Each is asked anew: an answer from a cache would be the one from before the user changed it.
+//! DNS lookups. None is cached: a cached answer would be the one from before the user changed it.
 
 use std::{
     collections::HashSet,

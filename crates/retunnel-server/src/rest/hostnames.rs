@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 use tracing::info;
 
 use super::{Answer, ApiCode, ApiError, Input, PeerAddr, RestState};
-use crate::{hostnames::Claim, registry::Key};
+use crate::{hostnames::Claim, tunnel::address::PublicAddress};
 
 pub(super) fn routes() -> Router<RestState> {
     Router::new()
@@ -110,7 +110,7 @@ async fn remove(
     }
     let message = format!("the host name `{hostname}` was removed");
     let refusal = Refusal::new(RefusalCode::HostnameNotRegistered, message);
-    state.registry.withdraw(&Key::Host(hostname.clone()), account.id, refusal);
+    state.registry.withdraw(&PublicAddress::Host(hostname.clone()), account.id, refusal);
     info!(%hostname, account = %account.email, "host name removed");
     Ok(axum::Json(json!({ "hostname": hostname, "removed": true })))
 }

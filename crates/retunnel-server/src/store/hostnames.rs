@@ -1,9 +1,9 @@
 //! Stored claims of host names.
 
 use sqlx::{Row, sqlite::SqliteRow};
-use uuid::Uuid;
 
 use super::{Store, StoreError, account_id, now};
+use crate::account::AccountId;
 
 /// One account's claim of a host name.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -39,14 +39,14 @@ impl Store {
     pub async fn claim_hostname(
         &self,
         hostname: &str,
-        account: Uuid,
+        account: AccountId,
         challenge: &str,
         max: usize,
     ) -> Result<StoredHostname, StoreError> {
         let mut transaction = self.writer.begin().await?;
         if let Some(row) = sqlx::query(sqlx::AssertSqlSafe(format!("{COLUMNS} WHERE hostname = $1 AND account = $2")))
             .bind(hostname)
-            .bind(&account.as_bytes()[..])
+            .bind(account.as_bytes())
             .fetch_optional(&mut *transaction)
             .await?
         {
@@ -56,7 +56,7 @@ impl Store {
             "SELECT (SELECT count(*) FROM hostnames WHERE account = $1), \
              EXISTS (SELECT 1 FROM hostnames WHERE hostname = $2 AND verified_at IS NOT NULL)",
         )
-        .bind(&account.as_bytes()[..])
+        .bind(account.as_bytes())
         .bind(hostname)
         .fetch_one(&mut *transaction)
         .await?;
@@ -68,7 +68,7 @@ impl Store {
         }
         sqlx::query("INSERT INTO hostnames (hostname, account, challenge, created_at) VALUES ($1, $2, $3, $4)")
             .bind(hostname)
-            .bind(&account.as_bytes()[..])
+            .bind(account.as_bytes())
             .bind(challenge)
             .bind(now())
             .execute(&mut *transaction)
@@ -86,9 +86,9 @@ impl Store {
     ///
     /// # Errors
     /// [`StoreError::Database`].
-    pub async fn hostnames(&self, account: Uuid) -> Result<Vec<StoredHostname>, StoreError> {
+    pub async fn hostnames(&self, account: AccountId) -> Result<Vec<StoredHostname>, StoreError> {
         let rows = sqlx::query(sqlx::AssertSqlSafe(format!("{COLUMNS} WHERE account = $1 ORDER BY hostname")))
-            .bind(&account.as_bytes()[..])
+            .bind(account.as_bytes())
             .fetch_all(&self.readers)
             .await?;
         rows.iter().map(StoredHostname::of).collect()
@@ -98,10 +98,10 @@ impl Store {
     ///
     /// # Errors
     /// [`StoreError::Database`].
-    pub async fn hostname(&self, hostname: &str, account: Uuid) -> Result<Option<StoredHostname>, StoreError> {
+    pub async fn hostname(&self, hostname: &str, account: AccountId) -> Result<Option<StoredHostname>, StoreError> {
         let row = sqlx::query(sqlx::AssertSqlSafe(format!("{COLUMNS} WHERE hostname = $1 AND account = $2")))
             .bind(hostname)
-            .bind(&account.as_bytes()[..])
+            .bind(account.as_bytes())
             .fetch_optional(&self.readers)
             .await?;
         row.as_ref().map(StoredHostname::of).transpose()
@@ -111,7 +111,7 @@ impl Store {
     ///
     /// # Errors
     /// [`StoreError::Database`].
-    pub async fn hostname_owner(&self, hostname: &str) -> Result<Option<Uuid>, StoreError> {
+    pub async fn hostname_owner(&self, hostname: &str) -> Result<Option<AccountId>, StoreError> {
         let row = sqlx::query("SELECT account FROM hostnames WHERE hostname = $1 AND verified_at IS NOT NULL")
             .bind(hostname)
             .fetch_optional(&self.readers)
@@ -123,14 +123,19 @@ impl Store {
     ///
     /// # Errors
     /// [`StoreError::HostnameTaken`] when another account was first, [`StoreError::Database`].
-    pub async fn verify_hostname(&self, hostname: &str, account: Uuid, error: Option<&str>) -> Result<(), StoreError> {
+    pub async fn verify_hostname(
+        &self,
+        hostname: &str,
+        account: AccountId,
+        error: Option<&str>,
+    ) -> Result<(), StoreError> {
         let verified_at = error.is_none().then(now);
         let updated = sqlx::query(
             "UPDATE hostnames SET verified_at = coalesce(verified_at, $3), last_error = $4 \
              WHERE hostname = $1 AND account = $2",
         )
         .bind(hostname)
-        .bind(&account.as_bytes()[..])
+        .bind(account.as_bytes())
         .bind(verified_at)
         .bind(error)
         .execute(&self.writer)
@@ -145,10 +150,10 @@ impl Store {
     ///
     /// # Errors
     /// [`StoreError::Database`].
-    pub async fn remove_hostname(&self, hostname: &str, account: Uuid) -> Result<bool, StoreError> {
+    pub async fn remove_hostname(&self, hostname: &str, account: AccountId) -> Result<bool, StoreError> {
         let removed = sqlx::query("DELETE FROM hostnames WHERE hostname = $1 AND account = $2")
             .bind(hostname)
-            .bind(&account.as_bytes()[..])
+            .bind(account.as_bytes())
             .execute(&self.writer)
             .await?;
         Ok(removed.rows_affected() == 1)

@@ -15,7 +15,7 @@ use retunnel_proto::{
     dialect::v2,
     limits::{V2_MAX_MESSAGE_TO_CLIENT, V2_MAX_RESPONSE},
     message::{ClientMessage, ProxyRequest, ProxyResponse, RegProxy, ServerMessage, StartProxy},
-    origin,
+    rules,
 };
 use tokio::{
     sync::{OwnedSemaphorePermit, Semaphore},
@@ -158,7 +158,7 @@ async fn answer(
         head.headers.insert(CONTENT_LENGTH, body.len().into());
     }
     visit.summary.status = head.status.as_u16();
-    if origin::host_refused(head.status.as_u16(), &body) {
+    if rules::host_refused(head.status.as_u16(), &body) {
         visit.failed(head.status.as_u16(), PageCode::HostNotAllowed);
     }
     visit.summary.bytes_out = body.len() as u64;

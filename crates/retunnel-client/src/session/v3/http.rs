@@ -9,7 +9,7 @@ use hyper::{StatusCode, body::Frame, header::CONTENT_LENGTH};
 use retunnel_proto::{
     PageCode,
     dialect::v3::{HttpMeta, StreamEvent, StreamOpen},
-    origin,
+    rules,
 };
 use tokio::sync::mpsc;
 use tracing::debug;
@@ -141,7 +141,7 @@ async fn answer(open: StreamOpen, body: RequestBody, outbox: &Outbox, visit: &mu
     while let Some(frame) = body.frame().await {
         // Trailers have no place in this dialect.
         let Ok(data) = frame.map_err(|error| Failure::Local(error.into()))?.into_data() else { continue };
-        if std::mem::take(&mut is_first) && origin::host_refused(status, &data) {
+        if std::mem::take(&mut is_first) && rules::host_refused(status, &data) {
             visit.failed(status, PageCode::HostNotAllowed);
         }
         visit.summary.bytes_out += data.len() as u64;

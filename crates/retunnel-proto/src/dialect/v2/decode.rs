@@ -12,6 +12,7 @@ use crate::{
         Auth, AuthResp, ClientMessage, ErrorResp, Heartbeat, HttpAuth, NewTunnel, ProxyRequest, ProxyResponse, Refusal,
         RefusalCode, RegProxy, ReqTunnel, ServerMessage, StartProxy, Token, TunnelProtocol, Welcome,
     },
+    rules,
 };
 
 fn protocol(fields: &Fields<'_>) -> Result<TunnelProtocol, DecodeError> {
@@ -42,8 +43,7 @@ pub fn decode_client(message: &[u8]) -> Result<ClientMessage, DecodeError> {
             subdomain: fields.optional("Subdomain")?,
             hostname: fields.optional("Hostname")?,
             remote_port: fields.port("RemotePort")?,
-            http_auth: fields.optional("HttpAuth")?.map(HttpAuth),
-            local_origin: None,
+            rules: rules::of_fields(fields.optional("HttpAuth")?.map(HttpAuth), None),
         }),
         "RegProxy" => ClientMessage::RegProxy(RegProxy { client_id: ClientId::from_text(fields.text("ClientId")?) }),
         "Ping" => ClientMessage::Ping,

@@ -105,6 +105,7 @@ fn framed<T: Serialize>(message: &T) -> Vec<u8> {
 /// A client's message with its length; `None` for a message of another dialect.
 #[must_use]
 pub fn encode_client(message: &ClientMessage) -> Option<Vec<u8>> {
+    let http_auth = if let ClientMessage::ReqTunnel(request) = message { request.http_auth() } else { None };
     Some(framed(&match message {
         ClientMessage::Auth(auth) => Wire::Auth {
             client_id: &auth.client_id,
@@ -120,7 +121,7 @@ pub fn encode_client(message: &ClientMessage) -> Option<Vec<u8>> {
             protocol: request.protocol.as_str(),
             hostname: request.hostname.as_deref().unwrap_or_default(),
             subdomain: request.subdomain.as_deref().unwrap_or_default(),
-            http_auth: request.http_auth.as_ref().map_or("", |auth| &auth.0),
+            http_auth: http_auth.as_ref().map_or("", |auth| &auth.0),
             remote_port: request.remote_port.unwrap_or(0),
         },
         ClientMessage::RegProxy(register) => Wire::RegProxy { client_id: register.client_id.as_str() },

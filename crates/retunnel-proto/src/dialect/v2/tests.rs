@@ -7,6 +7,7 @@ use crate::{
         Auth, AuthResp, ClientMessage, ErrorResp, Heartbeat, HttpAuth, NewTunnel, ProxyRequest, ProxyResponse, Refusal,
         RefusalCode, RegProxy, ReqTunnel, ServerMessage, StartProxy, Token, TunnelProtocol, Welcome,
     },
+    rules::Rule,
 };
 
 fn client_messages() -> Vec<ClientMessage> {
@@ -24,8 +25,7 @@ fn client_messages() -> Vec<ClientMessage> {
             subdomain: Some("app".into()),
             hostname: None,
             remote_port: Some(80),
-            http_auth: Some(HttpAuth("me:secret".into())),
-            local_origin: None,
+            rules: vec![Rule::basic_auth(HttpAuth("me:secret".into()))],
         }),
         ClientMessage::RegProxy(RegProxy { client_id: ClientId::from_text("client-abc") }),
         ClientMessage::Ping,

@@ -21,8 +21,10 @@ use tokio::{
 use tokio_websockets::{Message, WebSocketStream};
 use tracing::debug;
 
-use super::stream::{Mux, Outgoing, Shared};
-use crate::control::websocket::Counted;
+use crate::{
+    control::websocket::Counted,
+    upstream::v3::mux::{Mux, Outgoing, Shared},
+};
 
 /// Messages taken in one turn; then other tasks have theirs.
 const TURN: usize = 64;
@@ -31,11 +33,11 @@ const MAX_OWN: usize = 1024;
 /// Heartbeats that the client has not answered. More come only when streams begin and end without any answer.
 const MAX_UNANSWERED: usize = 16 * 1024;
 
-/// What the session has to see to.
+/// What the session has to handle.
 #[derive(Debug)]
 pub(super) enum Arrived {
     TunnelCreate(TunnelCreate),
-    /// A tunnel was asked for in a way that cannot be understood.
+    /// A request for a tunnel that cannot be decoded.
     BadTunnelCreate(DecodeError),
     /// So much waits for visitors that nothing is read for now.
     Full,
@@ -46,12 +48,12 @@ pub(super) enum Arrived {
 pub(super) struct Wire<IO> {
     pub(super) socket: WebSocketStream<Counted<IO>>,
     mux: Arc<Mux>,
-    queue: mpsc::UnboundedReceiver<Outgoing>,
+    outgoing: mpsc::UnboundedReceiver<Outgoing>,
     /// The session's own messages, before those of its streams.
     own: VecDeque<Message>,
     /// Heartbeats that the client has not answered, oldest first. Answers carry no number.
     unanswered: VecDeque<(Arc<Shared>, u64, u64)>,
-    /// Streams that something was delivered for in this turn. They are woken at its end, once for all of it.
+    /// Streams with a delivery in this turn. Each is woken once, at its end.
     delivered: Vec<Arc<Shared>>,
     /// Nothing is read.
     pub(super) is_paused: bool,
@@ -61,12 +63,12 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> Wire<IO> {
     pub(super) const fn new(
         socket: WebSocketStream<Counted<IO>>,
         mux: Arc<Mux>,
-        queue: mpsc::UnboundedReceiver<Outgoing>,
+        outgoing: mpsc::UnboundedReceiver<Outgoing>,
     ) -> Self {
         Self {
             socket,
             mux,
-            queue,
+            outgoing,
             own: VecDeque::new(),
             unanswered: VecDeque::new(),
             delivered: Vec::new(),
@@ -75,7 +77,7 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> Wire<IO> {
     }
 
     /// Queues a message of the session.
-    pub(super) fn tell(&mut self, message: &FromServer) {
+    pub(super) fn queue(&mut self, message: &FromServer) {
         self.own.push_back(Message::binary(Bytes::from(message.encode(self.mux.version))));
     }
 
@@ -88,12 +90,12 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> Wire<IO> {
         self.socket.get_ref().moved()
     }
 
-    /// Moves messages until the session has to see to something. Cancel-safe.
+    /// Moves messages until the session has something to handle. Cancel-safe.
     pub(super) async fn next(&mut self) -> Arrived {
         poll_fn(|cx| self.poll(cx)).await
     }
 
-    /// Sends what the session itself has left to say, without reading.
+    /// Sends the remaining messages of the session itself, without reading.
     pub(super) async fn finish(&mut self) -> Result<(), tokio_websockets::Error> {
         for message in std::mem::take(&mut self.own) {
             self.socket.feed(message).await?;
@@ -153,7 +155,7 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> Wire<IO> {
                 socket.as_mut().start_send(message)?;
                 continue;
             }
-            match self.queue.poll_recv(cx) {
+            match self.outgoing.poll_recv(cx) {
                 Poll::Ready(Some(Outgoing::Message(message, room))) => {
                     socket.as_mut().start_send(Message::binary(message))?;
                     self.mux.sent(room);
@@ -189,13 +191,13 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> Wire<IO> {
             Ok(FromClient::TunnelCreate(request)) => return Some(Arrived::TunnelCreate(request)),
             Ok(FromClient::StreamOpen { stream_id }) => {
                 let event = StreamEvent::Reset { reason: "streams are opened by the server".into() };
-                self.tell(&FromServer::Stream(StreamFrame { stream_id, event }));
+                self.queue(&FromServer::Stream(StreamFrame { stream_id, event }));
             }
             Ok(FromClient::Auth { .. }) => debug!("message not expected in this state"),
             Err(error @ DecodeError::Field("protocol" | "subdomain" | "path" | "remote_port" | "hostname")) => {
                 return Some(Arrived::BadTunnelCreate(error));
             }
-            // Nothing in this dialect can carry the error; whoever sent it ignores unknown types as well.
+            // Nothing in this dialect can carry the error; clients ignore unknown types as well.
             Err(error) => debug!(%error, "message ignored"),
         }
         None

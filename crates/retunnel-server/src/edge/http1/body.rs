@@ -1,233 +1,104 @@
-//! Bodies: where payload lies in received bytes, and how payload is framed to be sent.
+//! A request's body as HTTP/1.1 frames it.
 
-use bytes::{BufMut, Bytes, BytesMut};
+use std::{io, time::Duration};
 
-use super::{Framing, Headers, MAX_HEADERS};
+use bytes::{Buf, BytesMut};
+use retunnel_link::LinkStream;
+use retunnel_proto::http1::{Framing, body::Decoder};
+use tokio::time::timeout;
 
-/// Longest line of a chunk's size with its extensions, in bytes.
-const MAX_CHUNK_LINE: usize = 4 * 1024;
-/// Most digits of a chunk's size: 2^60 is more than anyone sends in one chunk.
-const MAX_CHUNK_DIGITS: usize = 15;
-/// Longest trailer section, in bytes.
-const MAX_TRAILERS: usize = 16 * 1024;
+use crate::{
+    edge::downstream::{BodyError, Leaving, Piece, RequestBody},
+    net::{
+        buffer::{self, Joined},
+        relay,
+        socket::ReadHalf,
+    },
+    tunnel::upstream::Moved,
+};
 
-/// A body does not follow the rules of its framing.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct BadBody;
+/// Bytes read ahead of a pipelining visitor while its first request is being answered.
+const READ_AHEAD: usize = 64 * 1024;
 
-/// One step of a [`Decoder`]: skip `framing` bytes, then `payload` bytes are the body's.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub(crate) struct Step {
-    pub(crate) framing: usize,
-    pub(crate) payload: usize,
-}
-
-/// Finds the payload of a body in received bytes, however they are split.
+/// The body of one request.
 #[derive(Debug)]
-pub(crate) struct Decoder {
-    state: State,
-    trailers: Vec<u8>,
+pub(in crate::edge) struct Http1Body<'a> {
+    decoder: Decoder,
+    from_visitor: ReadHalf<'a>,
+    /// Read and not decoded. After the body, what the visitor sent ahead.
+    received: &'a mut BytesMut,
+    limit: Duration,
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum State {
-    Length(u64),
-    UntilClose,
-    /// In a chunk's first line: value and count of its digits, bytes of the line.
-    Size(u64, usize, usize),
-    /// In the extensions of a chunk: its size, bytes of the line.
-    Extension(u64, usize),
-    SizeLf(u64),
-    Chunk(u64),
-    ChunkCr,
-    ChunkLf,
-    Trailers,
-    Done,
+impl<'a> Http1Body<'a> {
+    /// `limit`: how long the visitor may send nothing.
+    pub(super) const fn new(
+        framing: Framing,
+        from_visitor: ReadHalf<'a>,
+        received: &'a mut BytesMut,
+        limit: Duration,
+    ) -> Self {
+        Self { decoder: Decoder::new(framing), from_visitor, received, limit }
+    }
 }
 
-impl Decoder {
-    pub(crate) const fn new(framing: Framing) -> Self {
-        let state = match framing {
-            Framing::None | Framing::Length(0) => State::Done,
-            Framing::Length(length) => State::Length(length),
-            Framing::Chunked => State::Size(0, 0, 0),
-            Framing::UntilClose => State::UntilClose,
+impl RequestBody for Http1Body<'_> {
+    fn arrived(&mut self) -> Result<Piece, BodyError> {
+        let mut payload = Joined::default();
+        while !self.decoder.is_done() && !self.received.is_empty() {
+            let step = self.decoder.step(self.received).map_err(|_| BodyError::Malformed)?;
+            self.received.advance(step.framing);
+            payload.push(self.received.split_to(step.payload).freeze());
+        }
+        let end = match self.decoder.is_done() {
+            true => Some(self.decoder.trailers().map_err(|_| BodyError::Malformed)?),
+            false => None,
         };
-        Self { state, trailers: Vec::new() }
+        Ok(Piece { payload: payload.into_bytes(), end })
     }
 
-    /// Whether the body is complete.
-    pub(crate) fn is_done(&self) -> bool {
-        self.state == State::Done
-    }
-
-    /// Whether a body that ends with its connection is complete now.
-    pub(crate) fn may_end_here(&self) -> bool {
-        matches!(self.state, State::Done | State::UntilClose)
-    }
-
-    /// Bytes that are left of a body with a length; `None` for others.
-    pub(crate) fn sized_left(&self) -> Option<u64> {
-        match self.state {
-            State::Length(left) => Some(left),
-            _ => None,
+    async fn more(&mut self) -> Result<(), BodyError> {
+        match timeout(self.limit, buffer::read_into(&mut self.from_visitor, self.received)).await {
+            Err(_) => Err(BodyError::TimedOut),
+            // The body was cut short.
+            Ok(Ok(0) | Err(_)) => Err(BodyError::Gone),
+            Ok(Ok(_)) => Ok(()),
         }
     }
 
-    /// So many bytes of a body with a length have passed unseen.
-    pub(crate) fn skip(&mut self, count: u64) {
-        if let State::Length(left) = self.state {
-            let left = left.saturating_sub(count);
-            self.state = if left == 0 { State::Done } else { State::Length(left) };
-        }
-    }
-
-    /// Looks at the bytes that follow the last step. A step of zeros means that more are needed, or that the body is
-    /// done.
-    ///
-    /// # Errors
-    /// [`BadBody`]: what follows cannot be told apart from another message any more.
-    pub(crate) fn step(&mut self, input: &[u8]) -> Result<Step, BadBody> {
-        let mut used = 0;
-        loop {
-            let Some(byte) = input.get(used).copied() else { return Ok(Step { framing: used, payload: 0 }) };
-            let available = (input.len() - used) as u64;
-            match self.state {
-                State::Done => return Ok(Step { framing: used, payload: 0 }),
-                State::UntilClose => return Ok(Step { framing: used, payload: input.len() - used }),
-                State::Length(left) => {
-                    let payload = left.min(available);
-                    self.state = if payload == left { State::Done } else { State::Length(left - payload) };
-                    return Ok(Step { framing: used, payload: payload as usize });
-                }
-                State::Chunk(left) => {
-                    let payload = left.min(available);
-                    self.state = if payload == left { State::ChunkCr } else { State::Chunk(left - payload) };
-                    return Ok(Step { framing: used, payload: payload as usize });
-                }
-                State::Size(value, digits, line) => {
-                    self.state = match (byte, char::from(byte).to_digit(16)) {
-                        (_, Some(digit)) if digits < MAX_CHUNK_DIGITS => {
-                            State::Size(value << 4 | u64::from(digit), digits + 1, line + 1)
-                        }
-                        (b';' | b' ' | b'\t', _) if digits > 0 => State::Extension(value, line + 1),
-                        (b'\r', _) if digits > 0 => State::SizeLf(value),
-                        _ => return Err(BadBody),
-                    };
-                }
-                State::Extension(value, line) => {
-                    self.state = match byte {
-                        b'\r' => State::SizeLf(value),
-                        b'\n' | 0 => return Err(BadBody),
-                        _ if line >= MAX_CHUNK_LINE => return Err(BadBody),
-                        _ => State::Extension(value, line + 1),
-                    };
-                }
-                State::SizeLf(value) => {
-                    if byte != b'\n' {
-                        return Err(BadBody);
-                    }
-                    self.state = if value == 0 { State::Trailers } else { State::Chunk(value) };
-                }
-                State::ChunkCr => {
-                    if byte != b'\r' {
-                        return Err(BadBody);
-                    }
-                    self.state = State::ChunkLf;
-                }
-                State::ChunkLf => {
-                    if byte != b'\n' {
-                        return Err(BadBody);
-                    }
-                    self.state = State::Size(0, 0, 0);
-                }
-                State::Trailers => self.trailer_byte(byte)?,
+    async fn relay(&mut self, stream: &LinkStream, moved: &Moved) -> Result<bool, BodyError> {
+        let Some(left) = self.decoder.sized_left().filter(|_| self.received.is_empty()) else { return Ok(false) };
+        let count = |count: usize| moved.add_up(count as u64);
+        match relay::up(&mut self.from_visitor, stream, left, self.limit, count).await {
+            Ok(()) => {
+                self.decoder.skip(left);
+                Ok(true)
             }
-            used += 1;
+            Err(error) if error.kind() == io::ErrorKind::TimedOut => Err(BodyError::TimedOut),
+            Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => Err(BodyError::Gone),
+            Err(_) if stream.is_over() => Err(BodyError::StreamClosed),
+            Err(_) => Err(BodyError::Gone),
         }
     }
 
-    fn trailer_byte(&mut self, byte: u8) -> Result<(), BadBody> {
-        if self.trailers.len() >= MAX_TRAILERS || (byte == b'\n' && self.trailers.last() != Some(&b'\r')) {
-            return Err(BadBody);
+    async fn watch(&mut self) -> Leaving {
+        if self.received.is_empty() {
+            // An idle connection owns no buffer.
+            *self.received = BytesMut::new();
         }
-        self.trailers.push(byte);
-        if self.trailers == b"\r\n" || self.trailers.ends_with(b"\r\n\r\n") {
-            self.state = State::Done;
-        }
-        Ok(())
-    }
-
-    /// The trailers of a complete body that may be passed on: none that frames, routes or authorises (row 7).
-    ///
-    /// # Errors
-    /// [`BadBody`] when they are not headers.
-    pub(crate) fn trailers(&mut self) -> Result<Vec<(Bytes, Bytes)>, BadBody> {
-        if self.trailers.len() <= 2 {
-            return Ok(Vec::new());
-        }
-        let bytes = Bytes::from(std::mem::take(&mut self.trailers));
-        let mut storage = [httparse::EMPTY_HEADER; MAX_HEADERS];
-        match httparse::parse_headers(&bytes, &mut storage) {
-            Ok(httparse::Status::Complete((_, parsed))) => Ok(Headers::new(bytes.clone(), parsed)
-                .iter()
-                .filter(|(name, _)| may_trail(name))
-                .map(|(name, value)| (bytes.slice_ref(name), bytes.slice_ref(value)))
-                .collect()),
-            _ => Err(BadBody),
+        loop {
+            if self.received.len() >= READ_AHEAD {
+                return std::future::pending().await;
+            }
+            match buffer::read_into(&mut self.from_visitor, self.received).await {
+                Ok(0) => return Leaving::HalfClosed,
+                Ok(_) => {}
+                Err(_) => return Leaving::Gone,
+            }
         }
     }
-}
 
-fn may_trail(name: &[u8]) -> bool {
-    let forbidden = [
-        &b"content-length"[..],
-        b"host",
-        b"authorization",
-        b"cookie",
-        b"set-cookie",
-        b"content-type",
-        b"content-encoding",
-        b"content-range",
-        b"location",
-        b"expect",
-        b"cache-control",
-        b"x-forwarded-for",
-        b"x-forwarded-host",
-        b"x-forwarded-proto",
-    ];
-    !super::is_hop_by_hop(name) && !forbidden.iter().any(|forbidden| name.eq_ignore_ascii_case(forbidden))
-}
-
-/// Room for the size line of a chunk of at most 2^32 bytes.
-pub(crate) const CHUNK_HEAD: usize = 10;
-/// What follows a chunk.
-pub(crate) const CHUNK_TAIL: &[u8] = b"\r\n";
-
-/// Writes the size line of a chunk right before its payload at `buffer[CHUNK_HEAD..]` and gives its start.
-pub(crate) fn chunk_head(buffer: &mut [u8], len: usize) -> usize {
-    const DIGITS: &[u8; 16] = b"0123456789abcdef";
-    let mut at = CHUNK_HEAD - 2;
-    buffer[at..CHUNK_HEAD].copy_from_slice(b"\r\n");
-    let mut rest = len;
-    loop {
-        at -= 1;
-        buffer[at] = DIGITS[rest & 15];
-        rest >>= 4;
-        if rest == 0 {
-            return at;
-        }
+    fn is_awaited(&self) -> bool {
+        self.received.is_empty()
     }
-}
-
-/// The end of a chunked body with its trailers.
-pub(crate) fn last_chunk(trailers: &[(Bytes, Bytes)], out: &mut BytesMut) {
-    out.put_slice(b"0\r\n");
-    for (name, value) in trailers {
-        out.put_slice(name);
-        out.put_slice(b": ");
-        out.put_slice(value);
-        out.put_slice(b"\r\n");
-    }
-    out.put_slice(b"\r\n");
 }
