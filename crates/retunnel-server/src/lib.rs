@@ -31,10 +31,9 @@ mod server;
 pub mod store;
 mod tunnel;
 mod upstream;
+mod version;
 
 pub use net::tls::{TlsCode, TlsError};
 pub use rest::ApiCode;
 pub use server::{Server, ServerHandle, StartError};
-
-/// Version of this server.
-pub const VERSION: &str = env!("CARGO_PKG_VERSION");
+pub use version::VERSION;

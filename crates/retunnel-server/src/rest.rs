@@ -367,7 +367,7 @@ async fn login(State(state): State<RestState>, Extension(peer): Extension<PeerAd
 async fn about(State(state): State<RestState>) -> axum::Json<Value> {
     axum::Json(json!({
         "server": "retunnel",
-        "version": crate::VERSION,
+        "version": crate::version::VERSION,
         "link_version": native::VERSION,
         "dialects": ["native", "3", "2"],
         "registration": state.config.registration,

@@ -93,7 +93,7 @@ async fn session(
     let client_id = ClientId::random();
     let account = session.account.email.clone();
     let span = info_span!("session", client = %client_id, %account, %peer);
-    let welcome = Welcome { client_id, account, server_version: crate::VERSION.into() };
+    let welcome = Welcome { client_id, account, server_version: crate::version::VERSION.into() };
     let link_version = hello.link_version.min(native::VERSION);
     if send(&link, FromServer::Hello(HelloResp { link_version, window, welcome })).await.is_ok() {
         NativeSession { session, link }.run(events).instrument(span).await;

@@ -113,7 +113,7 @@ pub(super) async fn serve<IO>(
     let client_id = ClientId::random();
     let account = session.account.email.clone();
     let span = info_span!("session", client = %client_id, %account, %peer, version = %auth.version);
-    let welcome = Welcome { client_id: client_id.clone(), account, server_version: crate::VERSION.into() };
+    let welcome = Welcome { client_id: client_id.clone(), account, server_version: crate::version::VERSION.into() };
     if send(&mut socket, &ServerMessage::AuthResp(AuthResp { result: Ok(welcome) })).await.is_err() {
         return;
     }
