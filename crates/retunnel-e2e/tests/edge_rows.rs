@@ -25,7 +25,7 @@ async fn world(options: &[&str], service: Service, arguments: &[&str]) -> World 
 }
 
 #[tokio::test]
-async fn row_11_a_service_that_misbehaves_is_a_502_or_framed_anew() {
+async fn row_11_a_misbehaving_service_gives_a_502_or_a_reframed_answer() {
     let huge = format!("HTTP/1.1 200 OK\r\nX: {}", "a".repeat(10 << 20));
     let interim = "HTTP/1.1 102 Processing\r\n\r\n".repeat(100);
     let cases: &[(&str, &str, u16, &str)] = &[
@@ -120,7 +120,7 @@ async fn a_visitor_that_leaves_before_an_upgrade_is_agreed_is_noticed() {
 }
 
 #[tokio::test]
-async fn rows_16_and_19_names_that_nobody_has_look_alike() {
+async fn rows_16_and_19_unknown_names_look_alike() {
     let server = Server::start(&[]).await;
     let pages = ["nobody", "www", "x.y", "UPPER"].map(|name| server.host(name));
     let mut seen = Vec::new();
@@ -151,7 +151,7 @@ async fn row_21_a_name_within_another_one_stays_apart() {
 }
 
 #[tokio::test]
-async fn row_23_a_trusted_proxy_is_believed_and_nobody_else() {
+async fn row_23_only_a_trusted_proxy_is_believed() {
     for (trusted, expected) in [("127.0.0.0/8", "6.6.6.6, 127.0.0.1"), ("10.0.0.0/8", "127.0.0.1")] {
         let world = world(&["--trusted-proxies", trusted], service::http().await, &[]).await;
         let head = format!(

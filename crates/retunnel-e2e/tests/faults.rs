@@ -33,7 +33,7 @@ const SOCKET: &str = "GET /api/v1/ws/tunnel HTTP/1.1\r\nHost: localhost\r\nConne
                       Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n";
 
 #[tokio::test]
-async fn rows_32_and_51_silent_connections_end_and_keep_nobody_out() {
+async fn rows_32_and_51_silent_connections_end_and_keep_no_one_out() {
     let config = "limits: {max_unauthenticated_per_address: 40, unauthenticated_deadline: 3, header_timeout: 3}";
     let server = Server::start_with(4096, config).await;
     let (service, user) = (service::http().await, User::default());
@@ -170,7 +170,7 @@ async fn row_55_all_clients_are_back_after_a_restart() {
 }
 
 #[tokio::test]
-async fn row_56_a_service_that_restarts_and_one_that_listens_on_ipv6_alone() {
+async fn row_56_a_service_that_restarts_or_listens_on_ipv6_only() {
     let (server, user) = (Server::start(&[]).await, User::default());
     let mut service = service::http().await;
     let tunnel = user.tunnel(server.address, &["http", &service.port()]).await;
@@ -264,7 +264,7 @@ async fn row_31_a_newer_session_takes_over_from_one_that_looks_alive() {
 }
 
 #[tokio::test]
-async fn row_30_a_lost_name_is_its_owners_for_the_grace_time_and_then_anybodys() {
+async fn row_30_a_lost_name_is_kept_for_its_owner_and_then_free() {
     let server = Server::start_with(4096, "limits: {hold_lease: 4, hold_visitors: 1}").await;
     let (service, owner, other) = (service::http().await, User::default(), User::default());
     let tunnel = owner.tunnel(server.address, &["http", &service.port(), "--subdomain", "shop"]).await;
@@ -305,7 +305,7 @@ async fn row_38_ports_in_use_are_refused_and_given_back() {
 }
 
 #[tokio::test]
-async fn row_38_an_account_has_so_many_tunnels() {
+async fn row_38_an_account_has_a_limit_of_tunnels() {
     let server = Server::start_with(4096, "limits: {max_tunnels_per_account: 3}").await;
     let user = User::default();
     let entries: String =

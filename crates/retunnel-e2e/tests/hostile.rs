@@ -209,7 +209,7 @@ async fn the_session_goes_on_whatever_it_is_told() {
 }
 
 #[tokio::test]
-async fn rows_32_to_35_a_bad_beginning_ends_the_connection() {
+async fn rows_32_to_35_a_bad_first_message_ends_the_connection() {
     let server = Server::start(&[]).await;
     let deep = [vec![0x91; 100_000], vec![0xc0]].concat();
     let beginnings: Vec<Message> = vec![
@@ -242,7 +242,7 @@ async fn rows_32_to_35_a_bad_beginning_ends_the_connection() {
 }
 
 #[tokio::test]
-async fn row_34_websocket_frames_against_the_rules_end_the_connection() {
+async fn row_34_invalid_websocket_frames_end_the_connection() {
     let server = Server::start(&[]).await;
     let head = "GET /api/v1/ws/tunnel HTTP/1.1\r\nHost: localhost\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\
                 Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\
@@ -271,7 +271,7 @@ async fn row_34_websocket_frames_against_the_rules_end_the_connection() {
 }
 
 #[tokio::test]
-async fn row_40_a_certificate_nobody_vouches_for_is_refused_before_the_token_is_sent() {
+async fn row_40_an_untrusted_certificate_is_refused_before_the_token_is_sent() {
     let (server, service, user) = (Server::start(&[]).await, service::http().await, User::default());
     let front = tls::front(server.address, &["127.0.0.1"]).await;
     let other = tls::front(server.address, &["other.test"]).await;

@@ -218,7 +218,7 @@ async fn whoever_does_not_encrypt_is_told_to() {
 }
 
 #[tokio::test]
-async fn row_40_a_certificate_that_nobody_vouches_for_is_refused() {
+async fn row_40_an_untrusted_certificate_is_refused() {
     let (secure, app) = (Secure::start(&[]).await, service::http().await);
     let (code, _, stderr) = secure.user.run(&["http", &app.port(), "--server", &secure.url()]).await;
     assert!(code == 69 && stderr.contains("no secure connection") && stderr.contains("--ca-file"), "{code} {stderr}");
@@ -232,7 +232,7 @@ async fn row_40_a_certificate_that_nobody_vouches_for_is_refused() {
 }
 
 #[tokio::test]
-async fn row_51_handshakes_that_do_not_go_on_end_and_keep_nobody_out() {
+async fn row_51_stalled_handshakes_end_and_keep_no_one_out() {
     let authority = Authority::default();
     let (cert, key) = authority.issue_files(&NAMES);
     let config =

@@ -24,7 +24,7 @@ use crate::{error::ConnectError, version::VERSION};
 const PATH: &str = "/api/v1/link";
 /// Largest answer to the upgrade.
 const MAX_ANSWER: usize = 16 * 1024;
-/// What a client says first, where it need not wait for the answer to its upgrade (`docs/decisions/0008-early-hello.md`). The
+/// What a client says first, where it need not wait for the answer to its upgrade (`docs/decisions/0008-early-data.md`). The
 /// token goes into the request, where everybody knows what not to write down; the frames follow it.
 #[derive(Debug)]
 pub(crate) struct Early {
