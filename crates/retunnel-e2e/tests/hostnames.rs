@@ -132,7 +132,7 @@ async fn a_host_name_is_claimed_shown_served_and_given_up() {
 }
 
 #[tokio::test]
-async fn names_that_nobody_may_claim() {
+async fn names_that_no_account_may_claim() {
     let world = World::new().await;
     let token = world.register("a@example.test").await;
     for name in

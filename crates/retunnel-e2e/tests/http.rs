@@ -179,7 +179,7 @@ async fn a_gigabyte_passes_each_way_in_little_memory() {
 }
 
 #[tokio::test]
-async fn a_reader_that_never_reads_holds_little_memory_and_nobody_up() {
+async fn a_reader_that_never_reads_holds_little_memory_and_stalls_no_one() {
     let world = world().await;
     let mut stalled = Vec::new();
     for _ in 0..8 {
