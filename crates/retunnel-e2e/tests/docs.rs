@@ -1,4 +1,5 @@
-//! The documents agree with the repository: the tests of the reliability list and the paths.
+//! The documents agree with the repository: the tests of the reliability list, paths, links, widths, and the list
+//! of dependencies.
 
 #![expect(clippy::unwrap_used, reason = "a failed test says where")]
 
@@ -7,6 +8,9 @@ use std::{
     fs,
     path::{Path, PathBuf},
 };
+
+/// The widest line of prose; tables and code may be wider.
+const WIDTH: usize = 100;
 
 /// Folders and files of the repository that the checks read.
 const PARTS: [&str; 9] =
@@ -167,4 +171,72 @@ fn every_path_in_the_documents_exists() {
         }
     }
     assert!(problems.is_empty(), "{}", problems.join("\n"));
+}
+
+/// The anchor that GitHub gives to a heading.
+fn anchor(heading: &str) -> String {
+    let letters = heading.to_lowercase().replace(' ', "-");
+    letters.chars().filter(|char| char.is_alphanumeric() || "-_".contains(*char)).collect()
+}
+
+fn anchors(text: &str) -> BTreeSet<String> {
+    let headings = prose(text).filter(|(_, line)| line.starts_with('#'));
+    headings.map(|(_, line)| anchor(line.trim_start_matches('#').trim())).collect()
+}
+
+#[test]
+fn every_link_in_the_documents_leads_somewhere() {
+    let root = root();
+    let mut problems = Vec::new();
+    for (document, text) in documents() {
+        for (number, line) in prose(&text) {
+            for rest in line.split("](").skip(1) {
+                let target = rest.split(')').next().unwrap();
+                if target.contains("://") || target.starts_with("mailto:") {
+                    continue;
+                }
+                let (file, heading) = target.split_once('#').unwrap_or((target, ""));
+                let path = match file {
+                    "" => root.join(&document),
+                    file => root.join(&document).parent().unwrap().join(file),
+                };
+                let is_there = path.exists()
+                    && (heading.is_empty() || anchors(&fs::read_to_string(&path).unwrap()).contains(heading));
+                if !is_there {
+                    problems.push(format!("{document}:{number}: {target} leads nowhere"));
+                }
+            }
+        }
+    }
+    assert!(problems.is_empty(), "{}", problems.join("\n"));
+}
+
+#[test]
+fn prose_is_wrapped() {
+    let mut problems = Vec::new();
+    for (document, text) in documents() {
+        // Tables and pictures cannot be wrapped.
+        let is_free = |line: &str| ["|", "![", "<img"].iter().any(|start| line.trim_start().starts_with(start));
+        for (number, line) in prose(&text).filter(|(_, line)| !is_free(line)) {
+            if line.chars().count() > WIDTH {
+                problems.push(format!("{document}:{number}: wider than {WIDTH} columns"));
+            }
+        }
+    }
+    assert!(problems.is_empty(), "{}", problems.join("\n"));
+}
+
+#[test]
+fn every_dependency_has_a_reason() {
+    let manifest = fs::read_to_string(root().join("Cargo.toml")).unwrap();
+    let (_, rest) = manifest.split_once("[workspace.dependencies]\n").unwrap();
+    let (section, _) = rest.split_once("\n[").unwrap();
+    let named = section.lines().filter_map(|line| line.split_once(" = ")).map(|(name, _)| name);
+    let declared: BTreeSet<&str> = named.filter(|name| !name.starts_with("retunnel")).collect();
+    let text = fs::read_to_string(root().join("docs/dependencies.md")).unwrap();
+    let cells = text.lines().filter(|line| line.starts_with("| `")).filter_map(|line| line.split(" | ").next());
+    let listed: BTreeSet<&str> = cells.flat_map(quoted).collect();
+    let missing: Vec<_> = declared.difference(&listed).collect();
+    let unknown: Vec<_> = listed.difference(&declared).collect();
+    assert!(missing.is_empty() && unknown.is_empty(), "docs/dependencies.md: missing {missing:?}, unknown {unknown:?}");
 }
