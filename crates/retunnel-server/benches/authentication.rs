@@ -15,7 +15,7 @@ use tokio::{task::JoinSet, time::Instant};
 
 const ACCOUNTS: usize = 1_000_000;
 const ACCOUNTS_OF_A_CHECK: usize = 1_000;
-/// Tokens that are kept to authenticate with; a tenth as many unknown ones come on top.
+/// Tokens to authenticate with; a tenth as many unknown ones are added.
 const SAMPLES: usize = 50_000;
 /// Authentications under way at a time. Beyond the number of cores they wait for each other.
 const CONCURRENCY: [usize; 3] = [1, 8, 64];
@@ -43,7 +43,7 @@ async fn run(accounts: usize) {
     }
 }
 
-/// Makes the accounts; gives back some of their tokens and some that nobody has, in random order. `true` = known.
+/// Creates the accounts; returns some of their tokens and some unknown ones in random order. `true`: known.
 async fn fill(store: &Store, accounts: usize) -> Vec<(Token, bool)> {
     let every = (accounts / SAMPLES).max(1);
     let mut kept = Vec::new();

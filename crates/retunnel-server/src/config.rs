@@ -11,15 +11,15 @@ use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
-/// Who may make an account.
+/// Who may create an account.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Registration {
-    /// Anybody. The default while the server listens on a loopback address and no public URL is set.
+    /// Everyone. The default while the server listens on a loopback address and no public URL is set.
     Open,
-    /// Whoever has an invitation (`retunnel server invite`). The default otherwise.
+    /// Everyone with an invitation (`retunnel server invite`). The default otherwise.
     Invite,
-    /// Nobody.
+    /// No one.
     Closed,
 }
 
@@ -144,7 +144,7 @@ mod seconds {
     }
 }
 
-/// How URLs are printed when a proxy stands in front of the server: `https://example.com`.
+/// The public URL of a server behind a proxy: `https://example.com`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PublicUrl {
     scheme: &'static str,
@@ -174,10 +174,10 @@ impl std::str::FromStr for PublicUrl {
     }
 }
 
-/// Where the certificate is, as PEM files.
+/// The PEM files of a certificate.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TlsFiles {
-    /// The certificate, followed by those of the authorities between it and a trusted one.
+    /// The certificate, followed by its intermediates.
     pub cert: PathBuf,
     /// Its private key.
     pub key: PathBuf,
@@ -189,21 +189,21 @@ pub struct TlsFiles {
 pub struct ServerConfig {
     /// Where visitors and clients connect. Default `127.0.0.1:6400`; port 0 takes any.
     pub listen: SocketAddr,
-    /// Tunnels are served at names below it, the API at the domain itself. Default `localhost`.
+    /// Tunnels get names below it; the API is at the domain itself. Default `localhost`.
     pub domain: String,
     /// Where the database is.
     pub data_dir: PathBuf,
     /// Ports for TCP tunnels; `None` switches them off. Default 20000-29999.
     pub tcp_ports: Option<RangeInclusive<u16>>,
-    /// The certificate for `listen`, where everything is encrypted then. Default none.
+    /// The certificate for `listen`, which then accepts TLS only. Default none.
     pub tls: Option<TlsFiles>,
-    /// Who may make an account.
+    /// Who may create an account.
     pub registration: Registration,
-    /// How URLs are printed; `None` prints the domain with the port of `listen`.
+    /// The base of printed URLs; `None` is the domain with the port of `listen`.
     pub public_url: Option<PublicUrl>,
-    /// Peers whose `X-Forwarded-*` headers are believed. Default none.
+    /// Peers whose `X-Forwarded-*` headers are trusted. Default none.
     pub trusted_proxies: Vec<IpNet>,
-    /// The DNS server that is asked about host names; `None` asks those of the system.
+    /// The DNS server for checking host names; `None` uses the system's.
     pub dns_resolver: Option<SocketAddr>,
     /// Log every request of a visitor. Default off.
     pub access_log: bool,
@@ -252,7 +252,7 @@ impl ServerConfig {
         if self.tls.is_some() { "https" } else { "http" }
     }
 
-    /// The port, unless it goes without saying.
+    /// The port, unless it is the scheme's default.
     fn shown(&self, port: u16) -> Option<u16> {
         Some(port).filter(|port| *port != if self.tls.is_some() { 443 } else { 80 })
     }
@@ -266,7 +266,7 @@ impl ServerConfig {
         format!("{scheme}://{prefix}{host}{port}")
     }
 
-    /// The public URL of a host name of one's own.
+    /// The public URL of a custom host name.
     #[must_use]
     pub fn hostname_url(&self, hostname: &str, port: u16) -> String {
         let (scheme, port) = match &self.public_url {
@@ -277,7 +277,7 @@ impl ServerConfig {
         format!("{scheme}://{hostname}{port}")
     }
 
-    /// Where the server is found: the host of the public URL, else the domain.
+    /// The server's public host: that of the public URL, or the domain.
     #[must_use]
     pub fn public_host(&self) -> &str {
         self.public_url.as_ref().map_or(self.domain.as_str(), |url| url.host.as_str())
@@ -303,8 +303,8 @@ fn is_domain(text: &str) -> bool {
     text.len() <= 253 && text.split('.').all(label)
 }
 
-/// The options of a server as a file, the environment or a command line give them. What is `None` comes from the next
-/// source ([`ServerFile::or`]), at last from the defaults.
+/// The options of a server from a file, the environment or a command line. An option that is `None` comes from the next
+/// source ([`ServerFile::or`]), or else has its default.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
 #[non_exhaustive]
@@ -347,7 +347,7 @@ impl ServerFile {
         serde_saphyr::from_str(yaml).map_err(|error| error.to_string())
     }
 
-    /// These options, and `other` where there are none.
+    /// These options, with `other` for those that are `None`.
     #[must_use]
     pub fn or(self, other: Self) -> Self {
         Self {
@@ -366,7 +366,7 @@ impl ServerFile {
         }
     }
 
-    /// The values, checked. `default_data_dir` is used when none is given.
+    /// Validates the options. `default_data_dir` is used when there is none.
     ///
     /// # Errors
     /// [`ConfigError`] with the key. An empty value is an error: it must not open what it was meant to close.
@@ -378,12 +378,12 @@ impl ServerFile {
         if let Some(text) = self.listen {
             config.listen = text
                 .parse()
-                .map_err(|_| ConfigError::new("listen", &text, "expected ADDRESS:PORT, as 0.0.0.0:6400"))?;
+                .map_err(|_| ConfigError::new("listen", &text, "expected ADDRESS:PORT, for example 0.0.0.0:6400"))?;
         }
         if let Some(text) = self.domain {
             let domain = text.trim_end_matches('.').to_ascii_lowercase();
             if !is_domain(&domain) || domain.parse::<IpAddr>().is_ok() {
-                return Err(ConfigError::new("domain", &text, "expected a domain, as tunnel.example.com"));
+                return Err(ConfigError::new("domain", &text, "expected a domain, for example tunnel.example.com"));
             }
             config.domain = domain;
         }
@@ -416,7 +416,9 @@ impl ServerFile {
             Some(text) => Some(
                 text.parse()
                     .or_else(|_| text.parse::<IpAddr>().map(|address| SocketAddr::new(address, DNS_PORT)))
-                    .map_err(|_| ConfigError::new("dns-resolver", &text, "expected ADDRESS:PORT, as 1.1.1.1:53"))?,
+                    .map_err(|_| {
+                        ConfigError::new("dns-resolver", &text, "expected ADDRESS:PORT, for example 1.1.1.1:53")
+                    })?,
             ),
             None => None,
         };
@@ -430,7 +432,7 @@ fn port_range(text: &str) -> Result<Option<RangeInclusive<u16>>, ConfigError> {
     if text == "off" {
         return Ok(None);
     }
-    let error = || ConfigError::new("tcp-ports", text, "expected FIRST-LAST, as 20000-29999, or off");
+    let error = || ConfigError::new("tcp-ports", text, "expected FIRST-LAST, for example 20000-29999, or `off`");
     let (first, last) = text.split_once('-').unwrap_or((text, text));
     let first: u16 = first.trim().parse().map_err(|_| error())?;
     let last: u16 = last.trim().parse().map_err(|_| error())?;

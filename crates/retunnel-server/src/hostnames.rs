@@ -91,12 +91,12 @@ impl Hostnames {
         }
         let is_within = |domain: &str| name == domain || name.ends_with(&format!(".{domain}"));
         if is_within(&self.domain) || is_within(&self.target) || is_within("localhost") {
-            return invalid("lies below the server's own domain; ask for a subdomain");
+            return invalid("is below the server's own domain; use a subdomain");
         }
         Ok(name)
     }
 
-    /// Claims a host name; a claim that is there already is given as it is.
+    /// Claims a host name. An existing claim is returned as it is.
     ///
     /// # Errors
     /// [`StoreError::HostnameTaken`], [`StoreError::HostnameLimit`], failures of the store.
@@ -111,7 +111,7 @@ impl Hostnames {
         Ok(stored.into_iter().map(|stored| self.claim(stored)).collect())
     }
 
-    /// Asks the DNS about a claim; `None` when there is no such claim.
+    /// Checks a claim in the DNS; `None` when there is no such claim.
     ///
     /// # Errors
     /// [`StoreError::HostnameTaken`] when another account was first, failures of the store.

@@ -37,7 +37,7 @@ pub struct RateLimits {
 }
 
 impl RateLimits {
-    /// With the rates of the configuration.
+    /// Limits with the configured rates.
     #[must_use]
     pub fn new(limits: &Limits) -> Self {
         let at_least_one = |count: u32| NonZeroU32::new(count).unwrap_or(NonZeroU32::MIN);
@@ -111,7 +111,7 @@ pub struct ConnectionGate {
 }
 
 impl ConnectionGate {
-    /// With the bounds of the configuration.
+    /// A gate with the configured bounds.
     #[must_use]
     pub fn new(limits: &Limits) -> Self {
         Self {
@@ -193,7 +193,7 @@ mod tests {
         assert!(gone(&other) && !gone(&second) && !gone(&third), "too many of all");
         drop((second, first, other));
         let fifth = enter("10.0.0.3");
-        assert!(![&third, &fourth, &fifth].into_iter().any(gone), "places are given back");
+        assert!(![&third, &fourth, &fifth].into_iter().any(gone), "places are returned");
         drop((third, fourth, fifth));
         assert!(gate.lock().all.is_empty() && gate.lock().by_peer.is_empty());
     }

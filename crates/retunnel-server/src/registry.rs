@@ -116,7 +116,7 @@ impl Registry {
         let mut inner = self.lock();
         let usage = inner.usage.entry(account).or_default();
         if usage.sessions >= self.quota.sessions {
-            let message = format!("this account has {} sessions, as many as it may have; end one", usage.sessions);
+            let message = format!("this account has reached its limit of {} sessions; end one", usage.sessions);
             return Err(Refusal { code: RefusalCode::SessionLimit, message, retry_after: Some(5) });
         }
         usage.sessions += 1;
@@ -150,7 +150,7 @@ impl Registry {
         let used = inner.usage.get(&tunnel.account).map_or(0, |usage| usage.tunnels);
         let replaces = matches!(inner.leases.find(&tunnel.address, now), Found::Live(_));
         if used >= self.quota.tunnels && !replaces {
-            let message = format!("this account has {used} tunnels, as many as it may have; close one");
+            let message = format!("this account has reached its limit of {used} tunnels; close one");
             return Err(Refusal::new(RefusalCode::TunnelLimit, message));
         }
         let Ok(claimed) = inner.leases.claim(&tunnel.address, &tunnel.account, Holder(Arc::clone(tunnel)), now) else {

@@ -1,4 +1,4 @@
-//! Starts a server, keeps it up, stops it.
+//! Starts a server, supervises it, stops it.
 
 use std::{
     io,

@@ -1,5 +1,5 @@
-//! What outlives the server: accounts, tokens, invitations, leases. One SQLite file in the data directory, one writer and
-//! a few readers. Who is connected is not here but in `registry`.
+//! What outlives the server: accounts, tokens, invitations, leases. One SQLite file in the data directory, with one writer
+//! and a few readers. Live sessions are in `registry`.
 
 mod hostnames;
 
@@ -46,11 +46,11 @@ pub enum StoreError {
     /// The invitation does not exist or was used.
     #[error("this invitation does not exist or was used already; ask the server's operator for a new one")]
     InviteInvalid,
-    /// Another account has shown that the host name is its own.
+    /// The host name is verified for another account.
     #[error("this host name belongs to another account")]
     HostnameTaken,
-    /// The account has as many host names as it may have.
-    #[error("this account has {0} host names, as many as it may have; remove one")]
+    /// The account has reached its limit of host names.
+    #[error("this account has reached its limit of {0} host names; remove one")]
     HostnameLimit(usize),
 }
 
@@ -75,7 +75,7 @@ pub struct StoredToken {
 pub enum LeaseKey {
     /// A name below the base domain.
     Name(String),
-    /// A host name of the owner's.
+    /// A custom host name.
     Host(String),
     /// A TCP port.
     Port(u16),
@@ -108,7 +108,7 @@ pub struct Store {
 }
 
 impl Store {
-    /// Opens the database in a data directory, making both when they do not exist. Only their owner may read them.
+    /// Opens the database in a data directory and creates both if they do not exist. Only their owner may read them.
     ///
     /// # Errors
     /// [`StoreError`].
@@ -147,7 +147,7 @@ impl Store {
         sqlx::query("SELECT 1").execute(&self.readers).await.is_ok()
     }
 
-    /// Waits for writes under way and closes the file.
+    /// Waits for running writes and closes the file.
     pub async fn close(&self) {
         self.readers.close().await;
         self.writer.close().await;
@@ -177,8 +177,8 @@ impl Store {
         .transpose()
     }
 
-    /// Makes an account with its first token. When an invitation is given, it is used up by the same transaction, so that
-    /// a registration that fails leaves it good.
+    /// Creates an account with its first token. An invitation is consumed in the same transaction, so that it stays valid
+    /// when the registration fails.
     ///
     /// # Errors
     /// [`StoreError::InviteInvalid`], [`StoreError::EmailTaken`], [`StoreError::Database`].
@@ -206,7 +206,7 @@ impl Store {
         Ok(id)
     }
 
-    /// Makes many accounts with one token each, for imports and measurements. Ascending hashes are fastest.
+    /// Creates many accounts with one token each, for imports and measurements. Ascending hashes are fastest.
     ///
     /// # Errors
     /// [`StoreError::EmailTaken`], [`StoreError::Database`]; batches before the failing one stay.
@@ -241,7 +241,7 @@ impl Store {
         Ok(true)
     }
 
-    /// Makes an invitation.
+    /// Creates an invitation.
     ///
     /// # Errors
     /// [`StoreError::Database`].
@@ -359,8 +359,8 @@ fn private_directory(path: &Path) -> io::Result<()> {
     std::fs::create_dir_all(path)
 }
 
-/// The database and the files beside it get the mode of the first one. A file others may read was made by somebody's
-/// copying: it is closed to them again.
+/// Creates the database file with mode 0600; SQLite gives its other files the same mode. A file that others may read, for
+/// example a copied one, is closed to them again.
 fn private_file(path: &Path) -> io::Result<()> {
     let mut options = std::fs::OpenOptions::new();
     options.create(true).append(true);

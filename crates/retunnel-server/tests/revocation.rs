@@ -17,7 +17,7 @@ use tokio::{
     task::JoinSet,
 };
 
-/// Asks for a native session; gives the server's first message and what comes after it.
+/// Opens a native session; returns the server's first message and the events after it.
 async fn session(server: SocketAddr, token: &Token, tasks: &mut JoinSet<LinkError>) -> (FromServer, Events) {
     let mut socket = TcpStream::connect(server).await.expect("connected");
     let head =
@@ -72,13 +72,13 @@ async fn row_44_a_session_ends_when_its_token_is_rotated_and_others_stay() {
     socket.read_to_string(&mut rotated).await.expect("an answer");
     assert!(rotated.starts_with("HTTP/1.1 200 "), "{rotated}");
 
-    let mut told = None;
+    let mut reported = None;
     while let Some(event) = events.next().await {
         if let LinkEvent::GoAway { code, .. } = event {
-            told = Some(code);
+            reported = Some(code);
         }
     }
-    assert_eq!(told, Some(ReasonCode::REVOKED), "the client is told why");
+    assert_eq!(reported, Some(ReasonCode::REVOKED), "the client learns why");
     tasks.join_next().await.expect("the link").expect("no panic");
     assert!(other_tasks.try_join_next().is_none(), "another account's session stays");
 

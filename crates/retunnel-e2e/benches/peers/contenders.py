@@ -149,11 +149,12 @@ class Retunnel(Contender):
     server_options = ()
     client_options = ()
     scheme = ""
+    program = RETUNNEL
 
     def start_server(self):
         self.server_port = free_port()
         self.spawn(
-            RETUNNEL, "--log-level", "warn", "server", "--listen", f"127.0.0.1:{self.server_port}", "--data-dir",
+            self.program, "--log-level", "warn", "server", "--listen", f"127.0.0.1:{self.server_port}", "--data-dir",
             f"{self.dir.name}/data", "--tcp-ports", f"{self.bulk_port}-{self.bulk_port}", "--registration", "open",
             *self.server_options,
         )
@@ -170,7 +171,7 @@ tunnels:
   - {{name: bulk, protocol: tcp, local_port: {self.byte_service}}}
 """))
         client = self.spawn(
-            RETUNNEL, "--json", "--log-level", "warn", *what, "--server", f"{self.scheme}127.0.0.1:{self.server_port}",
+            self.program, "--json", "--log-level", "warn", *what, "--server", f"{self.scheme}127.0.0.1:{self.server_port}",
             *self.client_options, stdout=subprocess.PIPE,
         )
         assert json.loads(client.stdout.readline()), "no tunnel"
@@ -185,6 +186,11 @@ class RetunnelBare(Retunnel):
 
 class RetunnelTcp(Retunnel):
     protocol = "tcp"
+
+
+def earlier(contender, program):
+    """The same contender with another build of our program."""
+    return type(f"Earlier{contender.__name__}", (contender,), {"name": f"{contender.name}-before", "program": program})
 
 
 class Rathole(Contender):

@@ -193,7 +193,7 @@ def begin_client(contender):
     try:
         if isinstance(contender, c.Retunnel):
             contender.spawn(
-                c.RETUNNEL, "--quiet", "--log-level", "warn", "http", str(contender.origin), "--server",
+                contender.program, "--quiet", "--log-level", "warn", "http", str(contender.origin), "--server",
                 f"127.0.0.1:{contender.server_port}", "--subdomain", "bench")
         else:
             contender.start_client()
@@ -207,6 +207,7 @@ def main():
     parser.add_argument("--rounds", type=int, help="default: 2 for the quick set, otherwise 3")
     parser.add_argument("--seconds", type=int, help="of each run; default: 1 for the quick set, otherwise 2")
     parser.add_argument("--only", help="contenders, comma-separated")
+    parser.add_argument("--before", help="compare with this earlier build of our program instead of the peers")
     parser.add_argument("--base", default="rathole", help="what ratios are taken to")
     parser.add_argument("--out", help="also append every run to this file as JSON lines")
     options = parser.parse_args()
@@ -228,6 +229,9 @@ def main():
                 fresh = False
             else:
                 sys.exit(f"no row {row}; there are {', '.join([*known, *FRESH])}")
+            if options.before:
+                ours = [x for x in classes if issubclass(x, c.Retunnel)]
+                classes = [y for x in ours for y in (c.earlier(x, options.before), x)]
             if options.only:
                 classes = [x for x in classes if x.name in options.only.split(",")]
             ports = {"http": (origin.http, None), "bulk": (origin.bulk.port, None), "both": (origin.http, origin.bulk.port)}[kind]
@@ -265,9 +269,11 @@ def run(row, classes, measure, ports, rounds, fresh, out):
 
 def show(row, results, base):
     names = sorted({key for runs in results.values() for run in runs for key in run})
-    base = next((name for name in (base, f"{base}-tls") if name in results), next(iter(results)))
-    print(f"\n{row}  (ratios to {base})")
+    default = next((name for name in (base, f"{base}-tls") if name in results), next(iter(results)))
+    print(f"\n{row}  (ratios to {'the build before' if f'{next(iter(results))}'.endswith('-before') else default})")
     for contender, runs in results.items():
+        # Each build is compared with the same contender of the earlier one.
+        base = f"{contender}-before" if f"{contender}-before" in results else default
         cells = []
         for name in (name for name in names if all(name in run for run in runs)):
             value = l.median([run[name] for run in runs])

@@ -228,7 +228,7 @@ impl V2Session {
 
     async fn open(&mut self, mut request: ReqTunnel) -> ServerMessage {
         let request_id = request.request_id.clone();
-        // After a reconnect clients ask for whatever name they were given, as a subdomain.
+        // After a reconnect clients ask for the name that they were given, as a subdomain.
         if request.hostname.is_none() && request.subdomain.as_deref().is_some_and(|name| name.contains('.')) {
             request.hostname = request.subdomain.take();
         }

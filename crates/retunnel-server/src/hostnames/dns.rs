@@ -15,12 +15,12 @@ use hickory_resolver::{
 use thiserror::Error;
 use tokio::sync::Semaphore;
 
-/// Time for one question to one server, and how often it is asked.
+/// Timeout of one query, and how often it is sent.
 const TIMEOUT: Duration = Duration::from_secs(3);
 const ATTEMPTS: usize = 2;
-/// Verifications at a time; further ones wait.
+/// Verifications at a time. Others wait.
 const MAX_QUESTIONS: usize = 16;
-/// Names that an alias may lead over.
+/// Most aliases that are followed.
 const MAX_ALIASES: usize = 8;
 
 /// Why there is no answer.
@@ -41,7 +41,7 @@ pub(super) struct Dns {
 }
 
 impl Dns {
-    /// Asks this server, or those of the system.
+    /// A resolver that queries this server, or the system's.
     pub(super) fn new(server: Option<SocketAddr>) -> Self {
         let builder = match server {
             Some(address) => {
@@ -70,7 +70,7 @@ impl Dns {
     async fn ask(&self, name: &str, kind: RecordType) -> Result<Vec<RData>, DnsError> {
         let resolver = self.resolver.as_ref().ok_or(DnsError::Unavailable)?;
         let _place = self.places.acquire().await.map_err(|_| DnsError::Unavailable)?;
-        // With the dot it is the whole name: nothing of the system's search list is put behind it.
+        // The final dot makes the name absolute: the system's search list is not appended.
         match resolver.lookup(format!("{name}."), kind).await {
             Ok(answer) => Ok(answer.answers().iter().map(|record| record.data.clone()).collect()),
             Err(error) if error.is_no_records_found() || error.is_nx_domain() => Ok(Vec::new()),
@@ -78,7 +78,7 @@ impl Dns {
         }
     }
 
-    /// The texts at a name.
+    /// The TXT records of a name.
     pub(super) async fn texts(&self, name: &str) -> Result<Vec<String>, DnsError> {
         let answers = self.ask(name, RecordType::TXT).await?;
         let text = |data: &RData| match data {

@@ -36,7 +36,7 @@ impl Buffer {
     /// Waits for bytes without a buffer, then returns them in one, from the start of `room`, with their count: 0 at the
     /// end. Cancel-safe.
     ///
-    /// A read that does not fill its room tells the runtime that the socket is empty, so that waiting for the next bytes
+    /// A read that does not fill its room shows the runtime that the socket is empty, so that waiting for the next bytes
     /// costs no system call. The common pattern, waiting for readiness before each read, costs one each time.
     pub(crate) async fn read<R>(reader: &mut R, room: Range<usize>) -> io::Result<(Self, usize)>
     where

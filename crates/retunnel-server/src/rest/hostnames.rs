@@ -1,4 +1,4 @@
-//! Host names of one's own over REST, with the fields that the published clients read.
+//! Custom host names over REST, with the fields that the published clients read.
 
 use axum::{
     Router,
@@ -26,7 +26,7 @@ fn object(claim: &Claim) -> Value {
         "hostname": claim.stored.hostname,
         "verified": claim.stored.is_verified,
         "routable": claim.stored.is_verified,
-        // Certificates are the business of whoever ends TLS in front of the server.
+        // Certificates belong to the proxy that terminates TLS in front of the server.
         "certificate": false,
         "certificate_state": "not_requested",
         "certificate_attempts": 0,

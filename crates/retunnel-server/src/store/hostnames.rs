@@ -10,11 +10,11 @@ use crate::account::AccountId;
 pub struct StoredHostname {
     /// The host name, lower case.
     pub hostname: String,
-    /// What the DNS has to say to show that the domain is the account's.
+    /// The value that the TXT record must have.
     pub challenge: String,
-    /// Whether it did.
+    /// Whether it was found.
     pub is_verified: bool,
-    /// Why it did not at the last try.
+    /// Why it was not at the last attempt.
     pub last_error: Option<String>,
 }
 
@@ -32,7 +32,7 @@ impl StoredHostname {
 const COLUMNS: &str = "SELECT hostname, challenge, verified_at IS NOT NULL, last_error FROM hostnames";
 
 impl Store {
-    /// Claims a host name for an account that has fewer than `max`; a claim that is there already stays as it is.
+    /// Claims a host name for an account that has fewer than `max`. An existing claim stays as it is.
     ///
     /// # Errors
     /// [`StoreError::HostnameTaken`], [`StoreError::HostnameLimit`], [`StoreError::Database`].
@@ -107,7 +107,7 @@ impl Store {
         row.as_ref().map(StoredHostname::of).transpose()
     }
 
-    /// The account that has shown that a host name is its own.
+    /// The account that a host name is verified for.
     ///
     /// # Errors
     /// [`StoreError::Database`].
@@ -119,7 +119,7 @@ impl Store {
         row.map(|row| account_id(&row, 0)).transpose()
     }
 
-    /// Stores what the DNS said to a claim: nothing wrong, or why it does not hold. A verified claim stays verified.
+    /// Stores the result of checking a claim: no error, or what is wrong. A verified claim stays verified.
     ///
     /// # Errors
     /// [`StoreError::HostnameTaken`] when another account was first, [`StoreError::Database`].
@@ -146,7 +146,7 @@ impl Store {
         }
     }
 
-    /// Gives a claim up; says whether there was one.
+    /// Removes a claim; returns whether there was one.
     ///
     /// # Errors
     /// [`StoreError::Database`].

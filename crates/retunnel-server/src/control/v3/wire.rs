@@ -174,7 +174,7 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> Wire<IO> {
         }
     }
 
-    /// Hands a message to its stream, or gives it to the session.
+    /// Hands a message to its stream, or returns it for the session.
     fn take(&mut self, message: Bytes) -> Option<Arrived> {
         match FromClient::decode(&message) {
             Ok(FromClient::Stream(frame)) => {

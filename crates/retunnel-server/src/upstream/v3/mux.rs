@@ -76,7 +76,7 @@ pub(crate) struct Lost;
 pub(crate) enum Outgoing {
     /// A message and the room it takes.
     Message(Bytes, usize),
-    /// A heartbeat whose answer tells that so many frames and bytes of a stream have been taken.
+    /// A heartbeat. Its answer acknowledges these numbers of frames and bytes of a stream.
     Heartbeat(Arc<Shared>, u64, u64),
 }
 

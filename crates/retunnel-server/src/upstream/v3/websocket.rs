@@ -150,7 +150,7 @@ async fn answer(stream: &Stream) -> Result<Answered, Failure> {
     }
 }
 
-/// Version 1 tells of refusals only, by a reset with the status in its text.
+/// Version 1 reports refusals only, as a reset with the status in its text.
 async fn refused_at_once(stream: &Stream) -> Result<Answered, Failure> {
     let first = match timeout(REFUSAL_WITHIN, stream.next()).await {
         Err(_) => None,
@@ -167,8 +167,8 @@ async fn refused_at_once(stream: &Stream) -> Result<Answered, Failure> {
     Ok(Answered::Accepted { subprotocol: None, first })
 }
 
-/// The subprotocol that a visitor offers alone. Version 1 does not tell which one was chosen, and browsers give up when
-/// none of those that they offered is.
+/// The subprotocol, if the visitor offers only one. Version 1 does not report which one was chosen, and browsers fail when
+/// none of their offers is.
 fn only_offer(head: &RequestHead) -> Option<String> {
     let mut offers = tokens(head.headers.all("sec-websocket-protocol"));
     let only = offers.next().filter(|_| offers.next().is_none())?;
@@ -249,7 +249,7 @@ where
             }
         };
         if let Some((code, reason)) = message.as_close() {
-            // A visitor that gives no code has nothing to complain about.
+            // A visitor that sends no code reports no error.
             let code = if code.is_reserved() { CloseCode::NORMAL_CLOSURE } else { code };
             stream.close(Some(code.into()), Some(reason.to_owned()));
             return Ok(End::Visitor);
