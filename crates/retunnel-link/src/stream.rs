@@ -92,21 +92,17 @@ impl LinkStream {
         .await;
     }
 
-    /// Waits for bytes and gives those that arrived together; empty at the end. Saves the
-    /// copy of a read where the caller keeps the bytes. Cancel-safe.
+    /// Bytes that arrived together; empty at the end. Saves the copy of a read where the caller keeps the bytes.
     ///
     /// # Errors
-    /// As those of a read.
-    pub async fn read_frame(&self) -> io::Result<Bytes> {
-        std::future::poll_fn(|cx| {
-            let mut state = self.at.shared.lock();
-            if let Some(bytes) = state.read_piece(self.at.id) {
-                self.was_read(state);
-                return Poll::Ready(Ok(bytes));
-            }
-            self.poll_other_piece(cx, state)
-        })
-        .await
+    /// Those of a read.
+    pub fn poll_frame(&self, cx: &mut Context<'_>) -> Poll<io::Result<Bytes>> {
+        let mut state = self.at.shared.lock();
+        if let Some(bytes) = state.read_piece(self.at.id) {
+            self.was_read(state);
+            return Poll::Ready(Ok(bytes));
+        }
+        self.poll_other_piece(cx, state)
     }
 
     /// Waits for bytes and puts those that have arrived into the empty `first` and `more`, about `enough` of them; `first` stays

@@ -210,6 +210,15 @@ impl Registry {
         }
     }
 
+    /// What an address stands for, without waiting.
+    pub(crate) fn find_now(&self, address: &PublicAddress, now: Instant) -> Found<Arc<Tunnel>> {
+        match self.lock().leases.find(address, now) {
+            Found::Live(Holder(tunnel)) => Found::Live(tunnel),
+            Found::Held(until) => Found::Held(until),
+            Found::Free => Found::Free,
+        }
+    }
+
     /// The tunnel that serves an address. Waits up to `hold` from `now` for a lost owner to come back.
     pub(crate) async fn find(&self, address: &PublicAddress, mut now: Instant, hold: Duration) -> Found<Arc<Tunnel>> {
         let deadline = now + hold;

@@ -67,6 +67,9 @@ pub(super) trait RequestBody: Send {
     /// The request is complete: waits until the visitor leaves, and keeps what it sends ahead.
     fn watch(&mut self) -> impl Future<Output = Leaving> + Send;
 
+    /// Whether the request has no body.
+    fn is_empty(&self) -> bool;
+
     /// Whether nothing of the body has arrived.
     fn is_awaited(&self) -> bool;
 }

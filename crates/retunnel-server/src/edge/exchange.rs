@@ -135,7 +135,12 @@ impl Exchange<'_> {
         let mut whole = None;
         loop {
             tries += 1;
-            let tunnel = match edge.registry.find(&address, now, edge.config.limits.hold_visitors).await {
+            let found = match edge.registry.find_now(&address, now) {
+                // In a box, as everything that few requests need: the size of this future is paid by each.
+                Found::Held(_) => Box::pin(edge.registry.find(&address, now, edge.config.limits.hold_visitors)).await,
+                found => found,
+            };
+            let tunnel = match found {
                 Found::Live(tunnel) => tunnel,
                 Found::Held(until) => {
                     let seconds = until.saturating_duration_since(Instant::now()).as_secs().max(1);
@@ -166,7 +171,7 @@ impl Exchange<'_> {
             return self.outcome(tunnel, &Progress::default(), Err(ended)).await;
         }
         if let (BodyMode::Whole { max }, None) = (mode, &*whole) {
-            match self.collect(downstream, max).await {
+            match Box::pin(self.collect(downstream, max)).await {
                 Ok(body) => *whole = Some(body),
                 Err(ended) => return self.outcome(tunnel, &Progress::default(), Err(ended)).await,
             }

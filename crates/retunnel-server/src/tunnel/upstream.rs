@@ -4,10 +4,12 @@
 use std::{
     fmt, io,
     net::SocketAddr,
+    pin::Pin,
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering::Relaxed},
     },
+    task::{Context, Poll},
 };
 
 use bytes::{Bytes, BytesMut};
@@ -21,6 +23,46 @@ use crate::net::socket::Socket;
 /// Trailers of a body, in order.
 pub(crate) type Trailers = Vec<(Bytes, Bytes)>;
 
+/// The result of a step of an exchange. Most steps of the native wire need no future of their own, and so no allocation.
+pub(crate) enum Soon<'a, T> {
+    /// It is there; taken when polled.
+    Now(Option<T>),
+    /// The exchange itself is polled for it.
+    Polled(&'a dyn PollFor<T>),
+    /// A future of its own brings it.
+    Later(BoxFuture<'a, T>),
+}
+
+/// Something that can be polled for a result.
+pub(crate) trait PollFor<T>: Send + Sync {
+    /// The result, once it is there.
+    fn poll_for(&self, cx: &mut Context<'_>) -> Poll<T>;
+}
+
+impl<'a, T> Soon<'a, T> {
+    /// A result that is there.
+    pub(crate) const fn now(result: T) -> Self {
+        Self::Now(Some(result))
+    }
+
+    /// A result that a future brings.
+    pub(crate) fn later(future: impl Future<Output = T> + Send + 'a) -> Self {
+        Self::Later(Box::pin(future))
+    }
+}
+
+impl<T: Unpin> Future for Soon<'_, T> {
+    type Output = T;
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<T> {
+        match self.get_mut() {
+            Self::Now(result) => Poll::Ready(result.take().expect("a future is not polled after its end")),
+            Self::Polled(exchange) => exchange.poll_for(cx),
+            Self::Later(future) => future.as_mut().poll(cx),
+        }
+    }
+}
+
 /// One tunnel's way to its client.
 pub(crate) trait Upstream: fmt::Debug + Send + Sync {
     /// How the body of such a request must be given to [`Self::exchange`].
@@ -30,7 +72,7 @@ pub(crate) trait Upstream: fmt::Debug + Send + Sync {
     ///
     /// # Errors
     /// [`Failure`], never [`Failure::Cut`].
-    fn exchange<'a>(&'a self, request: Request<'a>) -> BoxFuture<'a, Result<Box<dyn Exchange + 'a>, Failure>>;
+    fn exchange<'a>(&'a self, request: Request<'a>) -> Soon<'a, Result<Box<dyn Exchange + 'a>, Failure>>;
 
     /// Relays a visitor of a TCP tunnel until both sides have ended, and counts the bytes.
     ///
@@ -104,7 +146,7 @@ pub(crate) trait Exchange: Send + Sync {
     ///
     /// # Errors
     /// The local service or the client takes no more. It may still answer.
-    fn send<'a>(&'a self, piece: Bytes, end: Option<Trailers>) -> BoxFuture<'a, Result<(), Closed>>;
+    fn send(&self, piece: Bytes, end: Option<Trailers>) -> Soon<'_, Result<(), Closed>>;
 
     /// The stream that the rest of a sized request body may be written to as it is.
     fn raw_request(&self) -> Option<&LinkStream> {
@@ -115,13 +157,13 @@ pub(crate) trait Exchange: Send + Sync {
     ///
     /// # Errors
     /// [`Failure`].
-    fn answer(&self) -> BoxFuture<'_, Result<Answer, Failure>>;
+    fn answer(&self) -> Soon<'_, Result<Answer, Failure>>;
 
     /// The next part of the answer's body, until one has an end. Not cancel-safe.
     ///
     /// # Errors
     /// [`Failure::Cut`].
-    fn receive(&self) -> BoxFuture<'_, Result<Part, Failure>>;
+    fn receive(&self) -> Soon<'_, Result<Part, Failure>>;
 
     /// The stream that the rest of a sized answer arrives on as it is, and how many bytes that is.
     fn raw_answer(&self) -> Option<(&LinkStream, u64)> {

@@ -6,6 +6,7 @@ use std::{
     io,
     net::SocketAddr,
     sync::{Mutex, MutexGuard},
+    task::{Context, Poll, ready},
     time::Duration,
 };
 
@@ -36,7 +37,8 @@ use crate::{
         socket::Socket,
     },
     tunnel::upstream::{
-        Answer, BodyMode, Closed, Exchange, Failure, Moved, Part, Request, Trailers, Upgraded, Upstream, is_repeatable,
+        Answer, BodyMode, Closed, Exchange, Failure, Moved, Part, PollFor, Request, Soon, Trailers, Upgraded, Upstream,
+        is_repeatable,
     },
 };
 
@@ -73,15 +75,26 @@ impl NativeUpstream {
         Self { link, id, announced: CancellationToken::new(), idle: Mutex::new(Vec::new()) }
     }
 
-    /// A new connection to the local service.
-    async fn open(&self, protocol: TunnelProtocol, visitor: String) -> Result<LinkStream, OpenError> {
-        if !self.announced.is_cancelled() {
-            tokio::select! {
-                () = self.announced.cancelled() => {}
-                _ = self.link.closed() => {}
-            }
+    /// Waits until the client knows of the tunnel.
+    async fn announced(&self) {
+        tokio::select! {
+            () = self.announced.cancelled() => {}
+            _ = self.link.closed() => {}
         }
+    }
+
+    /// A new connection to the local service.
+    fn open(&self, protocol: TunnelProtocol, visitor: String) -> Result<LinkStream, OpenError> {
         self.link.open(&Open { tunnel: self.id.clone(), protocol, visitor })
+    }
+
+    /// Begins an exchange on a connection of its own.
+    fn begin<'a>(&'a self, head: &'a RequestHead, unsent: Draft) -> Result<Box<dyn Exchange + 'a>, Failure> {
+        let stream = self.open(TunnelProtocol::Http, String::new()).map_err(|error| {
+            debug!(tunnel = %self.id, %error, "no stream");
+            if matches!(error, OpenError::TooMany(_)) { Failure::Busy } else { Failure::Lost }
+        })?;
+        Ok(NativeExchange::new(self, head, stream, unsent, false))
     }
 
     /// An idle connection, if one is alive. A request that is not `repeatable` gets one that was used a moment ago, or none.
@@ -130,32 +143,19 @@ impl Upstream for NativeUpstream {
         BodyMode::Streamed { max: u64::MAX, answers_expect: true }
     }
 
-    fn exchange<'a>(&'a self, request: Request<'a>) -> BoxFuture<'a, Result<Box<dyn Exchange + 'a>, Failure>> {
-        Box::pin(async move {
-            let Request { head, visitor, may_reuse, .. } = request;
-            let kept = if may_reuse { self.reuse(is_repeatable(head)) } else { None };
-            let is_reused = kept.is_some();
-            let stream = match kept {
-                Some(stream) => stream,
-                None => self.open(TunnelProtocol::Http, String::new()).await.map_err(|error| {
-                    debug!(tunnel = %self.id, %error, "no stream");
-                    if matches!(error, OpenError::TooMany(_)) { Failure::Busy } else { Failure::Lost }
-                })?,
-            };
-            if matches!(head.body, Framing::Length(length) if length >= BULK_FROM) {
-                stream.expect_bulk();
-            }
-            let mut out = Draft::new();
-            write::request(head, visitor, &mut out);
-            let exchange = NativeExchange {
-                upstream: self,
-                request: head,
-                stream,
-                is_reused,
-                unsent: Mutex::new(Some(out)),
-                receiving: Mutex::default(),
-            };
-            Ok(Box::new(exchange) as Box<dyn Exchange>)
+    fn exchange<'a>(&'a self, request: Request<'a>) -> Soon<'a, Result<Box<dyn Exchange + 'a>, Failure>> {
+        let Request { head, visitor, may_reuse, .. } = request;
+        let mut unsent = Draft::new();
+        write::request(head, visitor, &mut unsent);
+        if may_reuse && let Some(stream) = self.reuse(is_repeatable(head)) {
+            return Soon::now(Ok(NativeExchange::new(self, head, stream, unsent, true)));
+        }
+        if self.announced.is_cancelled() {
+            return Soon::now(self.begin(head, unsent));
+        }
+        Soon::later(async move {
+            self.announced().await;
+            self.begin(head, unsent)
         })
     }
 
@@ -166,7 +166,10 @@ impl Upstream for NativeUpstream {
         moved: &'a Moved,
     ) -> BoxFuture<'a, io::Result<()>> {
         Box::pin(async move {
-            let stream = self.open(TunnelProtocol::Tcp, peer.to_string()).await.map_err(io::Error::other)?;
+            if !self.announced.is_cancelled() {
+                self.announced().await;
+            }
+            let stream = self.open(TunnelProtocol::Tcp, peer.to_string()).map_err(io::Error::other)?;
             relay(visitor, &stream, Pump::default(), moved).await
         })
     }
@@ -238,7 +241,21 @@ impl Receiving {
     }
 }
 
-impl NativeExchange<'_> {
+impl<'a> NativeExchange<'a> {
+    fn new(
+        upstream: &'a NativeUpstream,
+        request: &'a RequestHead,
+        stream: LinkStream,
+        unsent: Draft,
+        is_reused: bool,
+    ) -> Box<dyn Exchange + 'a> {
+        if matches!(request.body, Framing::Length(length) if length >= BULK_FROM) {
+            stream.expect_bulk();
+        }
+        let (unsent, receiving) = (Mutex::new(Some(unsent)), Mutex::default());
+        Box::new(Self { upstream, request, stream, is_reused, unsent, receiving })
+    }
+
     fn receiving(&self) -> MutexGuard<'_, Receiving> {
         self.receiving.lock().expect("no code panics while it holds the state")
     }
@@ -287,15 +304,15 @@ impl NativeExchange<'_> {
         }
     }
 
-    /// Waits for more of the answer's body; says whether the stream has ended.
-    async fn more(&self) -> Result<bool, Failure> {
-        let more = self.stream.read_frame().await.map_err(|_| Failure::Cut)?;
+    /// More of the answer's body, small frames together; whether the stream has ended.
+    fn poll_more(&self, cx: &mut Context<'_>) -> Poll<Result<bool, Failure>> {
+        let first = ready!(self.stream.poll_frame(cx)).map_err(|_| Failure::Cut)?;
         let mut joined = Joined::default();
-        let mut is_end = more.is_empty();
-        joined.push(more);
+        let mut is_end = first.is_empty();
+        joined.push(first);
         while !is_end
             && joined.len() < GATHERED
-            && let Some(Ok(more)) = self.stream.read_frame().now_or_never()
+            && let Poll::Ready(Ok(more)) = self.stream.poll_frame(cx)
         {
             is_end = more.is_empty();
             joined.push(more);
@@ -303,36 +320,79 @@ impl NativeExchange<'_> {
         let mut receiving = self.receiving();
         receiving.rest = joined.into_bytes();
         receiving.is_spent = is_end;
-        Ok(is_end)
+        Poll::Ready(Ok(is_end))
+    }
+}
+
+impl PollFor<Result<Answer, Failure>> for NativeExchange<'_> {
+    fn poll_for(&self, cx: &mut Context<'_>) -> Poll<Result<Answer, Failure>> {
+        loop {
+            if let Some(answer) = self.parse()? {
+                return Poll::Ready(Ok(answer));
+            }
+            let more = ready!(self.stream.poll_frame(cx)).map_err(|error| self.failure_of(&error))?;
+            if more.is_empty() {
+                let failure = if self.is_silent() { Failure::Lost } else { Failure::LocalClosedEarly };
+                return Poll::Ready(Err(failure));
+            }
+            let mut receiving = self.receiving();
+            receiving.rest = match receiving.rest.len() {
+                0 => more,
+                len if len < MAX_HEAD => [&receiving.rest[..], &more].concat().into(),
+                _ => return Poll::Ready(Err(Failure::LocalInvalidResponse)),
+            };
+        }
+    }
+}
+
+impl PollFor<Result<Part, Failure>> for NativeExchange<'_> {
+    fn poll_for(&self, cx: &mut Context<'_>) -> Poll<Result<Part, Failure>> {
+        let is_end = if self.receiving().is_spent { true } else { ready!(self.poll_more(cx))? };
+        let mut receiving = self.receiving();
+        let mut part = receiving.part().map_err(|BadBody| Failure::Cut)?;
+        if is_end && part.end.is_none() && part.payload.is_empty() {
+            // Only a body that lasts until the connection ends may end here.
+            let may_end = receiving.decoder.as_ref().is_some_and(Decoder::may_end_here);
+            part.end = Some(may_end.then(Trailers::new).ok_or(Failure::Cut)?);
+        }
+        Poll::Ready(Ok(part))
     }
 }
 
 impl Exchange for NativeExchange<'_> {
-    fn send<'a>(&'a self, piece: Bytes, end: Option<Trailers>) -> BoxFuture<'a, Result<(), Closed>> {
-        Box::pin(async move {
-            let unsent = self.unsent.lock().expect("no code panics while it holds the head").take();
-            let mut out = unsent.unwrap_or_else(Draft::new);
-            let mut body = Bytes::new();
-            if self.request.body == Framing::Chunked {
-                if !piece.is_empty() {
-                    body::put_chunk(&piece, &mut out);
-                }
-                if let Some(trailers) = end {
-                    body::last_chunk(&trailers, &mut out);
-                }
-            } else if piece.len() < TOGETHER {
-                out.put_slice(&piece);
-            } else {
-                body = piece;
+    fn send(&self, piece: Bytes, end: Option<Trailers>) -> Soon<'_, Result<(), Closed>> {
+        let unsent = self.unsent.lock().expect("no code panics while it holds the head").take();
+        let mut out = unsent.unwrap_or_else(Draft::new);
+        let mut body = Bytes::new();
+        if self.request.body == Framing::Chunked {
+            if !piece.is_empty() {
+                body::put_chunk(&piece, &mut out);
             }
-            if !out.is_empty() {
-                (&self.stream).write_all(&out).await.map_err(|_| Closed)?;
+            if let Some(trailers) = end {
+                body::last_chunk(&trailers, &mut out);
             }
+        } else if piece.len() < TOGETHER {
+            out.put_slice(&piece);
+        } else {
+            body = piece;
+        }
+        let mut stream = &self.stream;
+        // A head and a little more leave at once, unless the link is full.
+        if !out.is_empty()
+            && let Some(written) = stream.write(&out).now_or_never()
+        {
+            match written {
+                Ok(count) => out.advance(count),
+                Err(_) => return Soon::now(Err(Closed)),
+            }
+        }
+        if out.is_empty() && body.is_empty() {
+            return Soon::now(Ok(()));
+        }
+        Soon::later(async move {
+            stream.write_all(&out).await.map_err(|_| Closed)?;
             drop(out);
-            if !body.is_empty() {
-                self.stream.write_owned(body).await.map_err(|_| Closed)?;
-            }
-            Ok(())
+            self.stream.write_owned(body).await.map_err(|_| Closed)
         })
     }
 
@@ -340,38 +400,12 @@ impl Exchange for NativeExchange<'_> {
         Some(&self.stream)
     }
 
-    fn answer(&self) -> BoxFuture<'_, Result<Answer, Failure>> {
-        Box::pin(async move {
-            loop {
-                if let Some(answer) = self.parse()? {
-                    return Ok(answer);
-                }
-                let more = self.stream.read_frame().await.map_err(|error| self.failure_of(&error))?;
-                if more.is_empty() {
-                    return Err(if self.is_silent() { Failure::Lost } else { Failure::LocalClosedEarly });
-                }
-                let mut receiving = self.receiving();
-                receiving.rest = match receiving.rest.len() {
-                    0 => more,
-                    len if len < MAX_HEAD => [&receiving.rest[..], &more].concat().into(),
-                    _ => return Err(Failure::LocalInvalidResponse),
-                };
-            }
-        })
+    fn answer(&self) -> Soon<'_, Result<Answer, Failure>> {
+        Soon::Polled(self)
     }
 
-    fn receive(&self) -> BoxFuture<'_, Result<Part, Failure>> {
-        Box::pin(async move {
-            let is_end = if self.receiving().is_spent { true } else { self.more().await? };
-            let mut receiving = self.receiving();
-            let mut part = receiving.part().map_err(|BadBody| Failure::Cut)?;
-            if is_end && part.end.is_none() && part.payload.is_empty() {
-                // Only a body that lasts until the connection ends may end here.
-                let may_end = receiving.decoder.as_ref().is_some_and(Decoder::may_end_here);
-                part.end = Some(may_end.then(Trailers::new).ok_or(Failure::Cut)?);
-            }
-            Ok(part)
-        })
+    fn receive(&self) -> Soon<'_, Result<Part, Failure>> {
+        Soon::Polled(self)
     }
 
     fn raw_answer(&self) -> Option<(&LinkStream, u64)> {

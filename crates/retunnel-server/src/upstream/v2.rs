@@ -36,7 +36,8 @@ use crate::{
     account::AccountId,
     net::socket::Socket,
     tunnel::upstream::{
-        Answer, BodyMode, Closed, Exchange, Failure, Moved, Part, Request, Trailers, Upgraded, Upstream, WholeBody,
+        Answer, BodyMode, Closed, Exchange, Failure, Moved, Part, Request, Soon, Trailers, Upgraded, Upstream,
+        WholeBody,
     },
 };
 
@@ -181,28 +182,26 @@ impl Upstream for V2Upstream {
         BodyMode::Whole { max: V2_MAX_REQUEST_BODY }
     }
 
-    fn exchange<'a>(&'a self, request: Request<'a>) -> BoxFuture<'a, Result<Box<dyn Exchange + 'a>, Failure>> {
-        Box::pin(async move {
-            let Request { head, visitor, peer, body, .. } = request;
-            if head.upgrade.is_some() {
-                return Err(Failure::UpgradeUnsupported);
-            }
-            let start = StartProxy {
-                // The clients look for the tunnel's id anywhere in this text.
-                url: format!("{}#{}", self.public_url, self.id),
-                client_addr: peer.to_string(),
-                request_id: RequestId::random(),
-            };
-            let request = proxy_request(head, visitor, body.bytes.clone());
-            let exchange = V2Exchange {
-                upstream: self,
-                to_head: head.is_head(),
-                unsent: Mutex::new(Some((start, request))),
-                _body: body,
-                charge: Mutex::default(),
-            };
-            Ok(Box::new(exchange) as Box<dyn Exchange>)
-        })
+    fn exchange<'a>(&'a self, request: Request<'a>) -> Soon<'a, Result<Box<dyn Exchange + 'a>, Failure>> {
+        let Request { head, visitor, peer, body, .. } = request;
+        if head.upgrade.is_some() {
+            return Soon::now(Err(Failure::UpgradeUnsupported));
+        }
+        let start = StartProxy {
+            // The clients look for the tunnel's id anywhere in this text.
+            url: format!("{}#{}", self.public_url, self.id),
+            client_addr: peer.to_string(),
+            request_id: RequestId::random(),
+        };
+        let request = proxy_request(head, visitor, body.bytes.clone());
+        let exchange = V2Exchange {
+            upstream: self,
+            to_head: head.is_head(),
+            unsent: Mutex::new(Some((start, request))),
+            _body: body,
+            charge: Mutex::default(),
+        };
+        Soon::now(Ok(Box::new(exchange) as Box<dyn Exchange>))
     }
 
     fn relay<'a>(&'a self, _: &'a mut Socket, _: SocketAddr, _: &'a Moved) -> BoxFuture<'a, io::Result<()>> {
@@ -226,13 +225,13 @@ struct V2Exchange<'a> {
 }
 
 impl Exchange for V2Exchange<'_> {
-    fn send<'a>(&'a self, _: Bytes, _: Option<Trailers>) -> BoxFuture<'a, Result<(), Closed>> {
+    fn send(&self, _: Bytes, _: Option<Trailers>) -> Soon<'_, Result<(), Closed>> {
         // The request leaves as a whole once its answer is asked for.
-        Box::pin(std::future::ready(Ok(())))
+        Soon::now(Ok(()))
     }
 
-    fn answer(&self) -> BoxFuture<'_, Result<Answer, Failure>> {
-        Box::pin(async move {
+    fn answer(&self) -> Soon<'_, Result<Answer, Failure>> {
+        Soon::later(async move {
             let unsent = self.unsent.lock().expect("no code panics while it holds the request").take();
             let Some((start, request)) = unsent else { return Err(Failure::Lost) };
             let answered = self.upstream.requests.send(start, request, self.upstream.timeout).await?;
@@ -242,9 +241,9 @@ impl Exchange for V2Exchange<'_> {
         })
     }
 
-    fn receive(&self) -> BoxFuture<'_, Result<Part, Failure>> {
+    fn receive(&self) -> Soon<'_, Result<Part, Failure>> {
         // The first part was all of it.
-        Box::pin(std::future::ready(Err(Failure::Cut)))
+        Soon::now(Err(Failure::Cut))
     }
 
     fn upgraded<'a>(&'a self, _: Upgraded<'a>, _: &'a Moved) -> BoxFuture<'a, io::Result<()>> {

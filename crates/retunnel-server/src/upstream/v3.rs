@@ -24,7 +24,7 @@ use self::mux::{CHUNK, Mux, OpenError, Stream};
 use super::values::text;
 use crate::{
     net::socket::Socket,
-    tunnel::upstream::{BodyMode, Exchange, Failure, Moved, Request, Upstream},
+    tunnel::upstream::{BodyMode, Exchange, Failure, Moved, Request, Soon, Upstream},
 };
 
 /// One tunnel of a 3.x session.
@@ -68,8 +68,8 @@ impl Upstream for V3Upstream {
         }
     }
 
-    fn exchange<'a>(&'a self, request: Request<'a>) -> BoxFuture<'a, Result<Box<dyn Exchange + 'a>, Failure>> {
-        Box::pin(async move {
+    fn exchange<'a>(&'a self, request: Request<'a>) -> Soon<'a, Result<Box<dyn Exchange + 'a>, Failure>> {
+        Soon::later(async move {
             Ok(match request.head.upgrade {
                 Some(_) => Box::new(websocket::exchange(self, request).await?) as Box<dyn Exchange>,
                 None => Box::new(http::exchange(self, request).await?),

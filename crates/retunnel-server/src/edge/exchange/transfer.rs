@@ -153,10 +153,13 @@ pub(super) async fn attempt<D: Downstream>(
     match finished {
         Finished::Upgrade => {
             let visitor = downstream.upgraded();
-            tokio::select! {
-                result = exchange.upgraded(visitor, &progress.moved) => result.map_err(|_| Ended::Cut)?,
-                () = edge.running.stopping.cancelled() => return Err(Ended::Cut),
-            }
+            Box::pin(async {
+                tokio::select! {
+                    result = exchange.upgraded(visitor, &progress.moved) => result.map_err(|_| Ended::Cut),
+                    () = edge.running.stopping.cancelled() => Err(Ended::Cut),
+                }
+            })
+            .await?;
             exchange.finish(false);
             Ok(false)
         }
@@ -214,7 +217,10 @@ async fn send_request<B: RequestBody>(
 ) -> UpEnd {
     let sent = match whole {
         Some(bytes) => exchange.send(bytes, Some(Trailers::new())).await.map_err(|_| UpEnd::UpstreamClosed),
-        None => send_pieces(exchange, body, mode, progress).await,
+        None if body.is_empty() => {
+            exchange.send(Bytes::new(), Some(Trailers::new())).await.map_err(|_| UpEnd::UpstreamClosed)
+        }
+        None => Box::pin(send_pieces(exchange, body, mode, progress)).await,
     };
     if let Err(end) = sent {
         return end;
@@ -297,7 +303,7 @@ async fn pass_answer<A: AnswerSink>(
         // The first bytes of a body are inspected.
         if progress.moved.down() > 0
             && let Some((stream, left)) = exchange.raw_answer()
-            && let Some(surplus) = answer.relay(stream, left, &progress.moved).await?
+            && let Some(surplus) = Box::pin(answer.relay(stream, left, &progress.moved)).await?
         {
             exchange.moved_raw(surplus);
             break;

@@ -98,6 +98,10 @@ impl RequestBody for Http1Body<'_> {
         }
     }
 
+    fn is_empty(&self) -> bool {
+        self.decoder.is_done()
+    }
+
     fn is_awaited(&self) -> bool {
         self.received.is_empty()
     }

@@ -24,7 +24,7 @@ use super::{
 use crate::{
     net::buffer::Joined,
     tunnel::upstream::{
-        Answer, BodyMode, Closed, Exchange, Failure, Moved, Part, Request, Trailers, Upgraded, Upstream,
+        Answer, BodyMode, Closed, Exchange, Failure, Moved, Part, Request, Soon, Trailers, Upgraded, Upstream,
     },
     upstream::values::{is_framing, response_head},
 };
@@ -130,8 +130,8 @@ impl HttpExchange {
 }
 
 impl Exchange for HttpExchange {
-    fn send<'a>(&'a self, mut piece: Bytes, end: Option<Trailers>) -> BoxFuture<'a, Result<(), Closed>> {
-        Box::pin(async move {
+    fn send(&self, mut piece: Bytes, end: Option<Trailers>) -> Soon<'_, Result<(), Closed>> {
+        Soon::later(async move {
             // The wire has no trailers.
             let is_last = end.is_some();
             while self.has_body && (is_last || !piece.is_empty()) {
@@ -146,8 +146,8 @@ impl Exchange for HttpExchange {
         })
     }
 
-    fn answer(&self) -> BoxFuture<'_, Result<Answer, Failure>> {
-        Box::pin(async move {
+    fn answer(&self) -> Soon<'_, Result<Answer, Failure>> {
+        Soon::later(async move {
             let meta = HttpMeta::decode(&meta(&self.stream).await?).map_err(|error| {
                 debug!(%error, "head of an answer is not valid");
                 Failure::LocalInvalidResponse
@@ -187,8 +187,8 @@ impl Exchange for HttpExchange {
         })
     }
 
-    fn receive(&self) -> BoxFuture<'_, Result<Part, Failure>> {
-        Box::pin(async move {
+    fn receive(&self) -> Soon<'_, Result<Part, Failure>> {
+        Soon::later(async move {
             if self.receiving().has_failed {
                 return Err(Failure::Cut);
             }

@@ -34,7 +34,7 @@ use super::{
 };
 use crate::{
     net::rewind::Rewind,
-    tunnel::upstream::{Answer, Closed, Exchange, Failure, Moved, Part, Request, Trailers, Upgraded},
+    tunnel::upstream::{Answer, Closed, Exchange, Failure, Moved, Part, Request, Soon, Trailers, Upgraded},
     upstream::values::response_head,
 };
 
@@ -80,12 +80,12 @@ impl SocketExchange<'_> {
 }
 
 impl Exchange for SocketExchange<'_> {
-    fn send<'a>(&'a self, _: Bytes, _: Option<Trailers>) -> BoxFuture<'a, Result<(), Closed>> {
-        Box::pin(std::future::ready(Ok(())))
+    fn send(&self, _: Bytes, _: Option<Trailers>) -> Soon<'_, Result<(), Closed>> {
+        Soon::now(Ok(()))
     }
 
-    fn answer(&self) -> BoxFuture<'_, Result<Answer, Failure>> {
-        Box::pin(async move {
+    fn answer(&self) -> Soon<'_, Result<Answer, Failure>> {
+        Soon::later(async move {
             let answered = match self.stream.version() {
                 WireVersion::One => refused_at_once(&self.stream).await?,
                 WireVersion::Two => answer(&self.stream).await?,
@@ -107,9 +107,9 @@ impl Exchange for SocketExchange<'_> {
         })
     }
 
-    fn receive(&self) -> BoxFuture<'_, Result<Part, Failure>> {
+    fn receive(&self) -> Soon<'_, Result<Part, Failure>> {
         // A refusal has no body.
-        Box::pin(std::future::ready(Err(Failure::Cut)))
+        Soon::now(Err(Failure::Cut))
     }
 
     fn upgraded<'a>(&'a self, visitor: Upgraded<'a>, moved: &'a Moved) -> BoxFuture<'a, io::Result<()>> {
