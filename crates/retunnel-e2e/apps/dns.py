@@ -1,5 +1,5 @@
 """A DNS server over UDP for one zone. Prints its port. Argument: a JSON file {"name": {"TXT": [...], "CNAME": "...", "A":
-[...]}}, read anew for each question."""
+[...]}}, read again for each question."""
 
 import ipaddress
 import json

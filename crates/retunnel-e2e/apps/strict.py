@@ -68,7 +68,7 @@ class Strict:
         return re.fullmatch(r"tok_\d+", token or "") is not None
 
     def claim(self, name, token):
-        """Gives a name, random when none is wanted; None when it belongs to somebody else."""
+        """Gives a name, random when none is wanted; None if it belongs to another account."""
         if not name:
             name = f"name-{len(self.state['names'])}-{os.urandom(4).hex()}"
         if self.state["names"].setdefault(name, token) != token:

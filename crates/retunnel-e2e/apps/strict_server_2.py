@@ -52,10 +52,10 @@ class Server(Strict):
         await socket.prepare(request)
         first = await socket.receive(timeout=10)
         if first.type == WSMsgType.CLOSE:
-            # Somebody looked whether a session could open.
+            # A probe whether a session can be opened.
             return socket
         if first.type == WSMsgType.BINARY and first.data and 0x80 <= first.data[0] <= 0x8F:
-            # What a client that looks for 3.x says; nobody answers it here.
+            # What a client that tries 3.x sends; it gets no answer here.
             require(msgpack.unpackb(first.data).get("version") == 2, f"neither 2.x nor 3.x: {first.data[:80]}")
             await socket.close()
             return socket
@@ -117,7 +117,7 @@ class Server(Strict):
     async def open(self, session, message):
         name = self.claim(message["Subdomain"].lower(), session.token)
         if name is None:
-            code, text = "SUBDOMAIN_TAKEN", "that name belongs to somebody else [name_unavailable]"
+            code, text = "SUBDOMAIN_TAKEN", "that name belongs to another account [name_unavailable]"
             spelled = {"error_code": code, "message": text, "ErrorCode": code, "Message": text}
             await session.send(Type="ErrorResp", ReqId=message["ReqId"], **spelled)
             return
@@ -125,7 +125,7 @@ class Server(Strict):
         self.tunnels[name] = {"name": name, "session": session, "auth": message["HttpAuth"]}
         named = {"Url": self.url(name), "Protocol": "http", "Subdomain": name, "TunnelId": name}
         await session.send(Type="NewTunnel", ReqId=message["ReqId"], Error="", Extra=1, **named)
-        # What nobody knows is ignored, and a Ping is answered.
+        # Unknown messages are ignored, and a Ping is answered.
         await session.send(Type="Unheard", Of=1)
         session.expected_pongs.append(asyncio.get_running_loop().call_later(5, violation, "no Pong"))
         await session.send(Type="Ping")
@@ -190,7 +190,7 @@ class Server(Strict):
         require(session is not None, f"RegProxy with the id {register['ClientId']}")
         require(request.headers.get("Authorization") == f"Bearer {session.token}", "a data socket of another account")
         session.asked -= 1
-        require(session.asked >= 0, "a data socket that nobody asked for")
+        require(session.asked >= 0, "an unrequested data socket")
         socket.done = asyncio.Event()
         session.waiting = [visitor for visitor in session.waiting if not visitor.done()]
         if not session.waiting:

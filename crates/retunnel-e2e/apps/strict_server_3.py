@@ -16,7 +16,7 @@ class Broken(Exception):
 
 
 class Stream:
-    """One visitor. What arrives is checked in its order by whoever serves it."""
+    """One visitor. The code that serves it checks the order of messages."""
 
     def __init__(self, session, stream_id):
         self.session, self.id = session, stream_id
@@ -105,11 +105,11 @@ class Server(Strict):
         await socket.prepare(request)
         first = await socket.receive(timeout=10)
         if first.type == WSMsgType.CLOSE:
-            # Somebody looked whether a session could open.
+            # A probe whether a session can be opened.
             return socket
         auth = self.unpack(first)
         if auth["Type"] == "Auth" and "User" in auth:
-            # What a client that looks for 2.x says; nobody answers it here.
+            # What a client that tries 2.x sends; it gets no answer here.
             await socket.close()
             return socket
         require(auth["Type"] == "Auth", f"{auth['Type']} before Auth")
@@ -158,7 +158,7 @@ class Server(Strict):
                 print(f"reset: {message['reason']}", flush=True)
             stream = session.streams.get(message["stream_id"])
             require(stream is not None, f"{kind} of a stream that never was")
-            require(not getattr(stream, "ended", False), f"{kind} behind the end of its stream")
+            require(not getattr(stream, "ended", False), f"{kind} after the end of its stream")
             stream.ended = kind != "StreamData"
             stream.frames.put_nowait(message)
         else:
@@ -167,7 +167,7 @@ class Server(Strict):
     async def create(self, session, message):
         name = self.claim(message.get("subdomain"), session.token)
         if name is None:
-            await session.send(Type="Error", code="SUBDOMAIN_UNAVAILABLE", message="that name belongs to somebody else")
+            await session.send(Type="Error", code="SUBDOMAIN_UNAVAILABLE", message="that name belongs to another account")
             await session.socket.close()
             return
         tunnel = {"name": name, "session": session}

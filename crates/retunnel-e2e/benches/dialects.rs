@@ -1,5 +1,5 @@
-//! What a request costs the server, by the dialect of the client: processor seconds of the server's process alone, with the
-//! built release program and a published client. Run by `make bench-parts`; rounds take turns, medians are printed.
+//! What a request costs the server, by the dialect of the client: CPU seconds of the server's process alone, with the
+//! built release program and a published client. Run by `make bench-parts`; rounds alternate, and medians are printed.
 
 #![expect(clippy::print_stdout, clippy::unwrap_used, reason = "a benchmark prints and stops at the first failure")]
 
@@ -40,7 +40,7 @@ async fn requests(address: SocketAddr, host: &str) -> u32 {
     tasks.join_all().await.into_iter().sum()
 }
 
-/// Processor seconds of the server so far (Linux; 100 ticks a second).
+/// CPU seconds of the server so far (Linux; 100 ticks a second).
 fn cpu(server: &Server) -> f64 {
     let stat = std::fs::read_to_string(format!("/proc/{}/stat", server.process.id())).unwrap();
     let fields: Vec<&str> = stat.rsplit(')').next().unwrap().split_whitespace().collect();

@@ -12,7 +12,7 @@ use retunnel_e2e::{
 use tokio::time::Instant;
 
 const ROUNDS: usize = 20;
-/// What was promised.
+/// The required time.
 const PROMISE: Duration = Duration::from_millis(300);
 
 async fn first_url(server: &Server, user: &User, port: &str) -> Duration {
@@ -32,7 +32,7 @@ async fn main() {
     let server = Server::start(&["--tcp-ports", "off"]).await;
     let app = service::http().await;
     let known = User::default();
-    // The first run of a user makes an account.
+    // A user's first run registers an account.
     let mut new = Vec::new();
     let mut again = Vec::new();
     for _ in 0..ROUNDS {

@@ -1,7 +1,7 @@
-//! What the inspector costs: the same requests through a tunnel without it, with it, and with a page open, in turns. Prints
+//! What the inspector costs: the same requests through a tunnel without it, with it, and with a page open, in alternation. Prints
 //! medians of the ratios of neighbouring rounds, which a noisy machine disturbs least. Run by
 //! `cargo bench -p retunnel-e2e --bench inspector` with the built release program. `RETUNNEL_BENCH_OTHER` names another
-//! build of the program that runs without the inspector in the same turns, as one that has no tap.
+//! build of the program that takes part without the inspector, for example one that has no tap.
 
 #![expect(clippy::print_stdout, clippy::unwrap_used, reason = "a benchmark prints and stops at the first failure")]
 
@@ -22,12 +22,12 @@ const CONNECTIONS: usize = 64;
 #[derive(Debug, Clone, Copy)]
 struct Round {
     per_second: f64,
-    /// Processor seconds for 100k requests: of the client, and of client and server.
+    /// CPU seconds per 100k requests: of the client, and of client and server.
     client: f64,
     both: f64,
 }
 
-/// Processor seconds of a process so far (Linux; 100 ticks a second).
+/// CPU seconds of a process so far (Linux; 100 ticks a second).
 fn cpu(process: &Running) -> f64 {
     let stat = std::fs::read_to_string(format!("/proc/{}/stat", process.id())).unwrap();
     let fields: Vec<&str> = stat.rsplit(')').next().unwrap().split_whitespace().collect();
@@ -85,7 +85,7 @@ async fn run() {
     let off = user.tunnel(server.address, &["http", &port, "--no-inspect"]).await;
     let on = user.tunnel(server.address, &["http", &port]).await;
     let watched = user.tunnel(server.address, &["http", &port]).await;
-    // A page that reads what it is told.
+    // A page that reads the events.
     let mut page = Visitor::connect(watched.inspector()).await;
     page.send("GET /api/events HTTP/1.1\r\nHost: localhost\r\n\r\n").await;
     let mut tasks = JoinSet::new();

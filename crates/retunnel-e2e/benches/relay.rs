@@ -1,5 +1,5 @@
-//! What a tunnel costs: requests per second, latency, bytes per second, processor seconds and memory, with the built release
-//! program as server and client. Run by `make bench-parts`; rounds of "direct" and "tunnel" alternate, medians are printed.
+//! What a tunnel costs: requests per second, latency, bytes per second, CPU seconds and memory, with the built release
+//! program as server and client. Run by `make bench-parts`; rounds of "direct" and "tunnel" alternate, and medians are printed.
 
 #![expect(clippy::print_stdout, clippy::unwrap_used, reason = "a benchmark prints and stops at the first failure")]
 
@@ -72,7 +72,7 @@ fn median(mut rounds: Vec<Round>) -> Round {
     Round { per_second: middle(|r| r.per_second), p50_ms: middle(|r| r.p50_ms), p99_ms: middle(|r| r.p99_ms) }
 }
 
-/// Processor seconds of a process so far (Linux; 100 ticks a second).
+/// CPU seconds of a process so far (Linux; 100 ticks a second).
 fn cpu(process: &Running) -> f64 {
     let stat = std::fs::read_to_string(format!("/proc/{}/stat", process.id())).unwrap();
     let fields: Vec<&str> = stat.rsplit(')').next().unwrap().split_whitespace().collect();

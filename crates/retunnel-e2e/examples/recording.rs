@@ -15,10 +15,10 @@ use serde_json::json;
 use tokio::time::sleep;
 
 const SIZE: (u16, u16) = (110, 30);
-/// What a viewer sees of a still moment.
+/// How long a still screen is shown.
 const LOOK: Duration = Duration::from_millis(1500);
 
-/// Lets the recording show what is there.
+/// Waits, so that the recording shows the screen.
 async fn watch(terminal: &mut Terminal, time: Duration) {
     let end = tokio::time::Instant::now() + time;
     while tokio::time::Instant::now() < end {
@@ -75,7 +75,7 @@ async fn main() {
 
     let mut cast =
         json!({ "version": 2, "width": SIZE.0, "height": SIZE.1, "title": "retunnel http" }).to_string() + "\n";
-    // Parts may end within a character.
+    // A part may end inside a character.
     let mut pending = Vec::new();
     for (at, bytes) in &terminal.written {
         pending.extend_from_slice(bytes);
@@ -84,7 +84,7 @@ async fn main() {
             Err(error) => error.valid_up_to(),
         };
         let text = String::from_utf8(pending.drain(..whole).collect()).unwrap();
-        // What differs from one recording to the next is not of interest.
+        // Hide what differs between recordings.
         let text = text.replace(&format!(":{}", local.port()), ":3000");
         let seconds = (at.as_secs_f64() * 1000.0).round() / 1000.0;
         cast += &(json!([seconds, "o", text]).to_string() + "\n");

@@ -1,4 +1,4 @@
-//! A relay that moves bytes by `splice(2)` and does nothing else: what the benchmarks compare bulk with.
+//! A relay that moves bytes by `splice(2)` and does nothing else: the benchmarks compare bulk transfers with it.
 //!
 //! `splice_relay LISTEN TARGET` (Linux)
 

@@ -9,7 +9,7 @@ use tempfile::TempDir;
 use tokio::process::Command;
 
 use crate::{
-    PATIENCE,
+    TIMEOUT,
     process::{Running, isolated, program},
 };
 
@@ -78,7 +78,7 @@ pub(crate) fn environments() -> PathBuf {
     }
 }
 
-/// Node of the system, or the one the test command installed.
+/// The system's Node, or the one the test command installed.
 fn node() -> PathBuf {
     let installed = environments().join("node/bin/node");
     if installed.exists() { installed } else { "node".into() }
@@ -95,7 +95,7 @@ pub async fn browse(script: &str, variables: &[(&str, &str)]) {
     let mut command = Command::new(node());
     command.arg(apps().join(script)).env("MODULES", modules).env("PROFILE", profile.path()).kill_on_drop(true);
     command.envs(variables.iter().copied());
-    let output = tokio::time::timeout(PATIENCE * 4, command.output()).await.expect("an end in time").unwrap();
+    let output = tokio::time::timeout(TIMEOUT * 4, command.output()).await.expect("an end in time").unwrap();
     let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
     assert!(output.status.success(), "{script}:\n{}{}", text(&output.stdout), text(&output.stderr));
 }
@@ -120,10 +120,10 @@ pub struct PythonClient {
 }
 
 impl PythonClient {
-    /// Opens a tunnel to a local port; empty texts ask for nothing.
+    /// Opens a tunnel to a local port; an empty text leaves its option out.
     ///
     /// # Panics
-    /// When the client is not installed or opens nothing.
+    /// If the client is not installed or opens no tunnel.
     pub async fn start(version: &str, how: Use, server: SocketAddr, port: &str, subdomain: &str, auth: &str) -> Self {
         let bin = environments().join(version).join("bin");
         assert!(bin.join("python").exists(), "client {version} is not installed; run `make install-dev`");

@@ -1,4 +1,4 @@
-//! Certificates, of an authority that nobody knows.
+//! Certificates of an authority that no system trusts.
 
 use std::{net::SocketAddr, path::PathBuf, sync::Arc};
 
@@ -55,7 +55,7 @@ impl Authority {
         self.path("ca.pem").to_str().unwrap().to_owned()
     }
 
-    /// A file beside that of the certificate.
+    /// A file in the directory of the certificate.
     #[must_use]
     pub fn path(&self, name: &str) -> PathBuf {
         self.files.path().join(name)
@@ -86,13 +86,13 @@ impl Authority {
         (paths.0.to_str().unwrap().to_owned(), paths.1.to_str().unwrap().to_owned())
     }
 
-    /// A server that shows a certificate for these names.
+    /// A server configuration with a certificate for these names.
     #[must_use]
     pub fn server(&self, names: &[&str]) -> ServerConfig {
         shows(self.issue(names))
     }
 
-    /// One whose time was over in 2020.
+    /// One that expired in 2020.
     #[must_use]
     pub fn expired_server(&self, names: &[&str]) -> ServerConfig {
         shows(self.issue_until(2020, names))

@@ -1,4 +1,4 @@
-//! Servers that know only a published dialect, as strict scripts (`apps/strict_server_2.py`, `apps/strict_server_3.py`).
+//! Servers that support only a published dialect, as strict scripts (`apps/strict_server_2.py`, `apps/strict_server_3.py`).
 
 use std::net::SocketAddr;
 
@@ -10,7 +10,7 @@ use crate::{
     process::{DOMAIN, Running},
 };
 
-/// A strict server. It ends with exit code 3 as soon as a client breaks the protocol.
+/// A strict server. It exits with code 3 as soon as a client violates the protocol.
 #[derive(Debug)]
 pub struct Foreign {
     process: Running,
@@ -63,7 +63,7 @@ impl Foreign {
     /// Ends the server.
     ///
     /// # Panics
-    /// When a client broke the protocol.
+    /// If a client violated the protocol.
     pub async fn finish(mut self) {
         self.process.end();
         assert_eq!(self.process.exit().await, Some(0), "the client broke the protocol; see above");

@@ -1,4 +1,4 @@
-//! Networks that stand between a client and its server: an HTTP CONNECT proxy, with TLS or without, a SOCKS5 proxy, and a TLS
+//! Networks between a client and its server: an HTTP CONNECT proxy, with or without TLS, a SOCKS5 proxy, and a TLS
 //! front.
 
 use std::{
@@ -16,7 +16,7 @@ use tokio_rustls::TlsAcceptor;
 
 use crate::authority::Authority;
 
-/// How the proxy is talked to.
+/// The proxy's protocol.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Kind {
     /// HTTP CONNECT.
@@ -25,7 +25,7 @@ pub enum Kind {
     Socks5,
 }
 
-/// A connection, whatever it is made of.
+/// A connection of any kind.
 trait Stream: AsyncRead + AsyncWrite + Send + Unpin {}
 
 impl<S: AsyncRead + AsyncWrite + Send + Unpin> Stream for S {}
@@ -40,12 +40,12 @@ pub struct Gateway {
 }
 
 impl Gateway {
-    /// Starts a proxy that connects whoever gives `login` (`user:password`) to `target`, whatever name is asked for.
+    /// Starts a proxy that requires `login` (`user:password`) and connects to `target`, whatever name is requested.
     pub async fn start(kind: Kind, login: Option<&str>, target: SocketAddr) -> Self {
         Self::start_behind(None, kind, login, target).await
     }
 
-    /// The same with HTTP CONNECT behind TLS.
+    /// The same with HTTP CONNECT inside TLS.
     pub async fn start_tls(config: ServerConfig, login: Option<&str>, target: SocketAddr) -> Self {
         Self::start_behind(Some(TlsAcceptor::from(Arc::new(config))), Kind::Http, login, target).await
     }
@@ -87,7 +87,7 @@ impl Gateway {
         Self { address, asked, _task: task }
     }
 
-    /// The servers that were asked for, as `host:port`.
+    /// The requested servers, as `host:port`.
     #[must_use]
     pub fn asked(&self) -> Vec<String> {
         self.asked.lock().unwrap().clone()

@@ -1,6 +1,6 @@
 //! The harness of the end-to-end scenarios: the built program as server and client, local services, visitors.
 //!
-//! Nothing here stands in for a part of the system: programs are processes, connections are sockets. Whatever is started
+//! Nothing here replaces a part of the system: programs are processes, connections are sockets. Whatever is started
 //! ends with its handle, and every wait is for a condition, with a deadline that a loaded machine meets.
 
 #![expect(
@@ -26,23 +26,23 @@ use std::{future::Future, time::Duration};
 
 use tokio::time::{Instant, sleep};
 
-/// Longest wait for anything. A loaded machine is slow; a broken system never gets there.
-pub const PATIENCE: Duration = Duration::from_secs(30);
+/// Longest wait for any condition. A loaded machine is slow; a broken system never meets the condition.
+pub const TIMEOUT: Duration = Duration::from_secs(30);
 
 /// Waits until `check` gives something.
 ///
 /// # Panics
-/// When it does not within [`PATIENCE`].
+/// If it does not within [`TIMEOUT`].
 pub async fn eventually<T, F>(what: &str, mut check: impl FnMut() -> F) -> T
 where
     F: Future<Output = Option<T>>,
 {
-    let deadline = Instant::now() + PATIENCE;
+    let deadline = Instant::now() + TIMEOUT;
     loop {
         if let Some(found) = check().await {
             return found;
         }
-        assert!(Instant::now() < deadline, "waited {PATIENCE:?} for: {what}");
+        assert!(Instant::now() < deadline, "waited {TIMEOUT:?} for: {what}");
         sleep(Duration::from_millis(20)).await;
     }
 }

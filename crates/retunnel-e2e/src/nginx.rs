@@ -1,4 +1,4 @@
-//! nginx in front of a server, as `docs/examples/nginx.conf` has it.
+//! nginx in front of a server, configured by `docs/examples/nginx.conf`.
 
 use std::{net::SocketAddr, path::Path, process::Stdio};
 
@@ -12,12 +12,12 @@ use crate::{authority::Authority, eventually};
 
 const EXAMPLE: &str = include_str!("../../../docs/examples/nginx.conf");
 
-/// What nginx lets through.
+/// Which upgrades nginx passes on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Upgrades {
-    /// Whatever is asked for, as the example does.
+    /// Any, as in the example.
     Any,
-    /// WebSockets only, as many administrators have it.
+    /// WebSockets only, a common configuration.
     WebSocket,
 }
 
@@ -38,7 +38,7 @@ impl Nginx {
     pub async fn start(upgrades: Upgrades, server: SocketAddr, authority: &Authority) -> Self {
         let files = tempfile::tempdir().unwrap();
         let (cert, key) = authority.issue_files(&["localhost", "tunnel.test", "*.tunnel.test"]);
-        // Nobody else takes the port meanwhile: a test that is unlucky all the same says so.
+        // The port is unlikely to be taken in the meantime; if it is, the test says so.
         let address = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
         let mut site = EXAMPLE
             .replace("listen 443 ssl", &format!("listen {address} ssl"))
@@ -84,7 +84,7 @@ impl Nginx {
 }
 
 impl Drop for Nginx {
-    /// Asks the first process to end; it takes its workers with it.
+    /// Asks the main process to end, which also ends its workers.
     fn drop(&mut self) {
         if let Some(id) = self.process.id() {
             let _ = std::process::Command::new("kill").args(["-TERM", &id.to_string()]).status();
@@ -92,7 +92,7 @@ impl Drop for Nginx {
     }
 }
 
-/// Debian has it where only administrators look.
+/// Debian installs it in a directory that only administrators have in their PATH.
 fn program() -> &'static str {
     if Path::new("/usr/sbin/nginx").exists() { "/usr/sbin/nginx" } else { "nginx" }
 }

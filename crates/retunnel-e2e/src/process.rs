@@ -14,7 +14,7 @@ use tokio::{
     time::timeout,
 };
 
-use crate::PATIENCE;
+use crate::TIMEOUT;
 
 /// The built program, beside the running test.
 ///
@@ -29,7 +29,7 @@ pub fn program() -> PathBuf {
     program
 }
 
-/// A home directory and nothing of the caller's environment that could leak into a test.
+/// A home directory, and nothing of the caller's environment that could affect a test.
 pub fn isolated(command: &mut Command, home: &Path) {
     command.env("HOME", home).current_dir(home).kill_on_drop(true).stdin(Stdio::null());
     for (name, _) in std::env::vars_os() {
@@ -37,7 +37,7 @@ pub fn isolated(command: &mut Command, home: &Path) {
             command.env_remove(name);
         }
     }
-    // Tests that run at the same time do not look for a free port side by side.
+    // Tests that run at the same time search for free ports in different ranges.
     command.env("RETUNNEL_INSPECT_ADDR", "127.0.0.1:0");
 }
 
@@ -51,7 +51,7 @@ pub struct Running {
 impl Running {
     /// Starts a command.
     pub async fn start(mut command: Command) -> Self {
-        // Tests show what went wrong when they fail: stderr goes where theirs goes.
+        // A failing test shows the program's stderr.
         let mut child = command.stdout(Stdio::piped()).spawn().unwrap();
         let lines = BufReader::new(child.stdout.take().unwrap()).lines();
         Self { child, lines }
@@ -60,9 +60,9 @@ impl Running {
     /// The next line of output.
     ///
     /// # Panics
-    /// When the program ends or says nothing.
+    /// If the program ends or prints nothing.
     pub async fn line(&mut self) -> String {
-        timeout(PATIENCE, self.lines.next_line()).await.expect("a line in time").unwrap().expect("a line, not the end")
+        timeout(TIMEOUT, self.lines.next_line()).await.expect("a line in time").unwrap().expect("a line, not the end")
     }
 
     /// The process id.
@@ -71,7 +71,7 @@ impl Running {
         self.child.id().expect("running")
     }
 
-    /// Sends a signal by its name, as `TERM`.
+    /// Sends a signal by its name, for example `TERM`.
     pub async fn signal(&self, name: &str) {
         let status = Command::new("kill").arg(format!("-{name}")).arg(self.id().to_string()).status().await.unwrap();
         assert!(status.success());
@@ -86,10 +86,10 @@ impl Running {
 
     /// Waits for the end and gives the exit code; `None` when a signal ended it.
     pub async fn exit(&mut self) -> Option<i32> {
-        timeout(PATIENCE, self.child.wait()).await.expect("an end in time").unwrap().code()
+        timeout(TIMEOUT, self.child.wait()).await.expect("an end in time").unwrap().code()
     }
 
-    /// Ends the process without a word.
+    /// Kills the process.
     pub async fn kill(mut self) {
         self.child.kill().await.unwrap();
     }
@@ -110,7 +110,7 @@ impl Running {
         line.split_whitespace().nth(1).unwrap().parse::<u64>().unwrap() * 1024
     }
 
-    /// Processor time used so far, in hundredths of a second (Linux).
+    /// CPU time used so far, in hundredths of a second (Linux).
     #[must_use]
     pub fn processor_time(&self) -> u64 {
         let stat = std::fs::read_to_string(format!("/proc/{}/stat", self.id())).unwrap();
@@ -128,19 +128,19 @@ impl Running {
 /// Reads lines up to the one with this text.
 ///
 /// # Panics
-/// When the text does not come.
+/// If the text does not appear.
 pub async fn read_until(lines: &mut (impl tokio::io::AsyncBufRead + Unpin), text: &str) -> String {
     let mut seen = String::new();
     while !seen.contains(text) {
         let count =
-            timeout(PATIENCE, lines.read_line(&mut seen)).await.unwrap_or_else(|_| panic!("`{text}` in: {seen}"));
+            timeout(TIMEOUT, lines.read_line(&mut seen)).await.unwrap_or_else(|_| panic!("`{text}` in: {seen}"));
         assert!(count.unwrap() > 0, "expected `{text}` in: {seen}");
     }
     seen
 }
 
 impl Drop for Running {
-    /// Kills the process, or lets it end by itself where its coverage counts are wanted.
+    /// Kills the process, or lets it exit if its coverage counts are needed.
     fn drop(&mut self) {
         let (Some(id), Some(_)) = (self.child.id(), std::env::var_os("RETUNNEL_TEST_GENTLE")) else { return };
         let _ = std::process::Command::new("kill").args(["-TERM", &id.to_string()]).status();
@@ -175,7 +175,7 @@ impl Server {
         Self::start_in(tempfile::tempdir().unwrap(), "127.0.0.1:0", options).await
     }
 
-    /// Starts a server that may have so many file descriptors, and as many bounds as the YAML text names.
+    /// Starts a server with this limit of file descriptors, and the limits of a YAML text.
     pub async fn start_with(descriptors: usize, config: &str) -> Self {
         let data = tempfile::tempdir().unwrap();
         let file = data.path().join("server.yml");
@@ -221,7 +221,7 @@ impl Server {
     }
 }
 
-/// A server that does not run.
+/// A server that is not running.
 #[derive(Debug)]
 pub struct Stopped {
     data: TempDir,
@@ -261,7 +261,7 @@ impl User {
         self.command_of(&program(), args)
     }
 
-    /// The same, with SIGHUP doing what it does by default: whoever runs the tests may ignore it (`nohup`), and children inherit
+    /// The same, with SIGHUP's default action: the test runner may ignore the signal (`nohup`), and children inherit
     /// that.
     #[must_use]
     pub fn command_that_hangs_up(&self, args: &[&str]) -> Command {
@@ -279,7 +279,7 @@ impl User {
 
     /// Runs the program to its end: exit code, stdout, stderr.
     pub async fn run(&self, args: &[&str]) -> (i32, String, String) {
-        let output = timeout(PATIENCE, self.command(args).output()).await.expect("an end in time").unwrap();
+        let output = timeout(TIMEOUT, self.command(args).output()).await.expect("an end in time").unwrap();
         let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
         (output.status.code().unwrap_or(-1), text(&output.stdout), text(&output.stderr))
     }
@@ -289,7 +289,7 @@ impl User {
         self.tunnel_at(&server.to_string(), args).await
     }
 
-    /// The same at a server that is named in some other way, as `https://localhost:6400`.
+    /// The same with another address of the server, for example `https://localhost:6400`.
     pub async fn tunnel_at(&self, server: &str, args: &[&str]) -> Tunnel {
         self.open(&program(), server, args).await
     }
@@ -338,7 +338,7 @@ impl Tunnel {
     }
 }
 
-/// A range of ports that a test server may give away. Ranges of tests that run at the same time rarely meet, and a port
+/// A range of ports for a test server to lease. Ranges of tests that run at the same time rarely overlap, and a port
 /// that is taken is skipped by the server.
 #[must_use]
 pub fn port_range() -> String {

@@ -9,11 +9,11 @@ use tokio::{
     task::JoinSet,
 };
 
-/// State of the wire.
+/// State of the connections.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Wire {
     Good,
-    /// Sockets stay open, nothing passes.
+    /// Sockets stay open, no bytes pass.
     BlackHole,
     /// The same, but what the server sends still arrives.
     ToClientOnly,
@@ -48,7 +48,7 @@ impl Proxy {
         Self { address, wire, _task: task }
     }
 
-    /// From now on nothing passes on the connections there are, and they stay open. New ones work.
+    /// From now on no bytes pass on the existing connections, which stay open. New ones work.
     pub fn black_hole(&self) {
         self.wire.send_modify(|(wire, generation)| {
             *wire = Wire::BlackHole;
@@ -56,7 +56,7 @@ impl Proxy {
         });
     }
 
-    /// From now on only one direction passes on the connections there are.
+    /// From now on only one direction passes on the existing connections.
     pub fn one_way(&self, to_client: bool) {
         self.wire.send_modify(|(wire, generation)| {
             *wire = if to_client { Wire::ToClientOnly } else { Wire::ToServerOnly };
@@ -64,7 +64,7 @@ impl Proxy {
         });
     }
 
-    /// Every connection there is ends at once. New ones work.
+    /// Closes every existing connection. New ones work.
     pub fn cut(&self) {
         self.wire.send_modify(|(wire, generation)| {
             *wire = Wire::Good;
@@ -81,7 +81,7 @@ async fn forward(mut socket: TcpStream, target: SocketAddr, state: &mut watch::R
         _ = copy_bidirectional(&mut socket, &mut upstream) => return,
         _ = state.wait_for(|(_, generation)| *generation != born) => {}
     }
-    // Silence keeps the sockets until somebody else ends the test.
+    // A silent proxy keeps its sockets open until the test ends.
     let wire = state.borrow().0;
     let _ = match wire {
         Wire::Good => return,

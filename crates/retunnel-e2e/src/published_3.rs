@@ -1,4 +1,4 @@
-//! The published Python clients 3.x: one that runs, and its visitor and local service, which are Python programs as well.
+//! The published Python clients 3.x: one that runs, and its visitor and local service, which are Python programs too.
 
 use std::{
     net::SocketAddr,
@@ -11,7 +11,7 @@ use tempfile::TempDir;
 use tokio::{process::Command, time::timeout};
 
 use crate::{
-    PATIENCE,
+    TIMEOUT,
     apps::{App, Use, apps, environments},
     process::{Running, isolated},
 };
@@ -40,7 +40,7 @@ pub async fn visit(server: SocketAddr, host: &str, wire: u8) {
     let mut command = Command::new(bin(NEWEST).join("python"));
     command.arg(apps().join("visitor_3.py")).args([&server.port().to_string(), host, &wire.to_string()]);
     command.kill_on_drop(true);
-    let output = timeout(8 * PATIENCE, command.output()).await.expect("an end in time").unwrap();
+    let output = timeout(8 * TIMEOUT, command.output()).await.expect("an end in time").unwrap();
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
 }
 
@@ -102,7 +102,7 @@ impl PythonUser {
     /// # Panics
     /// When it does not end.
     pub async fn run(&self, args: &[&str]) -> Output {
-        timeout(PATIENCE, self.command(args).output()).await.expect("an end in time").unwrap()
+        timeout(TIMEOUT, self.command(args).output()).await.expect("an end in time").unwrap()
     }
 
     /// Arguments that name the server.

@@ -1,4 +1,4 @@
-//! Local services: what users put behind a tunnel.
+//! Local services: what users publish with a tunnel.
 
 use std::{convert::Infallible, net::SocketAddr, time::Duration};
 
@@ -38,7 +38,7 @@ impl Service {
 }
 
 /// An HTTP service on any port:
-/// `/echo` tells what arrived; `/bytes/N` sends N bytes; `/chunks/N` sends N chunks and a trailer; `/events/N` sends
+/// `/echo` reports the request; `/bytes/N` sends N bytes; `/chunks/N` sends N chunks and a trailer; `/events/N` sends
 /// N server-sent events, one each 50 ms; `/status/N`; `/redirect`; `/cut` ends in mid-body; `/sink` counts the body;
 /// `/cookies` sets three cookies; `/ws` echoes WebSocket messages and closes with N on `close N`, and takes the last
 /// subprotocol that is offered; `/hang` never answers.
@@ -85,7 +85,7 @@ fn stream(
     BodyExt::boxed(StreamBody::new(frames))
 }
 
-/// `count` bytes of a pattern that shows misplaced pieces.
+/// `count` bytes of a pattern that reveals misplaced parts.
 #[must_use]
 pub fn pattern(count: usize) -> Vec<u8> {
     (0..count).map(|n| u8::try_from((n ^ (n >> 8)) % 251).unwrap()).collect()
@@ -243,7 +243,7 @@ fn accept_key(key: &[u8]) -> String {
     data_encoding::BASE64.encode(&sha.digest().bytes())
 }
 
-/// A service that answers the targets of a script with given bytes and then ends the connection, whatever was promised. It
+/// A service that answers the targets of a script with the given bytes and then closes the connection, whatever they announce. It
 /// reads heads only. Every other target gets a proper `fine`.
 pub async fn scripted(script: Vec<(String, String)>) -> Service {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
@@ -267,7 +267,7 @@ pub async fn scripted(script: Vec<(String, String)>) -> Service {
                 let answer = script.iter().find(|(known, _)| known == target).map_or(fine, |(_, answer)| answer);
                 let _ = socket.write_all(answer.as_bytes()).await;
                 let _ = socket.shutdown().await;
-                // What the visitor still sends is read, so that the end is no reset.
+                // Read what the visitor still sends, so that closing is not a reset.
                 let _ = tokio::io::copy(&mut socket, &mut tokio::io::sink()).await;
             });
         }
@@ -293,7 +293,7 @@ pub async fn tcp_echo() -> Service {
     Service { address, _task: task }
 }
 
-/// A TCP service that reads everything up to the end and then tells how many bytes there were.
+/// A TCP service that reads everything up to the end and then sends the number of bytes.
 pub async fn tcp_count() -> Service {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();

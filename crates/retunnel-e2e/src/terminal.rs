@@ -1,4 +1,4 @@
-//! The program on a terminal: a real pseudo-terminal whose other end is read by a terminal's own rules.
+//! The program on a terminal: a real pseudo-terminal, and a terminal emulator that reads its output.
 
 use std::{ffi::OsStr, num::NonZeroU16, path::Path};
 
@@ -12,21 +12,21 @@ use tokio::{
 use vt100::{Parser, Screen};
 
 use crate::{
-    PATIENCE,
+    TIMEOUT,
     process::{User, program},
 };
 
-/// How long nothing must arrive for a picture to count as whole.
+/// How long the output must pause for a screen to count as complete.
 const QUIET: Duration = Duration::from_millis(50);
 
-/// A terminal with a program on it.
+/// A terminal with a program running on it.
 pub struct Terminal {
     pty: Pty,
-    /// Kept, so that the terminal can be looked at when the program has ended.
+    /// Kept, so that the terminal can be inspected after the program has ended.
     _pts: Pts,
     child: Child,
     parser: Parser,
-    /// Everything that was written to it, and when each part came.
+    /// Everything that was written to it, with the time of each part.
     pub written: Vec<(Duration, Vec<u8>)>,
     began: Instant,
 }
@@ -43,7 +43,7 @@ fn cells(number: u16) -> NonZeroU16 {
 
 impl Terminal {
     /// Starts the program in a home directory, on a terminal with this size in columns and rows, Unicode and colours.
-    /// Variables without a value are taken away.
+    /// Variables without a value are removed.
     pub fn start(
         user: &User,
         args: &[&str],
@@ -83,9 +83,9 @@ impl Terminal {
     }
 
     /// Reads what is there, up to a pause.
-    async fn read(&mut self, patience: Duration) -> bool {
+    async fn read(&mut self, pause: Duration) -> bool {
         let mut bytes = vec![0; 64 * 1024];
-        match timeout(patience, self.pty.read(&mut bytes)).await {
+        match timeout(pause, self.pty.read(&mut bytes)).await {
             Ok(Ok(count)) if count > 0 => {
                 bytes.truncate(count);
                 self.parser.process(&bytes);
@@ -96,12 +96,12 @@ impl Terminal {
         }
     }
 
-    /// Waits until the screen is as wanted, and its picture whole.
+    /// Waits until the screen meets a condition and is complete.
     ///
     /// # Panics
-    /// When it does not come to be.
+    /// If it does not happen in time.
     pub async fn until(&mut self, what: &str, check: impl Fn(&Screen) -> bool) {
-        let deadline = Instant::now() + PATIENCE;
+        let deadline = Instant::now() + TIMEOUT;
         loop {
             while self.read(QUIET).await {}
             if check(self.parser.screen()) {
@@ -151,7 +151,7 @@ impl Terminal {
         String::from_utf8_lossy(&bytes).into_owned()
     }
 
-    /// Sends a signal by its name, as `TERM`.
+    /// Sends a signal by its name, for example `TERM`.
     pub fn signal(&self, name: &str) {
         let id = self.child.id().expect("running").to_string();
         let status = std::process::Command::new("kill").arg(format!("-{name}")).arg(id).status().unwrap();
@@ -160,7 +160,7 @@ impl Terminal {
 
     /// Waits for the end and gives the exit code.
     pub async fn end(&mut self) -> Option<i32> {
-        let deadline = Instant::now() + PATIENCE;
+        let deadline = Instant::now() + TIMEOUT;
         let status = loop {
             self.read(QUIET).await;
             if let Some(status) = self.child.try_wait().unwrap() {
@@ -172,14 +172,14 @@ impl Terminal {
         status.code()
     }
 
-    /// Closes the terminal as its window would be, and waits for the program's end.
+    /// Closes the terminal, as closing its window does, and waits for the program's end.
     pub async fn close(self) -> Option<i32> {
         let Self { pty, mut child, .. } = self;
         drop(pty);
-        timeout(PATIENCE, child.wait()).await.expect("an end in time").unwrap().code()
+        timeout(TIMEOUT, child.wait()).await.expect("an end in time").unwrap().code()
     }
 
-    /// Whether the terminal is as a shell wants it: its ordinary screen, a cursor, keys that are shown and lines.
+    /// Whether the terminal is in its normal mode: main screen, visible cursor, echo and line input.
     #[must_use]
     pub fn is_given_back(&self) -> bool {
         let modes = tcgetattr(&self.pty).unwrap().local_modes;

@@ -8,20 +8,20 @@ use tokio::{
     time::timeout,
 };
 
-use crate::PATIENCE;
+use crate::TIMEOUT;
 
-/// An answer as it came.
+/// An answer as received.
 #[derive(Debug, Clone)]
 pub struct Answer {
-    /// Status; 0 when nothing came.
+    /// Status; 0 if nothing was received.
     pub status: u16,
     /// Names in lower case, in order.
     pub headers: Vec<(String, String)>,
     /// Decoded.
     pub body: Vec<u8>,
-    /// Behind a chunked body.
+    /// After a chunked body.
     pub trailers: Vec<(String, String)>,
-    /// The body came up to its end.
+    /// The body was received completely.
     pub is_complete: bool,
 }
 
@@ -44,7 +44,7 @@ impl Answer {
 pub struct Visitor<S = TcpStream> {
     /// The connection.
     pub socket: S,
-    /// Read and not yet taken.
+    /// Read and not yet consumed.
     pub received: Vec<u8>,
 }
 
@@ -69,10 +69,10 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Visitor<S> {
     }
 
     async fn more(&mut self) -> bool {
-        matches!(timeout(PATIENCE, self.socket.read_buf(&mut self.received)).await.expect("bytes in time"), Ok(count) if count > 0)
+        matches!(timeout(TIMEOUT, self.socket.read_buf(&mut self.received)).await.expect("bytes in time"), Ok(count) if count > 0)
     }
 
-    /// Reads up to and with `\r\n\r\n`; `None` at the end.
+    /// Reads up to and including `\r\n\r\n`; `None` at the end.
     pub async fn head(&mut self) -> Option<String> {
         loop {
             if let Some(end) = self.received.windows(4).position(|part| part == b"\r\n\r\n") {
@@ -99,7 +99,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Visitor<S> {
         }
     }
 
-    /// Reads `count` bytes, or as many as there are.
+    /// Reads up to `count` bytes, fewer only at the end.
     pub async fn take(&mut self, count: usize) -> Vec<u8> {
         while self.received.len() < count && self.more().await {}
         let rest = self.received.split_off(count.min(self.received.len()));

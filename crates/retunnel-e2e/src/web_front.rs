@@ -1,4 +1,4 @@
-//! A web server in front of another one, as hosting services have them: it reads requests and passes them on as its own, without
+//! A web server in front of another one, as at hosting services: it reads requests and sends them on as its own, without
 //! what concerns one connection only. An upgrade is such a thing.
 
 use std::{
@@ -19,12 +19,12 @@ use tokio::{
     task::JoinSet,
 };
 
-/// What the front does to what passes.
+/// What the front changes.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Habits {
-    /// Knows what a WebSocket is, and lets it through.
+    /// It passes WebSockets on.
     pub websockets: bool,
-    /// Its clock is so much behind, and its answers tell the time.
+    /// How late its clock is; its answers have a `Date`.
     pub behind: Duration,
 }
 

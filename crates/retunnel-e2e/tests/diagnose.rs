@@ -1,4 +1,4 @@
-//! Scenarios: `retunnel diagnose` on ways to a server that are broken in one place each.
+//! Scenarios: `retunnel diagnose` with a connection that is broken in one place each.
 
 #![expect(clippy::unwrap_used, reason = "a test stops at the first surprise")]
 
@@ -18,7 +18,7 @@ use tokio::{net::TcpListener, time::Instant};
 /// Every step, in the order of the report.
 const STEPS: [&str; 9] = ["configuration", "proxy", "dns", "tcp", "tls", "api", "upgrade", "clock", "token"];
 
-/// A report, and the exit code that came with it.
+/// A report and its exit code.
 struct Report {
     code: Option<i32>,
     json: Value,
@@ -30,7 +30,7 @@ impl Report {
         checks.iter().find(|check| check["check"] == step).unwrap_or_else(|| panic!("no {step} in {}", self.json))
     }
 
-    /// This step failed, those before it did not, and those behind it, which need it, were not checked.
+    /// This step failed, those before it did not, and those after it, which depend on it, were not checked.
     #[track_caller]
     fn fails_at(&self, step: &str, code: &str) -> &Value {
         assert_eq!(self.code, Some(69), "{}", self.json);
@@ -101,7 +101,7 @@ async fn all_is_well_and_nothing_was_changed() {
     assert!(found(report.check("token")).contains("makes an account"));
     assert!(!user.home().join(".retunnel.conf").exists(), "no account was made");
 
-    // The same with the token of an account, said to people.
+    // The same with the token of an account, as text.
     let tunnel = user.tunnel(server.address, &["http", &app.port()]).await;
     let (code, text, _) = user.run(&["diagnose", "--server", &address]).await;
     assert_eq!(code, 0, "{text}");
@@ -155,7 +155,7 @@ async fn certificates_are_untrusted_expired_or_of_others() {
     let report = diagnose(&user, &["--server", &address, "--ca-file", ca]).await;
     assert!(found(report.fails_at("tls", "certificate_expired")).contains("2020-01-01"));
 
-    // TLS on the server's own port, asked without.
+    // The server's port uses TLS, the client does not.
     let (cert, key) = authority.issue_files(&["localhost"]);
     let secure = Server::start(&["--tls-cert", &cert, "--tls-key", &key]).await;
     let report = diagnose(&user, &["--server", &format!("http://{}", secure.address)]).await;
@@ -164,7 +164,7 @@ async fn certificates_are_untrusted_expired_or_of_others() {
     let report = diagnose(&user, &["--server", &address, "--ca-file", &authority.file()]).await;
     assert_eq!(report.code, Some(0), "{}", report.json);
 
-    // No TLS where TLS is asked for.
+    // The client uses TLS, the server does not.
     let report = diagnose(&user, &["--server", &format!("https://{}", server.address)]).await;
     assert!(found(report.fails_at("tls", "tls_failed")).contains("does not speak TLS"));
 }
@@ -182,7 +182,7 @@ async fn proxies_refuse_connect_and_are_left_out() {
 
     let right = format!("http://me:secret@{}", gateway.address);
     let report = diagnose_with(&user, &args, &[("ALL_PROXY", &right)]).await;
-    // What passes a proxy can be read there.
+    // The proxy can read what it passes on.
     report.warns_at("tls", "not_encrypted");
     assert!(found(report.check("tcp")).contains("tunnel.test:80"));
     assert_eq!(report.check("upgrade")["status"], "ok");
@@ -246,7 +246,7 @@ async fn tokens_are_refused_or_missing() {
     let report = diagnose(&user, &["--server", &address]).await;
     report.fails_at("token", "token_missing");
 
-    // A token that was saved for nobody in particular is replaced where the server makes accounts.
+    // A token that was not saved for a particular server is replaced if the server registers accounts.
     let open = Server::start(&[]).await;
     let (code, ..) = user.run(&["authtoken", "rt_0123456789abcdef"]).await;
     assert_eq!(code, 0);
@@ -274,7 +274,7 @@ async fn silent_servers_are_given_up_and_ctrl_c_ends_at_once() {
     report.fails_at("api", "too_slow");
 
     let mut process = retunnel_e2e::process::Running::start(user.command(&["diagnose", "--server", &address])).await;
-    // Everything before the silence was told.
+    // Everything before the silence is in the report.
     while !process.line().await.contains("tls") {}
     let began = Instant::now();
     process.signal("INT").await;
@@ -299,7 +299,7 @@ async fn the_tunnels_file_names_server_and_local_services() {
     let told: Vec<_> = locals.iter().map(|check| (check["status"].as_str().unwrap(), check["code"].as_str())).collect();
     assert_eq!(told, [("ok", None), ("failed", Some("local_unreachable"))], "{locals:?}");
 
-    // A file that cannot be understood is a matter of the configuration.
+    // An invalid file is a failure of the configuration.
     std::fs::write(user.home().join("retunnel.yml"), "tunnels: 7").unwrap();
     let report = diagnose(&user, &[]).await;
     assert_eq!(report.code, Some(2));

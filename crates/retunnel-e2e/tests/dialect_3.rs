@@ -1,4 +1,4 @@
-//! Dialect 3 message by message: what the published clients do not show, because they never do it or only log it.
+//! Dialect 3 message by message: what tests with the published clients cannot show, because they never do it or only log it.
 
 #![expect(clippy::unwrap_used, reason = "a failed test says where")]
 
@@ -7,7 +7,7 @@ use std::{net::SocketAddr, time::Duration};
 use bytes::Bytes;
 use futures_util::{SinkExt, StreamExt};
 use retunnel_e2e::{
-    PATIENCE,
+    TIMEOUT,
     process::Server,
     visitor::{get, post},
 };
@@ -25,7 +25,7 @@ struct Session(WebSocketStream<MaybeTlsStream<TcpStream>>);
 
 impl Session {
     async fn connect(server: SocketAddr) -> Self {
-        // Users write a slash at the end of an address; the clients append their path to it.
+        // Users may write a slash at the end of an address; the clients append their path to it.
         let uri = format!("ws://{server}//api/v1/ws/tunnel");
         Self(ClientBuilder::new().uri(&uri).unwrap().connect().await.unwrap().0)
     }
@@ -48,14 +48,14 @@ impl Session {
     async fn next(&mut self) -> FromServer {
         loop {
             let message =
-                timeout(PATIENCE, self.0.next()).await.expect("a message in time").expect("a message").unwrap();
+                timeout(TIMEOUT, self.0.next()).await.expect("a message in time").expect("a message").unwrap();
             if message.is_binary() {
                 return FromServer::decode(&Bytes::from(message.into_payload())).unwrap();
             }
         }
     }
 
-    /// The code of the `Error` that comes next.
+    /// The code of the next `Error`.
     async fn refusal(&mut self) -> String {
         match self.next().await {
             FromServer::Error { code, .. } => code,
@@ -65,7 +65,7 @@ impl Session {
 
     async fn is_closed(&mut self) {
         let end = async { while matches!(self.0.next().await, Some(Ok(_))) {} };
-        timeout(PATIENCE, end).await.expect("the connection is closed behind an Error");
+        timeout(TIMEOUT, end).await.expect("the connection is closed behind an Error");
     }
 
     async fn create(&mut self, create: TunnelCreate) {
@@ -144,7 +144,7 @@ async fn refusals_close_the_connection() {
         assert_eq!(session.refusal().await, code, "{create:?}");
         session.is_closed().await;
     }
-    // A protocol that nobody knows.
+    // An unknown protocol.
     let mut session = Session::open(server.address, &token).await;
     let mut bytes = FromClient::TunnelCreate(named("a")).encode();
     let at = bytes.windows(4).position(|part| part == b"http").unwrap();
@@ -165,14 +165,14 @@ async fn nothing_comes_between_a_request_and_its_answer() {
     let host = server.host("one");
     let visitor = async { get(address, &host, "/").await };
     let client = async {
-        // The visitor arrives meanwhile; the second tunnel is asked for as quickly as clients do.
+        // The visitor arrives in the meantime; the second tunnel is requested as quickly as clients do.
         tokio::time::sleep(Duration::from_millis(50)).await;
         session.create(named("two")).await;
         let answer = session.next().await;
         assert!(matches!(&answer, FromServer::TunnelCreated(created) if created.subdomain == "two"), "{answer:?}");
         let open = session.stream().await;
         assert_eq!((open.tunnel_id.as_str(), open.mode), ("one", StreamMode::Http));
-        // A client that opens a stream itself is told off; the session goes on. What it cannot know is ignored.
+        // A client that opens a stream itself gets an error, and the session continues. Unknown streams are ignored.
         session.say(&FromClient::StreamOpen { stream_id: 77 }).await;
         let refused = session.next().await;
         assert!(
@@ -217,7 +217,7 @@ async fn answers_that_are_none_reach_no_visitor() {
         assert_eq!((answer.status, answer.header("x-retunnel-error")), (502, Some("local_invalid_response")));
         assert_eq!(answer.header("set-cookie"), None);
     }
-    // A failure behind the head is visible: the answer has no end.
+    // A failure after the head is visible: the answer has no end.
     let client = async {
         let open = session.stream().await;
         let meta = HttpMeta { status: 200, headers: Vec::new() }.encode();

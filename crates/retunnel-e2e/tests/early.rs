@@ -1,4 +1,4 @@
-//! Scenarios: what a client says before the upgrade of its link was answered, and networks that make nothing of it.
+//! Scenarios: early data, and networks that do not pass it on.
 
 #![expect(clippy::unwrap_used, reason = "a test stops at the first surprise")]
 
@@ -18,16 +18,16 @@ use tokio::{
     task::JoinSet,
 };
 
-/// What somebody between client and server does when a link is asked for.
+/// What a proxy between client and server does when a link is requested.
 #[derive(Debug, Clone, Copy)]
 enum Does {
-    /// Passes nothing on before the client has said who it is.
+    /// Passes nothing on before the client has authenticated.
     Hold,
-    /// Takes bytes behind the request for a request of their own.
+    /// Takes bytes after the request for another request.
     Refuse,
-    /// Throws them away, and ends the connection that comes of it.
+    /// Drops them, and ends the resulting connection.
     Lose,
-    /// Knows nothing of links.
+    /// Does not know links.
     Answer404,
 }
 
@@ -73,7 +73,7 @@ fn head_end(bytes: &[u8]) -> Option<usize> {
     Some(find(bytes, "\r\n\r\n")? + 4)
 }
 
-/// Reads up to this text; what came together with it is there as well.
+/// Reads up to this text; what arrived together with it is included.
 async fn first_bytes(client: &mut TcpStream, until: &str) -> Vec<u8> {
     let mut bytes = Vec::with_capacity(64 * 1024);
     while find(&bytes, until).is_none() && client.read_buf(&mut bytes).await.is_ok_and(|count| count > 0) {}
@@ -129,7 +129,7 @@ fn token(user: &User, server: SocketAddr) -> String {
 async fn a_client_says_who_it_is_and_what_it_wants_before_the_upgrade_is_answered() {
     let (server, app, user) = (Server::start(&[]).await, service::http().await, User::default());
     let between = Between::start(Does::Hold, server.address).await;
-    // Nothing comes back before the hello was there, so that a client that waits for the 101 waits for ever.
+    // No answer is sent before the first message arrives, so a client that waits for the 101 waits forever.
     let open = user.tunnel(between.address, &["http", &app.port(), "--subdomain", "open"]).await;
     let closed = user.tunnel(between.address, &["http", &app.port(), "-s", "closed", "--auth", "me:hidden"]).await;
     assert_eq!(visitor::get(server.address, &server.host(open.name()), "/echo").await.status, 200);

@@ -1,4 +1,4 @@
-//! Rows 9 to 27 of the reliability list that need a service which misbehaves, or sockets.
+//! Rows 9 to 27 of the reliability list that need sockets or a misbehaving service.
 
 use retunnel_e2e::{
     eventually,
@@ -192,10 +192,10 @@ async fn row_27_preflights_and_upgrades_need_the_password_too() {
     ] {
         let head = format!("{line} HTTP/1.1\r\nHost: {}\r\n{headers}", world.host);
         let answer = request(world.server.address, &head, b"").await;
-        // The last one is routed by its target: nobody has that name, whatever the password.
+        // The last one is routed by its target, a name that does not exist, whatever the password.
         assert_eq!(answer.status, if line.contains("other") { 404 } else { 401 }, "{line} {headers}");
     }
-    // A kept connection is not a way around it: each request is checked.
+    // A kept connection does not bypass it: each request is checked.
     let mut visitor = Visitor::connect(world.server.address).await;
     for (headers, status) in [(right, 200), ("A: b", 401), (right, 200)] {
         visitor.send(format!("GET /echo HTTP/1.1\r\nHost: {}\r\n{headers}\r\n\r\n", world.host)).await;

@@ -1,11 +1,11 @@
-//! Faults of the world: floods, full tables, silent wires, processes that die. What must happen is the reliability list's
-//! and the design's; measured times are in `docs/reliability.md`.
+//! Faults from outside: floods, full tables, silent connections, processes that die. The reliability list and the design
+//! say what must happen; measured times are in `docs/reliability.md`.
 
 use std::{io::ErrorKind, net::SocketAddr, time::Duration};
 
 use futures_util::{SinkExt, StreamExt};
 use retunnel_e2e::{
-    PATIENCE, eventually,
+    TIMEOUT, eventually,
     process::{Server, User, port_range},
     proxy::Proxy,
     service::{self, pattern},
@@ -47,7 +47,7 @@ async fn rows_32_and_51_silent_connections_end_and_keep_no_one_out() {
             silent.push(visitor);
         }
     }
-    // Sessions and visitors come in all the same.
+    // Sessions and visitors are accepted nevertheless.
     let other = user.tunnel(server.address, &["http", &service.port()]).await;
     for name in [tunnel.name(), other.name()] {
         assert_eq!(get(server.address, &server.host(name), "/status/204").await.status, 204);
@@ -55,7 +55,7 @@ async fn rows_32_and_51_silent_connections_end_and_keep_no_one_out() {
     let started = Instant::now();
     for visitor in &mut silent {
         let mut rest = Vec::new();
-        let _ = timeout(PATIENCE, visitor.socket.read_to_end(&mut rest)).await.expect("an end in time");
+        let _ = timeout(TIMEOUT, visitor.socket.read_to_end(&mut rest)).await.expect("an end in time");
     }
     println!("{} silent connections were closed within {:?}", silent.len(), started.elapsed());
     drop(other);
@@ -75,7 +75,7 @@ async fn row_53_out_of_descriptors_the_server_waits_and_goes_on() {
     }
     eventually("the descriptors are used up", || async { (server.process.descriptors() >= 48).then_some(()) }).await;
     let before = server.process.processor_time();
-    // One that waits in the queue meanwhile.
+    // One that waits in the queue in the meantime.
     let mut visitor = Visitor::connect(server.address).await;
     visitor.send(format!("GET /status/204 HTTP/1.1\r\nHost: {host}\r\n\r\n")).await;
     assert!(timeout(Duration::from_secs(1), visitor.answer(false)).await.is_err(), "no descriptor is left for it");
@@ -133,9 +133,9 @@ async fn row_54_at_the_deadline_a_stopping_server_resets_what_is_left() {
         closed.then_some(())
     })
     .await;
-    // What runs goes on in the grace period.
+    // Transfers in progress continue in the grace period.
     websocket.send(Message::text("still here")).await.unwrap();
-    assert_eq!(timeout(PATIENCE, websocket.next()).await.unwrap().unwrap().unwrap().as_text(), Some("still here"));
+    assert_eq!(timeout(TIMEOUT, websocket.next()).await.unwrap().unwrap().unwrap().as_text(), Some("still here"));
     bytes.send("ho").await;
     assert_eq!(bytes.take(2).await, b"ho");
     assert!(short.to_end().await.ends_with(b"0\r\n\r\n"), "what fits in is complete");
@@ -144,7 +144,7 @@ async fn row_54_at_the_deadline_a_stopping_server_resets_what_is_left() {
     let end = events.socket.read_to_end(&mut rest).await;
     assert_eq!(end.unwrap_err().kind(), ErrorKind::ConnectionReset);
     assert_eq!(bytes.socket.read_to_end(&mut rest).await.unwrap_err().kind(), ErrorKind::ConnectionReset);
-    assert!(!matches!(timeout(PATIENCE, websocket.next()).await.unwrap(), Some(Ok(_))));
+    assert!(!matches!(timeout(TIMEOUT, websocket.next()).await.unwrap(), Some(Ok(_))));
     assert_eq!(server.process.exit().await, Some(0));
     println!("ended {:?} after the signal, with a grace period of 1.5 s", started.elapsed());
     assert!(started.elapsed() < Duration::from_secs(8));
@@ -199,7 +199,7 @@ async fn row_56_a_service_that_restarts_or_listens_on_ipv6_only() {
 #[tokio::test]
 async fn row_57_aborted_downloads_leave_nothing_behind() {
     let (server, service, user) = (Server::start(&[]).await, service::http().await, User::default());
-    // What the inspector keeps has a bound of its own (tests/inspector.rs).
+    // The inspector's memory has its own limit (tests/inspector.rs).
     let tunnel = user.tunnel(server.address, &["http", &service.port(), "--no-inspect"]).await;
     let host = server.host(tunnel.name());
     let abort = |count: usize| {
@@ -248,7 +248,7 @@ async fn a_wire_that_passes_one_direction_is_noticed() {
 async fn row_31_a_newer_session_takes_over_from_one_that_looks_alive() {
     let (server, service, user) = (Server::start(&[]).await, service::http().await, User::default());
     let proxy = Proxy::start(server.address).await;
-    // The same account by another way: its token is saved for each server address.
+    // The same account through another address: its token is saved for each server address.
     let home = std::fs::read_to_string(user.home().join(".retunnel.conf")).unwrap_or_default();
     assert_eq!(home, "");
     let _old = user.tunnel(proxy.address, &["http", "1", "--subdomain", "shop"]).await;
@@ -293,7 +293,7 @@ async fn row_38_ports_in_use_are_refused_and_given_back() {
     let ask = ["tcp", "1", "--server", &address, "--remote-port", &wanted];
     let (code, _, said) = user.run(&ask).await;
     assert!(code == 69 && said.contains("port_unavailable"), "{said}");
-    // The account and the port are free again although opening failed; and each time right after a goodbye.
+    // The account's quota and the port are free again although opening failed, and each time right after a goodbye.
     drop(taken);
     for _ in 0..20 {
         let mut tunnel = user.tunnel(server.address, &["tcp", &echo.port(), "--remote-port", &wanted]).await;
@@ -318,11 +318,11 @@ async fn row_38_an_account_has_a_limit_of_tunnels() {
     let mut stderr = child.stderr.take().unwrap();
     while said.matches("tunnel_limit").count() < 2 {
         let mut piece = [0; 1024];
-        let count = timeout(PATIENCE, stderr.read(&mut piece)).await.expect("lines in time").unwrap();
+        let count = timeout(TIMEOUT, stderr.read(&mut piece)).await.expect("lines in time").unwrap();
         assert!(count > 0, "{said}");
         said.push_str(&String::from_utf8_lossy(&piece[..count]));
     }
-    // The first three are open: nobody listens at port 1.
+    // The first three are open; nothing listens at port 1.
     for (name, status) in [("t0", 502), ("t2", 502), ("t3", 404)] {
         assert_eq!(get(server.address, &server.host(name), "/").await.status, status, "{name}");
     }
@@ -342,8 +342,8 @@ async fn a_killed_server_is_a_reset_for_the_service() {
     local.write_all(b"half of an answer").await.unwrap();
     assert_eq!(visitor.take(17).await, b"half of an answer");
     server.process.kill().await;
-    // The visitor's connection is the system's to close; whatever it does, the service must not see a clean end.
-    let end = timeout(PATIENCE, local.read(&mut bytes)).await.expect("an end in time");
+    // The system closes the visitor's connection; whatever it does, the service must not see a clean end.
+    let end = timeout(TIMEOUT, local.read(&mut bytes)).await.expect("an end in time");
     assert_eq!(end.unwrap_err().kind(), ErrorKind::ConnectionReset);
 }
 

@@ -1,4 +1,4 @@
-//! Our client on servers that know only a published dialect: strict scripts that end at the first thing the protocol forbids.
+//! Our client with servers that support only a published dialect: strict scripts that exit at the first protocol violation.
 
 #![expect(clippy::unwrap_used, reason = "a failed test says where")]
 
@@ -6,7 +6,7 @@ use std::net::SocketAddr;
 
 use futures_util::{SinkExt, StreamExt};
 use retunnel_e2e::{
-    PATIENCE,
+    TIMEOUT,
     apps::{self, App},
     eventually,
     foreign::Foreign,
@@ -102,18 +102,18 @@ async fn works(dialect: &'static str, options: &[&str]) {
     let host = server.host("shop");
     http_works(server.address, &host).await;
 
-    // A restarted server has the name for it again.
+    // A restarted server gives it the same name.
     let server = server.restart().await;
     let served = || async { (get(server.address, &host, "/status/204").await.status == 204).then_some(()) };
     eventually("the client is back", served).await;
 
-    // A goodbye is a goodbye.
+    // A goodbye releases the name.
     tunnel.process.signal("TERM").await;
     assert_eq!(tunnel.process.exit().await, Some(0));
     server.finish().await;
 }
 
-/// The local service goes and comes.
+/// The local service stops and starts again.
 async fn survives_the_local_service(dialect: &'static str) {
     let (server, user) = (Foreign::start(dialect, &[]).await, User::default());
     let app = App::python(0).await;
@@ -129,7 +129,7 @@ async fn survives_the_local_service(dialect: &'static str) {
     server.finish().await;
 }
 
-/// A password asked from visitors, whoever checks it.
+/// Visitors need a password, whichever side checks it.
 async fn asks_for_a_password(dialect: &'static str) {
     let (server, service, user) = (Foreign::start(dialect, &[]).await, service::http().await, User::default());
     let tunnel = open(&server, &user, dialect, &["http", &service.port(), "--auth", "me:secret"]).await;
@@ -194,7 +194,7 @@ async fn auto_finds_dialect_3() {
     let (server, service, user) = (Foreign::start("3", &[]).await, service::http().await, User::default());
     let tunnel = open(&server, &user, "auto", &["http", &service.port()]).await;
     assert_eq!(tunnel.info["dialect"], "3");
-    // Events come one by one, not at the end.
+    // Events arrive one by one, not at the end.
     let mut visitor = Visitor::connect(server.address).await;
     visitor.send(format!("GET /events/20 HTTP/1.1\r\nHost: {}\r\n\r\n", server.host(tunnel.name()))).await;
     visitor.head().await.unwrap();
@@ -217,7 +217,7 @@ async fn carries_websockets(address: SocketAddr, host: &str) {
     for message in [Message::text("grüße"), Message::binary(large), Message::text(""), Message::binary(vec![])] {
         let sent = (message.is_text(), message.as_payload().to_vec());
         socket.send(message).await.unwrap();
-        let back = timeout(PATIENCE, socket.next()).await.unwrap().unwrap().unwrap();
+        let back = timeout(TIMEOUT, socket.next()).await.unwrap().unwrap().unwrap();
         assert_eq!((back.is_text(), back.as_payload().to_vec()), sent);
     }
     for n in 0..600 {
@@ -225,11 +225,11 @@ async fn carries_websockets(address: SocketAddr, host: &str) {
     }
     socket.flush().await.unwrap();
     for n in 0..600 {
-        let back = timeout(PATIENCE, socket.next()).await.unwrap().unwrap().unwrap();
+        let back = timeout(TIMEOUT, socket.next()).await.unwrap().unwrap().unwrap();
         assert_eq!(back.as_text(), Some(n.to_string().as_str()));
     }
     socket.send(Message::text("close 4001")).await.unwrap();
-    let close = timeout(PATIENCE, socket.next()).await.unwrap().unwrap().unwrap();
+    let close = timeout(TIMEOUT, socket.next()).await.unwrap().unwrap().unwrap();
     let said = close.as_close().map(|(code, reason)| (u16::from(code), reason.to_owned()));
     assert_eq!(said, Some((4001, "as you wish".into())));
 }
@@ -300,7 +300,7 @@ async fn carries_tcp(port: u16) {
     assert_eq!(sha256(&back), sha256(&body));
 }
 
-/// `--host-header` is the client's matter where the server does not know it.
+/// `--host-header` is applied by the client if the server does not know it.
 async fn shows_the_service_its_own_address(dialect: &'static str) {
     let (server, service, user) = (Foreign::start(dialect, &[]).await, service::http().await, User::default());
     let rewrite = ["http", &service.port(), "--subdomain", "dev", "--host-header", "rewrite"];
@@ -333,7 +333,7 @@ async fn shows_the_service_its_own_address(dialect: &'static str) {
     tunnel.process.signal("TERM").await;
     assert_eq!(tunnel.process.exit().await, Some(0));
 
-    // Without it the refusal is seen, and the program says what to do.
+    // Without the option, the refusal is noticed and the program suggests it.
     let mut command = user.command(&["--json-events", "http", &django.port(), "--dialect", dialect]);
     command.args(["--server", &server.address.to_string()]);
     let mut plain = Running::start(command).await;
@@ -374,7 +374,7 @@ async fn a_host_name_that_the_server_ignores_is_said_and_ends_the_client() {
     server.finish().await;
 }
 
-/// The dialect has no credit: what nobody reads is cut, and the server learns of it.
+/// The dialect has no credit: a stream that is not read is cut, and the server is notified.
 #[tokio::test]
 async fn dialect_3_resets_streams_whose_service_does_not_read() {
     let (mut server, user) = (Foreign::start("3", &[]).await, User::default());
@@ -382,20 +382,20 @@ async fn dialect_3_resets_streams_whose_service_does_not_read() {
     let port = stalled.local_addr().unwrap().port().to_string();
     let tunnel = open(&server, &user, "3", &["tcp", &port]).await;
     let mut visitor = Visitor::connect(SocketAddr::from(([127, 0, 0, 1], tunnel.port()))).await;
-    let (_never_read, _) = timeout(PATIENCE, stalled.accept()).await.unwrap().unwrap();
+    let (_never_read, _) = timeout(TIMEOUT, stalled.accept()).await.unwrap().unwrap();
     let flood = async {
         let piece = pattern(1_000_000);
         while visitor.socket.write_all(&piece).await.is_ok() {}
     };
-    timeout(PATIENCE, flood).await.expect("the visitor is cut off");
+    timeout(TIMEOUT, flood).await.expect("the visitor is cut off");
     let reason = server.reset().await;
     assert!(reason.starts_with("buffer overflow"), "{reason}");
-    // The session and its other streams go on.
+    // The session and its other streams continue.
     let mut other = Visitor::connect(SocketAddr::from(([127, 0, 0, 1], tunnel.port()))).await;
-    let (mut socket, _) = timeout(PATIENCE, stalled.accept()).await.unwrap().unwrap();
+    let (mut socket, _) = timeout(TIMEOUT, stalled.accept()).await.unwrap().unwrap();
     other.send(b"hello".to_vec()).await;
     let mut read = [0; 5];
-    timeout(PATIENCE, socket.read_exact(&mut read)).await.unwrap().unwrap();
+    timeout(TIMEOUT, socket.read_exact(&mut read)).await.unwrap().unwrap();
     assert_eq!(&read, b"hello");
     drop(tunnel);
     server.finish().await;

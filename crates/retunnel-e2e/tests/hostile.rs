@@ -1,4 +1,4 @@
-//! Clients that break the rules: rows 28 to 36 and 40 of the reliability list, with frames written by hand.
+//! Clients that violate the protocol: rows 28 to 36 and 40 of the reliability list, with frames written by hand.
 
 #![expect(clippy::unwrap_used, reason = "a failed test says where")]
 
@@ -6,7 +6,7 @@ use std::{net::SocketAddr, time::Duration};
 
 use futures_util::{SinkExt, StreamExt};
 use retunnel_e2e::{
-    PATIENCE,
+    TIMEOUT,
     process::{Server, User},
     service,
     visitor::{Visitor, get},
@@ -85,7 +85,7 @@ async fn say(socket: &mut Socket, value: &Value) {
 /// The next message of the server; `None` once it has closed.
 async fn heard(socket: &mut Socket) -> Option<ServerMessage> {
     loop {
-        let message = timeout(PATIENCE, socket.next()).await.expect("a message or the end in time")?.ok()?;
+        let message = timeout(TIMEOUT, socket.next()).await.expect("a message or the end in time")?.ok()?;
         if message.is_close() {
             return None;
         }
@@ -139,7 +139,7 @@ async fn rows_28_and_29_data_sockets_belong_to_their_session() {
     let (owner, thief) = (registered(server.address, "a@a.test").await, registered(server.address, "b@b.test").await);
     let (mut control, id) = session(server.address, &owner).await;
     tunnel(&mut control, "shop").await;
-    // Unasked: nobody waits.
+    // Unasked: no request is waiting.
     assert!(gets_the_request(server.address, &owner, &id).await.is_none());
 
     let mut visitor = Visitor::connect(server.address).await;
@@ -155,7 +155,7 @@ async fn rows_28_and_29_data_sockets_belong_to_their_session() {
         assert!(gets_the_request(server.address, token, id).await.is_none(), "{token} {id}");
     }
     let mut socket = gets_the_request(server.address, &owner, &id).await.expect("the owner's own socket");
-    let request = timeout(PATIENCE, socket.next()).await.unwrap().unwrap().unwrap();
+    let request = timeout(TIMEOUT, socket.next()).await.unwrap().unwrap().unwrap();
     let request = v2::decode_request(&request.into_payload().into()).unwrap();
     assert_eq!((request.method.as_str(), request.path.as_str(), request.query.as_str()), ("GET", "/a", "b=c"));
     let host = request.headers.iter().find(|(name, _)| name.eq_ignore_ascii_case("host"));
@@ -265,7 +265,7 @@ async fn row_34_invalid_websocket_frames_end_the_connection() {
         visitor.send(frame).await;
         let mut rest = Vec::new();
         let end = tokio::io::AsyncReadExt::read_to_end(&mut visitor.socket, &mut rest);
-        // Much sooner than the deadline for silent ones, which is 8 s.
+        // Much earlier than the deadline for silent connections, which is 8 s.
         let _ = timeout(Duration::from_secs(6), end).await.unwrap_or_else(|_| panic!("{name}: still open"));
     }
 }
@@ -286,7 +286,7 @@ async fn row_40_an_untrusted_certificate_is_refused_before_the_token_is_sent() {
     let mut command = user.command(&["--json", "--insecure", "http", &port, "--server", &named]);
     let mut child = command.stdout(std::process::Stdio::piped()).spawn().unwrap();
     let mut lines = tokio::io::AsyncBufReadExt::lines(tokio::io::BufReader::new(child.stdout.take().unwrap()));
-    let line = timeout(PATIENCE, lines.next_line()).await.unwrap().unwrap().expect("a line");
+    let line = timeout(TIMEOUT, lines.next_line()).await.unwrap().unwrap().expect("a line");
     let info: Value = serde_json::from_str(&line).unwrap();
     let host = server.host(info["subdomain"].as_str().unwrap());
     assert_eq!(get(server.address, &host, "/status/204").await.status, 204);
@@ -316,7 +316,7 @@ mod tls {
     }
 
     impl Front {
-        /// Connections on which the client said anything behind the handshake.
+        /// Connections on which the client sent anything after the handshake.
         pub(super) async fn seen(&self) -> usize {
             tokio::task::yield_now().await;
             self.seen.load(Ordering::Relaxed)

@@ -1,4 +1,4 @@
-//! Host names of one's own: claimed over REST and with the published command line, shown by a real DNS server, served for
+//! Custom host names: claimed over REST and with the published command line, proven by a real DNS server, served for
 //! native and published clients.
 
 #![expect(clippy::unwrap_used, reason = "a failed test says where")]
@@ -53,7 +53,7 @@ impl World {
     }
 }
 
-/// In one step: the DNS server may read it at any moment.
+/// Replaced atomically: the DNS server may read it at any moment.
 fn write(path: &Path, zone: &Value) {
     let new = path.with_extension("new");
     std::fs::write(&new, zone.to_string()).unwrap();
@@ -73,7 +73,7 @@ async fn a_host_name_is_claimed_shown_served_and_given_up() {
     let (_, theirs) = world.call("POST", "/hostnames", &other, &add).await;
     assert_ne!(theirs["dns"]["txt"]["value"], claim["dns"]["txt"]["value"], "whoever is first has nothing yet");
 
-    // The DNS says nothing, then something else, then the truth.
+    // The DNS has no record, then a wrong one, then the right one.
     let txt = claim["dns"]["txt"]["value"].as_str().unwrap();
     let verify = |token: String| {
         let world = &world;
@@ -122,7 +122,7 @@ async fn a_host_name_is_claimed_shown_served_and_given_up() {
     for host in ["shop.example.org", "SHOP.example.org.", "shop.example.org:8080"] {
         assert_eq!(get(world.server.address, host, "/status/404").await.text(), "status 404", "{host}");
     }
-    // Given up, it is nobody's: visitors are told so at once.
+    // After removal it belongs to no one, and visitors get 404 at once.
     let (status, _) = world.call("DELETE", "/hostnames/shop.example.org", &owner, &Value::Null).await;
     assert_eq!(status, 200);
     let gone = get(world.server.address, "shop.example.org", "/").await;

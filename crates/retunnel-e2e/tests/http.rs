@@ -12,7 +12,7 @@ use std::{
 
 use futures_util::{SinkExt, StreamExt};
 use retunnel_e2e::{
-    PATIENCE, eventually,
+    TIMEOUT, eventually,
     process::{Server, Tunnel, User},
     service::{self, Service, pattern},
     sha256,
@@ -98,7 +98,7 @@ async fn one_connection_carries_many_requests() {
     let world = world().await;
     let mut visitor = Visitor::connect(world.server.address).await;
     let one = |path: &str| format!("GET {path} HTTP/1.1\r\nHost: {}\r\n\r\n", world.host);
-    // Row 8: a body on GET, and a pipelined request right behind it.
+    // Row 8: a body on GET, and a pipelined request right after it.
     visitor
         .send(format!(
             "GET /echo/1 HTTP/1.1\r\nHost: {}\r\nContent-Length: 5\r\n\r\nhello{}{}",
@@ -229,7 +229,7 @@ async fn events_arrive_one_by_one() {
         }
         times.push(started.elapsed());
     }
-    // The service pauses between events; had they been gathered, all would have come at once.
+    // The service pauses between events; if they were gathered, all would arrive at once.
     assert!(times[4] - times[0] > Duration::from_millis(100), "{times:?}");
 }
 
@@ -243,7 +243,7 @@ async fn websockets_echo_and_bytes_behind_the_handshake_wait_for_it() {
     for size in [0, 5, 200_000] {
         let message = pattern(size);
         client.send(Message::binary(message.clone())).await.unwrap();
-        let echo = timeout(PATIENCE, client.next()).await.unwrap().unwrap().unwrap();
+        let echo = timeout(TIMEOUT, client.next()).await.unwrap().unwrap().unwrap();
         assert!(*echo.into_payload() == message[..]);
     }
     client.close().await.unwrap();
@@ -385,7 +385,7 @@ async fn a_request_that_cannot_be_repeated_rides_on_a_connection_used_a_moment_a
     let tunnel = user.tunnel(server.address, &["http", &app.port()]).await;
     let host = server.host(tunnel.name());
     let peer = async || visitor::post(server.address, &host, "/peer", b"body").await.text();
-    // On a busy machine more than a moment may pass between two requests.
+    // On a busy machine, more than a second may pass between two requests.
     let mut last = peer().await;
     let mut same = false;
     for _ in 0..20 {

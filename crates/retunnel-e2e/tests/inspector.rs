@@ -6,7 +6,7 @@ use std::net::SocketAddr;
 
 use futures_util::{SinkExt, StreamExt};
 use retunnel_e2e::{
-    PATIENCE,
+    TIMEOUT,
     apps::browse,
     eventually,
     process::{Server, Tunnel, User},
@@ -49,7 +49,7 @@ impl World {
         serde_json::from_slice(&answer.body).unwrap()
     }
 
-    /// The exchanges, once there are so many and the last is over.
+    /// The exchanges, once there are this many and the last one is complete.
     async fn exchanges(&self, count: usize) -> Vec<Value> {
         eventually("the exchanges are there", || async {
             let list = self.read("/api/requests").await["requests"].as_array().unwrap().clone();
@@ -221,9 +221,9 @@ async fn websocket_messages_are_seen_on_both_sides() {
     let uri = format!("ws://{}/ws", world.host);
     let (mut client, _) = ClientBuilder::new().uri(&uri).unwrap().connect_on(socket).await.unwrap();
     client.send(Message::text("hello")).await.unwrap();
-    timeout(PATIENCE, client.next()).await.unwrap().unwrap().unwrap();
+    timeout(TIMEOUT, client.next()).await.unwrap().unwrap().unwrap();
     client.send(Message::binary(vec![0, 255])).await.unwrap();
-    timeout(PATIENCE, client.next()).await.unwrap().unwrap().unwrap();
+    timeout(TIMEOUT, client.next()).await.unwrap().unwrap().unwrap();
     let list = eventually("the messages", || async {
         let list = world.read("/api/requests").await["requests"].clone();
         (list[0]["messages"] == 4).then_some(list)
@@ -325,7 +325,7 @@ async fn scripts_for_ngroks_agent_work() {
 #[tokio::test]
 async fn it_takes_the_next_free_port_and_says_where_it_is() {
     let (server, service, user) = (Server::start(&[]).await, service::http().await, User::default());
-    // Whether this one or somebody else has it: it is taken.
+    // Whoever has it, the port is taken.
     let _taken = tokio::net::TcpListener::bind("127.0.0.1:4040").await;
     let mut command = user.command(&["--json", "http", &service.port(), "--server", &server.address.to_string()]);
     command.env_remove("RETUNNEL_INSPECT_ADDR");
@@ -338,7 +338,7 @@ async fn tokio_lines(mut command: tokio::process::Command) -> Value {
     use tokio::io::{AsyncBufReadExt, BufReader};
     let mut child = command.stdout(std::process::Stdio::piped()).spawn().unwrap();
     let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
-    let line = timeout(PATIENCE, lines.next_line()).await.unwrap().unwrap().unwrap();
+    let line = timeout(TIMEOUT, lines.next_line()).await.unwrap().unwrap().unwrap();
     serde_json::from_str(&line).unwrap()
 }
 

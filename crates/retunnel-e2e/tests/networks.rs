@@ -1,5 +1,5 @@
-//! Scenarios: the networks that clients live in. Proxies with passwords, certificate authorities of a company, local
-//! services that are particular about their address.
+//! Scenarios: the networks that clients are in. Proxies with passwords, a company's certificate authority, local
+//! services that accept only their own address.
 
 #![expect(clippy::unwrap_used, reason = "a test stops at the first surprise")]
 
@@ -14,7 +14,7 @@ use retunnel_e2e::{
 use serde_json::Value;
 use tokio::process::Command;
 
-/// Variables of the caller must not decide.
+/// The caller's variables must not have an effect.
 fn command(user: &User, args: &[&str], variables: &[(&str, &str)]) -> Command {
     let mut command = user.command(args);
     for name in ["http_proxy", "https_proxy", "all_proxy", "no_proxy"] {
@@ -31,7 +31,7 @@ async fn open(command: Command) -> (Running, Value) {
 }
 
 async fn fails(mut command: Command) -> (Option<i32>, String) {
-    let output = tokio::time::timeout(retunnel_e2e::PATIENCE, command.output()).await.expect("an end in time").unwrap();
+    let output = tokio::time::timeout(retunnel_e2e::TIMEOUT, command.output()).await.expect("an end in time").unwrap();
     (output.status.code(), String::from_utf8_lossy(&output.stderr).into_owned())
 }
 
@@ -88,7 +88,7 @@ async fn https_proxies_are_trusted_as_servers_are() {
     assert_eq!(visitor::request(server.address, &head, &body).await.status, 200, "bulk in lanes through both");
     assert_eq!(nested.asked().last().unwrap(), "tunnel.test:443");
 
-    // Neither an unknown authority nor a wrong password opens the way, and the password stays secret.
+    // Neither an unknown authority nor a wrong password is accepted, and the password stays secret.
     let (code, stderr) = fails(command(&user, &args, &[("HTTPS_PROXY", &proxy)])).await;
     assert!(code == Some(69) && stderr.contains("is not trusted") && !stderr.contains("p@ss"), "{stderr}");
     let wrong = format!("https://me:wrong@localhost:{}", nested.address.port());
@@ -226,7 +226,7 @@ async fn host_header_rewrite_shows_the_service_its_own_address() {
     assert_eq!(seen(&answer, "x-original-host"), "");
 }
 
-/// Django refuses hosts that it was not told of, and forms of pages at other addresses.
+/// Django refuses hosts that are not configured, and forms of pages at other addresses.
 #[tokio::test]
 async fn django_answers_with_host_header_rewrite_and_is_named_without() {
     let (server, user) = (Server::start(&[]).await, User::default());
@@ -258,7 +258,7 @@ async fn django_answers_with_host_header_rewrite_and_is_named_without() {
     );
     second.kill().await;
 
-    // Without it, the program says what to do.
+    // Without the option, the program suggests it.
     let lines = ["http", &app.port(), "--server", &address, "-s", "dj"];
     let mut plain = command(&user, &lines, &[]);
     plain.stderr(std::process::Stdio::piped()).stdout(std::process::Stdio::piped());

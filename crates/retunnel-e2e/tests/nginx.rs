@@ -1,10 +1,10 @@
-//! Scenarios: a server behind nginx, set up as `docs/examples/nginx.conf` has it, and one that lets only WebSockets through.
+//! Scenarios: a server behind nginx, with the configuration of `docs/examples/nginx.conf`, and with one that passes only WebSockets.
 
 #![expect(clippy::unwrap_used, reason = "a test stops at the first surprise")]
 
 use futures_util::{SinkExt, StreamExt};
 use retunnel_e2e::{
-    PATIENCE,
+    TIMEOUT,
     authority::Authority,
     eventually,
     nginx::{Nginx, Upgrades},
@@ -50,7 +50,7 @@ impl Site {
         visitor.answer(false).await
     }
 
-    /// How often this was asked of nginx so far, and has ended.
+    /// How many such requests nginx has completed so far.
     fn count(&self, line: &str) -> usize {
         self.nginx.asked().iter().filter(|asked| *asked == line).count()
     }
@@ -79,7 +79,7 @@ async fn carries_all(site: &Site, tunnel: &Tunnel) {
     let mut socket = builder.connect_on(visitor.socket).await.unwrap().0;
     for size in [0, 5, 300_000] {
         socket.send(Message::binary(pattern(size))).await.unwrap();
-        let back = timeout(PATIENCE, socket.next()).await.unwrap().unwrap().unwrap();
+        let back = timeout(TIMEOUT, socket.next()).await.unwrap().unwrap().unwrap();
         assert!(back.as_payload()[..] == pattern(size), "{size}");
     }
 }
@@ -104,7 +104,7 @@ async fn links_and_lanes_ride_in_websockets_where_nothing_else_passes() {
     carries_all(&site, &tunnel).await;
     assert_eq!(site.count("/api/v1/link retunnel 426"), 1);
 
-    // The next link does not ask in vain.
+    // The next link does not try the upgrade.
     site.server = site.server.restart().await;
     eventually("the client is back", || async {
         (site.get("shop.tunnel.test", "/status/204").await.status == 204).then_some(())
@@ -128,7 +128,7 @@ async fn tcp_and_half_closes_pass_in_websockets() {
         visitor.write_all(&sent).await.unwrap();
         visitor.shutdown().await.unwrap();
         let mut told = String::new();
-        timeout(PATIENCE, visitor.read_to_string(&mut told)).await.expect("an answer in time").unwrap();
+        timeout(TIMEOUT, visitor.read_to_string(&mut told)).await.expect("an answer in time").unwrap();
         assert_eq!(told, format!("{size} {}", sha256(&sent)));
     }
 }

@@ -1,4 +1,4 @@
-//! Scenarios: what the program says to shells and to other programs.
+//! Scenarios: the program's output for shells and other programs.
 
 #![expect(clippy::unwrap_used, reason = "a test stops at the first surprise")]
 
@@ -10,7 +10,7 @@ use retunnel_e2e::{
 use serde_json::Value;
 use tokio::process::Command;
 
-/// Words that bash offers for a line, by the program's own script.
+/// Completions that bash offers for a line, with the program's own script.
 async fn completed(words: &[&str]) -> Vec<String> {
     let script = r#"
         source <("$PROGRAM" completions bash) || exit 1

@@ -16,7 +16,7 @@ use tokio::task::JoinSet;
 /// Everything that a user of such a client relies on.
 async fn works(version: &'static str, how: Use) {
     println!("published client {version}, {how:?}");
-    // The first release asks for no name, does not reconnect, and knows chunked answers as little as its followers.
+    // The first release requests no name and does not reconnect; like later ones, it does not know chunked answers.
     let is_first = version == "2.0.0";
     let app = App::python(0).await;
     let server = Server::start(&[]).await;
@@ -67,7 +67,7 @@ async fn works(version: &'static str, how: Use) {
     let server = if is_first {
         server
     } else {
-        // A restarted server has the name for it again.
+        // A restarted server gives it the same name.
         let server = server.restart().await;
         eventually("the client is back", || async {
             (get(server.address, &host, "/status/404").await.text() == "status 404").then_some(())
@@ -76,7 +76,7 @@ async fn works(version: &'static str, how: Use) {
         server
     };
 
-    // The local service goes: the visitor is told, the tunnel stays.
+    // The local service stops: the visitor gets an error, the tunnel stays.
     app.process.kill().await;
     let down = get(server.address, &host, "/echo").await;
     assert_eq!((down.status, down.header("x-retunnel-error")), (502, Some("local_unreachable")));
@@ -158,7 +158,7 @@ async fn answers_that_are_kept_whole_have_a_bound_together() {
     let client = PythonClient::start("2.5.3", Use::Command, server.address, &app.port(), "", "").await;
     let refused = get(server.address, client.host(), "/bytes/5000000").await;
     assert_eq!((refused.status, refused.header("x-retunnel-error")), (503, Some("too_many_connections")));
-    // What it took is free again.
+    // Its memory is free again.
     for _ in 0..3 {
         assert_eq!(get(server.address, client.host(), "/bytes/2000000").await.body.len(), 2_000_000);
     }

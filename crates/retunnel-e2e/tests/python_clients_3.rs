@@ -5,7 +5,7 @@
 use std::time::Duration;
 
 use retunnel_e2e::{
-    PATIENCE,
+    TIMEOUT,
     apps::Use,
     eventually,
     process::{Server, port_range},
@@ -37,14 +37,14 @@ async fn works(version: &'static str, wire: u8, how: Use) {
     let host = client.host(0).to_owned();
     visit(server.address, &host, wire).await;
 
-    // A restarted server has the name for it again.
+    // A restarted server gives it the same name.
     let server = server.restart().await;
     eventually("the client is back", || async {
         (get(server.address, &host, "/status/404").await.text() == "status 404").then_some(())
     })
     .await;
 
-    // The local service goes: the visitor is told, the tunnel stays.
+    // The local service stops: the visitor gets an error, the tunnel stays.
     let port = app.address.port();
     app.process.kill().await;
     let down = get(server.address, &host, "/echo").await;
@@ -106,7 +106,7 @@ async fn tcp_tunnels() {
             timeout(QUICKLY, visitor.read_to_end(&mut received)).await.expect("an end").unwrap();
             assert!(received == sent, "{} bytes came back", received.len());
 
-            // The same port after a restart, although the client does not ask for it by number.
+            // The same port after a restart, although the client does not request it by number.
             let port = client.port();
             let _server = server.restart().await;
             eventually("the port is back", || async {
@@ -141,7 +141,7 @@ async fn two_tunnels_in_one_session() {
         }
     };
     assert_eq!(both(&server).await, (2, 3));
-    // Visitors that wait while the client reconnects come to none of its tunnels too early.
+    // Visitors that wait while the client reconnects do not reach its tunnels too early.
     let server = server.restart().await;
     eventually("both are back", || async { (both(&server).await == (2, 3)).then_some(()) }).await;
 }
@@ -203,7 +203,7 @@ async fn refusals_end_the_client_quickly() {
     }
 }
 
-/// Answers one request with far more than anybody buffers; tells when its connection is given up.
+/// Answers one request with far more than any part buffers; reports when its connection is closed.
 async fn endless(listener: TcpListener) {
     let (mut connection, _) = listener.accept().await.unwrap();
     let mut head = [0; 4096];
@@ -213,7 +213,7 @@ async fn endless(listener: TcpListener) {
     while connection.write_all(&piece).await.is_ok() {}
 }
 
-/// A visitor that reads nothing costs bounded memory and does not hold the others up.
+/// A visitor that reads nothing uses bounded memory and does not delay the others.
 #[tokio::test]
 async fn a_reader_that_never_reads_stalls_nobody() {
     let (app, server) = (service::http().await, Server::start(&[]).await);
@@ -233,9 +233,9 @@ async fn a_reader_that_never_reads_stalls_nobody() {
         let answer = timeout(QUICKLY, request(server.address, &head, &body)).await.expect("an answer");
         assert!(answer.text().contains(&sha256(&body)));
     }
-    // Whoever does not read loses its stream, visibly: the answer is not complete.
-    timeout(PATIENCE, given_up.join_next()).await.expect("the stream is given up").unwrap().unwrap();
-    let rest = timeout(PATIENCE, async {
+    // A visitor that does not read loses its stream, visibly: the answer is incomplete.
+    timeout(TIMEOUT, given_up.join_next()).await.expect("the stream is given up").unwrap().unwrap();
+    let rest = timeout(TIMEOUT, async {
         let mut buffer = vec![0; 64 * 1024];
         while let Ok(1..) = stalled.socket.read(&mut buffer).await {}
     });

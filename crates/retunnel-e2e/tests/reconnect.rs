@@ -29,7 +29,7 @@ async fn a_restarted_server_gives_everybody_their_names_back() {
         eventually("the tunnel is back", || served(server.address, host)).await;
     }
     println!("both tunnels answered {:?} after the server listened", started.elapsed());
-    // While the owner is away nobody else gets the name, across the restart too.
+    // While the owner is away, no one else gets the name, even across the restart.
     first.process.kill().await;
     let address = server.address.to_string();
     let (code, _, stderr) = two.run(&["http", "1", "--server", &address, "--subdomain", "first"]).await;
@@ -103,7 +103,7 @@ async fn a_silent_link_is_noticed_by_both_ends() {
     assert_eq!(get(server.address, &host, "/status/204").await.status, 204);
     proxy.black_hole();
     let started = Instant::now();
-    // A visitor that comes meanwhile waits visibly and is served by the next session.
+    // A visitor that arrives in the meantime waits and is served by the next session.
     let answer = get(server.address, &host, "/status/204").await;
     assert_eq!(answer.status, 204, "{}", answer.text());
     println!("served {:?} after the wire went silent", started.elapsed());
@@ -116,7 +116,7 @@ async fn a_stopped_client_serves_again_when_it_goes_on() {
     let tunnel = user.tunnel(server.address, &["http", &service.port()]).await;
     let host = server.host(tunnel.name());
     tunnel.process.signal("STOP").await;
-    // The server gives the session up by itself; the name is held, visitors get 503 in the end.
+    // The server gives up the session; the name is held, and visitors get 503 eventually.
     let answer = get(server.address, &host, "/status/204").await;
     assert_eq!((answer.status, answer.header("x-retunnel-error")), (503, Some("tunnel_offline")));
     assert!(answer.header("retry-after").is_some());

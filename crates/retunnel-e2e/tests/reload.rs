@@ -77,7 +77,7 @@ async fn a_changed_file_changes_only_what_it_changes() {
     let random_host = server.host(started.first["tunnels"][2]["subdomain"].as_str().unwrap());
     let (same_host, gone_host) = (server.host("same"), server.host("gone"));
 
-    // More than all buffers on the way hold, so that both are under way while the file changes.
+    // More than all buffers in between hold, so that both are in progress while the file changes.
     const LONG: usize = 96 * 1024 * 1024;
     let through_same = download(server.address, &same_host, LONG).await;
     let through_gone = download(server.address, &gone_host, LONG).await;
@@ -167,7 +167,7 @@ async fn hangups_read_the_file_again() {
     started.client.signal("HUP").await;
     assert_eq!(started.event("config_reloaded").await["unchanged"], json!(["web"]), "asked, though nothing changed");
 
-    // What the server would not open is asked for again.
+    // A tunnel that the server refused is requested again.
     let other = User::default();
     let mut rival = other.tunnel(server.address, &["http", &app.port(), "--subdomain", "wanted"]).await;
     started.save(&format!("{good}{}", tunnel("wanted", &app.port())));

@@ -83,7 +83,7 @@ async fn ports_belong_to_their_account() {
     let (code, _, stderr) = other.run(&outside.each_ref().map(String::as_str)).await;
     assert_eq!(code, 69);
     assert!(stderr.contains("port_out_of_range"), "{stderr}");
-    // A clean goodbye frees the port at once, for anybody.
+    // A clean goodbye frees the port at once, for every account.
     first.process.signal("INT").await;
     assert_eq!(first.process.exit().await, Some(0));
     let second = other.tunnel(server.address, &["tcp", &echo.port(), "--remote-port", &wanted]).await;

@@ -44,7 +44,7 @@ impl Live {
     }
 }
 
-/// A directory with an `xdg-open` that notes what it was asked to open, and the PATH with it in front.
+/// A directory with an `xdg-open` that records what it was asked to open, and a PATH that starts with it.
 fn browser(user: &User) -> std::ffi::OsString {
     let directory = user.home().join("bin");
     fs::create_dir(&directory).unwrap();
@@ -154,7 +154,7 @@ async fn a_closed_terminal_ends_the_program_with_and_without_a_file() {
         let mut terminal = Terminal::start(&live.user, &args, &[], PAGE);
         terminal.sees("tunnel.test").await;
         terminal.signal("HUP");
-        // As long as the terminal is there, the file is read again.
+        // As long as the terminal exists, SIGHUP reloads the file.
         if options.is_empty() {
             terminal.press("4").await;
         }
@@ -220,7 +220,7 @@ async fn ctrl_c_while_connecting_leaves_nothing_behind() {
     let nobody = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap().to_string();
     for size in [(80, 24), (40, 10)] {
         let mut terminal = Terminal::start(&user, &["http", "80", "--server", &nobody], &[], size);
-        // Tries come more than once a second here, so that a moment later it may say that it tries again.
+        // Attempts follow each other within a second here, so the line may already show the next one.
         terminal.until("the cause", |screen| screen.contents().contains("cannot reach")).await;
         terminal.press("\x03").await;
         assert_eq!(terminal.end().await, Some(0));

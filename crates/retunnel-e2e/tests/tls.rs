@@ -6,7 +6,7 @@ use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use futures_util::{SinkExt, StreamExt};
 use retunnel_e2e::{
-    PATIENCE,
+    TIMEOUT,
     apps::Use,
     authority::Authority,
     eventually,
@@ -29,7 +29,7 @@ use tokio::{
 use tokio_rustls::TlsAcceptor;
 use tokio_websockets::{ClientBuilder, Message};
 
-/// What test servers are reached by.
+/// The address of test servers.
 const NAMES: [&str; 4] = ["localhost", "127.0.0.1", "tunnel.test", "*.tunnel.test"];
 
 /// A server with a certificate of its own authority.
@@ -120,7 +120,7 @@ async fn websockets_pass() {
     for message in [Message::text("grüße"), Message::binary(pattern(900_000)), Message::binary(vec![])] {
         let sent = message.as_payload().to_vec();
         socket.send(message).await.unwrap();
-        let back = timeout(PATIENCE, socket.next()).await.unwrap().unwrap().unwrap();
+        let back = timeout(TIMEOUT, socket.next()).await.unwrap().unwrap().unwrap();
         assert_eq!(back.as_payload().to_vec(), sent);
     }
 }
@@ -176,7 +176,7 @@ async fn sessions_are_resumed() {
     }
     assert_eq!(kinds, [HandshakeKind::Full, HandshakeKind::Resumed], "what the server remembers");
 
-    // And what the client does: it registers, makes its link, and comes back when that is lost.
+    // The client registers, opens its link, and reconnects when the link is lost.
     let plain = Server::start(&[]).await;
     let front = TlsFront::start(&["localhost"], plain.address).await;
     let authority = secure.authority.path("front.pem");
@@ -208,7 +208,7 @@ async fn whoever_does_not_encrypt_is_told_to() {
     let mut garbage = Visitor::connect(secure.address()).await;
     garbage.send([0, 1, 2, 3]).await;
     let mut rest = Vec::new();
-    let _ = timeout(PATIENCE, garbage.socket.read_to_end(&mut rest)).await.expect("an end in time");
+    let _ = timeout(TIMEOUT, garbage.socket.read_to_end(&mut rest)).await.expect("an end in time");
     assert!(rest.is_empty(), "{rest:?}");
 
     let unencrypted = format!("http://localhost:{}", secure.address().port());
@@ -258,7 +258,7 @@ async fn row_51_stalled_handshakes_end_and_keep_no_one_out() {
     assert!(began.elapsed() < Duration::from_secs(6), "{:?}", began.elapsed());
     for visitor in &mut silent {
         let mut rest = Vec::new();
-        let _ = timeout(PATIENCE, visitor.socket.read_to_end(&mut rest)).await.expect("an end in time");
+        let _ = timeout(TIMEOUT, visitor.socket.read_to_end(&mut rest)).await.expect("an end in time");
     }
     eventually("the descriptors are back", || async {
         (secure.server.process.descriptors() <= before + 2).then_some(())
@@ -313,7 +313,7 @@ async fn sighup_reads_the_certificate_anew_and_keeps_it_when_it_cannot() {
             .await;
     std::fs::write(secure.authority.path("key.pem"), "gone").unwrap();
     secure.server.process.signal("HUP").await;
-    // The next good one shows that the bad one was passed over.
+    // The next good certificate shows that the bad one was skipped.
     assert_eq!(shown().await, second);
     renew();
     secure.server.process.signal("HUP").await;
@@ -335,7 +335,7 @@ async fn published_clients_come_by_wss() {
     }
 }
 
-/// A local service, with a certificate or without, that ends its answer to `/cut` in the middle: `go` says when. Other
+/// A local service, with or without a certificate, that ends its answer to `/cut` in the middle, once `go` allows it. Other
 /// answers end as they should. None has a length.
 async fn ending(acceptor: Option<TlsAcceptor>, go: Arc<Notify>) -> (u16, JoinSet<()>) {
     async fn serve(mut visitor: Visitor<impl AsyncRead + AsyncWrite + Unpin>, go: &Notify) -> bool {
@@ -369,7 +369,7 @@ async fn ending(acceptor: Option<TlsAcceptor>, go: Arc<Notify>) -> (u16, JoinSet
     (port, service)
 }
 
-/// An answer without a length ends with the connection, so that only TLS's own farewell tells that it is whole.
+/// An answer without a length ends with the connection, so only TLS's closing message shows that it is complete.
 #[tokio::test]
 async fn a_cut_answer_never_looks_complete() {
     let secure = Secure::start(&[]).await;
@@ -384,12 +384,12 @@ async fn a_cut_answer_never_looks_complete() {
         assert!(head.starts_with("HTTP/1.1 200") && !head.to_ascii_lowercase().contains("content-length"), "{head}");
         assert_eq!(visitor.take(5).await, b"whole");
         go.notify_one();
-        let end = timeout(PATIENCE, visitor.socket.read_to_end(&mut Vec::new())).await.expect("an end in time");
+        let end = timeout(TIMEOUT, visitor.socket.read_to_end(&mut Vec::new())).await.expect("an end in time");
         assert_eq!(end.is_ok(), whole, "{path}: {end:?}");
     }
 }
 
-/// The same the other way: a local service whose connection ends without a farewell.
+/// The same the other way: a local service whose connection ends without a closing message.
 #[tokio::test]
 async fn a_local_service_that_is_cut_off_makes_no_complete_answer() {
     let secure = Secure::start(&[]).await;

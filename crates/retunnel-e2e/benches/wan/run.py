@@ -8,7 +8,7 @@ first     first byte of the answer to a new visitor, from its connect on; one vi
 first20   the same for 20 visitors at once, each with a new connection
 100k      the whole of 100 KiB for a new visitor
 kept      1 KiB requests on one kept connection
-beside    the same on 3 kept connections, while somebody downloads (`new`: with a new connection each)
+beside    the same on 3 kept connections, beside a download (`new`: with a new connection each)
 bulk1, 4  Mbit/s of 1 and 4 downloads
 cold      start of the client to the first answer, its account known (20 starts would take long: 3 are made)
 """
@@ -65,7 +65,7 @@ class Tunnel:
             self.popen("s", RATHOLE, "--server", "server.toml")
         time.sleep(1)
         self.client = self.start_client()
-        self.visit("first", count=1, patience=30)
+        self.visit("first", count=1, timeout=30)
         return self
 
     def write(self, name, text):
@@ -89,7 +89,7 @@ class Tunnel:
         for _ in range(3 if self.client else 0):
             self.client.terminate()
             self.client.wait()
-            arguments = json.dumps({"row": "arrival", "host": self.host, "port": self.port, "patience": 30})
+            arguments = json.dumps({"row": "arrival", "host": self.host, "port": self.port, "timeout": 30})
             visitor = self.wan.popen("s", [sys.executable, __file__, "--visit", arguments], stdout=subprocess.PIPE, text=True)
             time.sleep(1.5)
             started = time.monotonic()
@@ -137,8 +137,8 @@ async def origin():
 
 
 class Visitors:
-    def __init__(self, row, host, port, count=20, seconds=8, patience=10):
-        self.address, self.count, self.seconds, self.patience = (host, port), count, seconds, patience
+    def __init__(self, row, host, port, count=20, seconds=8, timeout=10):
+        self.address, self.count, self.seconds, self.timeout = (host, port), count, seconds, timeout
         self.row = row
 
     async def connect(self):
@@ -170,7 +170,7 @@ class Visitors:
                 connection[1].close()
                 return ((last if whole else first) - started) * 1000
             except (AssertionError, OSError, asyncio.IncompleteReadError):
-                if time.monotonic() - started > self.patience:
+                if time.monotonic() - started > self.timeout:
                     raise
                 await asyncio.sleep(0.002)
 
