@@ -91,6 +91,7 @@ format-check: ## Check that the code is formatted
 lint: ## Check lints and documentation
 	$(CARGO) clippy --workspace --all-targets --locked -- -D warnings
 	$(CARGO) check -p retunnel --no-default-features --locked
+	$(CARGO) check -p retunnel-client --no-default-features --locked
 	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --workspace --no-deps --document-private-items --locked
 
 typecheck: ## Check types of everything

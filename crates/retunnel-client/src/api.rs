@@ -1,5 +1,7 @@
 //! The server's REST API, over the same connection rules as sessions.
 
+use std::sync::Arc;
+
 use bytes::Bytes;
 use http_body_util::{BodyExt, Full, Limited};
 use hyper::{HeaderMap, Method, Request, client::conn::http1, header};
@@ -177,7 +179,7 @@ pub(crate) async fn ask(
     token: Option<&Token>,
     body: Option<Value>,
 ) -> Result<Answer, ApiError> {
-    let (mut sender, connection) = http1::handshake(TokioIo::new(socket)).await?;
+    let (mut sender, connection) = http1::handshake(TokioIo::new(socket)).await.map_err(failed)?;
     let mut request = Request::builder()
         .method(method)
         .uri(path)
@@ -192,7 +194,7 @@ pub(crate) async fn ask(
     let body = body.map_or_else(Bytes::new, |body| body.to_string().into());
     let request = request.body(Full::new(body)).map_err(|error| ApiError::Answer(error.to_string()))?;
     let answer = async move {
-        let (head, body) = sender.send_request(request).await?.into_parts();
+        let (head, body) = sender.send_request(request).await.map_err(failed)?.into_parts();
         let body = Limited::new(body, MAX_ANSWER).collect().await;
         let body = body.map_err(|error| ApiError::Answer(error.to_string()))?.to_bytes();
         let value = serde_json::from_slice(&body).unwrap_or(Value::Null);
@@ -204,10 +206,14 @@ pub(crate) async fn ask(
     tokio::select! {
         answered = &mut answer => answered,
         ended = &mut connection => {
-            ended?;
+            ended.map_err(failed)?;
             answer.await
         }
     }
+}
+
+fn failed(error: hyper::Error) -> ApiError {
+    ApiError::Http(Arc::new(error))
 }
 
 fn token_in(value: &Value) -> Result<Token, ApiError> {

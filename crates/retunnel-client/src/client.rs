@@ -9,8 +9,6 @@ use tokio::{
 };
 
 use crate::{
-    api::ApiClient,
-    diagnose::{self, Check, Subject},
     dialect::Dialect,
     endpoint::ServerEndpoint,
     error::{ConnectError, TunnelError},
@@ -149,38 +147,12 @@ impl ClientBuilder {
         Client { shared, stats, local_trust: self.local_trust, tasks }
     }
 
-    /// The server's REST API, reached as sessions of this client are.
-    #[must_use]
-    pub fn api(&self) -> ApiClient {
-        ApiClient::over(self.dialer())
-    }
-
     fn dialer(&self) -> Dialer {
         let dialer = Dialer::new(self.server.clone(), self.trust.clone(), &self.proxies);
         if self.token_is_of_server {
             dialer.trust();
         }
         dialer
-    }
-
-    /// Checks the connection to the server step by step and reports each check as soon as it is done; all end within
-    /// 25 s. Nothing is changed: no account is created and no session opened. Dropping the future stops it.
-    pub async fn diagnose(&self, report: impl FnMut(Check)) {
-        let subject = Subject {
-            dialer: self.dialer(),
-            proxies: &self.proxies,
-            dialect: self.dialect,
-            token: self.token.as_ref(),
-            replaces_token: self.replace_refused_token,
-        };
-        subject.diagnose(report).await;
-    }
-
-    /// Whether a local service accepts connections.
-    pub async fn diagnose_local(&self, target: &LocalTarget) -> Check {
-        let mut target = target.clone();
-        target.trust.get_or_insert_with(|| self.local_trust.clone());
-        diagnose::local(&target).await
     }
 
     /// Starts and waits for the first session.
@@ -191,6 +163,38 @@ impl ClientBuilder {
         let client = self.start();
         client.connected().await?;
         Ok(client)
+    }
+}
+
+#[cfg(feature = "api")]
+impl ClientBuilder {
+    /// The server's REST API, reached in the same way as the sessions of this client.
+    #[must_use]
+    pub fn api(&self) -> crate::api::ApiClient {
+        crate::api::ApiClient::over(self.dialer())
+    }
+}
+
+#[cfg(feature = "diagnose")]
+impl ClientBuilder {
+    /// Checks the connection to the server step by step and reports each check as soon as it is done; all end within
+    /// 25 s. Nothing is changed: no account is created and no session opened. Dropping the future stops it.
+    pub async fn diagnose(&self, report: impl FnMut(crate::diagnose::Check)) {
+        let subject = crate::diagnose::Subject {
+            dialer: self.dialer(),
+            proxies: &self.proxies,
+            dialect: self.dialect,
+            token: self.token.as_ref(),
+            replaces_token: self.replace_refused_token,
+        };
+        subject.diagnose(report).await;
+    }
+
+    /// Whether a local service accepts connections.
+    pub async fn diagnose_local(&self, target: &LocalTarget) -> crate::diagnose::Check {
+        let mut target = target.clone();
+        target.trust.get_or_insert_with(|| self.local_trust.clone());
+        crate::diagnose::local(&target).await
     }
 }
 

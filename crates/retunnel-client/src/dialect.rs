@@ -16,8 +16,9 @@ pub enum Dialect {
 }
 
 impl Dialect {
-    /// All of them, best first.
-    pub const ALL: [Self; 3] = [Self::Native, Self::V3, Self::V2];
+    /// The dialects that this build speaks, best first. Without the feature `dialects` it is the native one only.
+    pub const ALL: &[Self] =
+        if cfg!(feature = "dialects") { &[Self::Native, Self::V3, Self::V2] } else { &[Self::Native] };
 
     /// `native`, `3` or `2`.
     #[must_use]
@@ -45,6 +46,6 @@ impl FromStr for Dialect {
             value: text.to_owned(),
             reason: "expected native, 3 or 2 (or auto, for the best that the server speaks)",
         };
-        Self::ALL.into_iter().find(|dialect| dialect.as_str() == text).ok_or_else(error)
+        Self::ALL.iter().copied().find(|dialect| dialect.as_str() == text).ok_or_else(error)
     }
 }

@@ -1,13 +1,13 @@
 //! Errors by what a caller asks: could I connect, could the tunnel be opened, is a value valid.
 
-use std::{io, time::Duration};
+use std::{error::Error as StdError, io, sync::Arc, time::Duration};
 
 use retunnel_link::LinkError;
-use retunnel_proto::{PageCode, message::Refusal};
+use retunnel_proto::message::Refusal;
 use thiserror::Error;
 
-use crate::endpoint::ServerEndpoint;
 pub use crate::validation::ValidationError;
+use crate::{dialect::Dialect, endpoint::ServerEndpoint};
 
 /// Anything this library can fail with.
 #[doc(alias = "ReTunnelError")]
@@ -118,6 +118,9 @@ pub enum ConnectError {
         /// Why.
         source: LinkError,
     },
+    /// This build does not speak the chosen dialect.
+    #[error("this build does not speak dialect {0}; it needs the feature `dialects` of `retunnel-client`")]
+    DialectNotIncluded(Dialect),
     /// The client was closed meanwhile.
     #[error("the client was closed")]
     Closed,
@@ -131,7 +134,11 @@ impl ConnectError {
             Self::Refused { refusal, .. } => refusal.code.is_final(),
             Self::Register { source, .. } => source.is_final(),
             Self::Proxy { is_final, .. } => *is_final,
-            Self::NotAServer { .. } | Self::Tls { .. } | Self::TlsRequired { .. } | Self::Closed => true,
+            Self::NotAServer { .. }
+            | Self::Tls { .. }
+            | Self::TlsRequired { .. }
+            | Self::DialectNotIncluded(_)
+            | Self::Closed => true,
             _ => false,
         }
     }
@@ -190,18 +197,22 @@ pub enum RelayError {
     /// One of both connections failed midway.
     #[error("{0}")]
     Io(#[from] io::Error),
-    /// The local service's answer is not HTTP/1.1, or ended early.
+    /// The local service's answer is not HTTP/1.1.
     #[error("the local service's answer failed: {0}")]
-    Answer(#[from] hyper::Error),
+    InvalidAnswer(#[source] Arc<dyn StdError + Send + Sync>),
+    /// The local service's answer ended early.
+    #[error("the local service's answer failed: {0}")]
+    AnswerCut(#[source] Arc<dyn StdError + Send + Sync>),
 }
 
+#[cfg(feature = "dialects")]
 impl RelayError {
-    /// Stable code, as error pages have it (`docs/errors.md`).
-    pub(crate) fn code(&self) -> PageCode {
+    /// Stable code for error pages (`docs/errors.md`).
+    pub(crate) const fn code(&self) -> retunnel_proto::PageCode {
         match self {
-            Self::LocalUnreachable { .. } => PageCode::LocalUnreachable,
-            Self::Answer(error) if error.is_parse() => PageCode::LocalInvalidResponse,
-            Self::Io(_) | Self::Answer(_) => PageCode::LocalClosedEarly,
+            Self::LocalUnreachable { .. } => retunnel_proto::PageCode::LocalUnreachable,
+            Self::InvalidAnswer(_) => retunnel_proto::PageCode::LocalInvalidResponse,
+            Self::Io(_) | Self::AnswerCut(_) => retunnel_proto::PageCode::LocalClosedEarly,
         }
     }
 }
@@ -231,7 +242,7 @@ pub enum ApiError {
     Connect(Box<ConnectError>),
     /// The connection failed midway.
     #[error("connection failed: {0}")]
-    Http(#[from] hyper::Error),
+    Http(#[source] Arc<dyn StdError + Send + Sync>),
 }
 
 impl ApiError {

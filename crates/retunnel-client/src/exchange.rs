@@ -3,7 +3,7 @@
 
 pub(crate) mod visit;
 
-use std::io;
+use std::{io, sync::Arc};
 
 use bytes::Bytes;
 use http_body_util::{BodyExt, Full, combinators::UnsyncBoxBody};
@@ -32,6 +32,13 @@ const OF_ONE_HOP: [HeaderName; 8] = [
 ];
 
 pub(crate) type RequestBody = UnsyncBoxBody<Bytes, io::Error>;
+
+/// Why an exchange with the local service failed.
+pub(crate) fn failed(error: hyper::Error) -> RelayError {
+    let is_malformed = error.is_parse();
+    let cause = Arc::new(error);
+    if is_malformed { RelayError::InvalidAnswer(cause) } else { RelayError::AnswerCut(cause) }
+}
 
 /// A body that is there as a whole.
 pub(crate) fn whole(body: Bytes) -> RequestBody {
@@ -116,13 +123,14 @@ pub(crate) async fn send(served: &Service, mut request: Request<RequestBody>) ->
             tap.failed(&error.to_string());
         }
     })?;
-    let (mut sender, driver) = http1::Builder::new().title_case_headers(true).handshake(TokioIo::new(local)).await?;
+    let (mut sender, driver) =
+        http1::Builder::new().title_case_headers(true).handshake(TokioIo::new(local)).await.map_err(failed)?;
     let mut connection = JoinSet::new();
     connection.spawn(async move {
         // Its failure is the failure of the answer.
         let _ = driver.with_upgrades().await;
     });
-    let mut response = sender.send_request(request).await?;
+    let mut response = sender.send_request(request).await.map_err(failed)?;
     if let (Some(local), Some(public)) = (&served.local_origin, public_origin) {
         restore(local, response.headers_mut(), &public);
     }

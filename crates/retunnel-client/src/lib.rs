@@ -15,14 +15,22 @@
 //! A [`Client`] keeps one session up: it reconnects with growing, random pauses and opens its tunnels again at the same
 //! addresses. What happens is told by [`Client::events`] and counted by [`Tunnel::stats`].
 
+#![cfg_attr(
+    not(all(feature = "dialects", feature = "diagnose")),
+    allow(dead_code, reason = "some parts serve only modules that this build leaves out")
+)]
+
+#[cfg(feature = "api")]
 pub mod api;
 mod client;
 mod connection;
+#[cfg(feature = "diagnose")]
 pub mod diagnose;
 mod dialect;
 mod endpoint;
 pub mod error;
 mod event;
+#[cfg(feature = "dialects")]
 mod exchange;
 mod local;
 mod reconnect;

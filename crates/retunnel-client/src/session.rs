@@ -2,10 +2,15 @@
 //! the matter of its dialect; what it knows about its tunnels is the same for all ([`Tunnels`]).
 
 mod native;
+#[cfg(feature = "dialects")]
+mod published;
+#[cfg(not(feature = "dialects"))]
+#[path = "session/without_published.rs"]
+mod published;
+#[cfg(feature = "api")]
+mod register;
 mod timing;
 mod tunnels;
-mod v2;
-mod v3;
 
 use std::{collections::HashMap, sync::Arc};
 
@@ -21,7 +26,6 @@ use tokio::{
 
 use self::tunnels::Tunnels;
 use crate::{
-    api::ApiClient,
     dialect::Dialect,
     error::{ApiError, ConnectError, TunnelError},
     event::{Event, SessionInfo},
@@ -127,8 +131,7 @@ fn end(shared: &Shared, failure: ConnectError) {
 /// A session of some dialect.
 enum Session {
     Native(native::Session),
-    V3(Box<v3::Session>),
-    V2(Box<v2::Session>),
+    Published(published::Session),
 }
 
 /// A session that stands, and what it is called.
@@ -145,8 +148,7 @@ impl Established {
         let tunnels = Tunnels::new(Arc::clone(shared), self.info, self.asked);
         match self.session {
             Session::Native(session) => session.run(tunnels, commands).await,
-            Session::V3(session) => session.run(tunnels, commands).await,
-            Session::V2(session) => session.run(tunnels, commands).await,
+            Session::Published(session) => session.run(tunnels, commands).await,
         }
     }
 }
@@ -155,18 +157,13 @@ async fn establish(
     shared: &Shared,
     dialer: &Dialer,
     token: &mut Option<Token>,
-    register: bool,
+    #[cfg_attr(not(feature = "api"), expect(unused_variables, reason = "the build cannot register"))] register: bool,
     dialects: &[Dialect],
 ) -> Result<Established, ConnectError> {
+    // Without the feature there is no way to register; the server refuses the session.
+    #[cfg(feature = "api")]
     if token.is_none() && register {
-        let api = ApiClient::over(dialer.clone());
-        let made = api.register(None, None).await.map_err(|source| match source {
-            ApiError::Connect(cause) => *cause,
-            source => ConnectError::Register { endpoint: dialer.endpoint.clone(), source },
-        })?;
-        shared.emit(Event::Registered { token: made.clone() });
-        *token = Some(made);
-        dialer.trust();
+        *token = Some(register::account(shared, dialer).await?);
     }
     let auth = Auth {
         token: token.clone(),
@@ -188,12 +185,9 @@ async fn establish(
                     .await
                     .map(|(session, info)| (Session::Native(session), info))
             }
-            Dialect::V3 => {
-                v3::establish(dialer, auth.clone()).await.map(|(session, info)| (Session::V3(Box::new(session)), info))
-            }
-            Dialect::V2 => {
-                v2::establish(dialer, auth.clone()).await.map(|(session, info)| (Session::V2(Box::new(session)), info))
-            }
+            Dialect::V3 | Dialect::V2 => published::establish(dialer, auth.clone(), *dialect)
+                .await
+                .map(|(session, info)| (Session::Published(session), info)),
         };
         match attempt {
             Ok((session, info)) => return Ok(Established { session, info, asked }),

@@ -7,6 +7,9 @@ pub(crate) mod proxy;
 pub(crate) mod socket;
 pub(crate) mod tls;
 pub(crate) mod upgrade;
+#[cfg(feature = "websocket")]
 pub(crate) mod websocket;
+#[cfg(not(feature = "websocket"))]
+mod without_websocket;
 
 pub(crate) use self::{dialer::Dialer, socket::Socket};

@@ -16,6 +16,7 @@ mod driver;
 mod error;
 mod lane;
 mod link;
+#[cfg(feature = "websocket")]
 mod messages;
 mod read_ahead;
 mod received;
@@ -34,6 +35,7 @@ pub use driver::Driver;
 pub use error::{LinkError, OpenError};
 pub use lane::{Duplex, Lane};
 pub use link::{Events, Link, LinkEvent, link};
+#[cfg(feature = "websocket")]
 pub use messages::{MessageSocket, message_form};
 pub use read_ahead::ReadAhead;
 pub use relay::{Pump, poll_down, poll_relay, poll_up};

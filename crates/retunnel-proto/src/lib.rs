@@ -5,6 +5,7 @@
 //! constant of [`limits`]. The byte layouts are described in `docs/protocol.md`.
 
 pub mod code;
+#[cfg(feature = "dialects")]
 pub mod dialect;
 pub mod error;
 pub mod http1;

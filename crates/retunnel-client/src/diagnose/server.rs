@@ -35,7 +35,7 @@ pub(super) async fn api(dialer: &Dialer, socket: Socket) -> (Finding, Option<Ser
     let asked = api::ask(socket, &dialer.endpoint.authority(), Method::GET, "/api/v1/server", None, None).await;
     let answer = match asked {
         Ok(answer) => answer,
-        Err(ApiError::Http(error)) if error.is_parse() => {
+        Err(ApiError::Http(error)) if error.downcast_ref::<hyper::Error>().is_some_and(hyper::Error::is_parse) => {
             return (Finding::failed(Problem::NotAServer, "what answers there does not speak HTTP"), None);
         }
         Err(error) => {

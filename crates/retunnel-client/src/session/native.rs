@@ -22,7 +22,7 @@ use crate::{
     relay,
     service::Service,
     state::Command,
-    transport::{Dialer, Socket, upgrade::Early, websocket::CLOSE_WITHIN},
+    transport::{Dialer, Socket, dialer::CLOSE_WITHIN, upgrade::Early},
 };
 
 /// A session that stands.

@@ -8,12 +8,18 @@ use std::{
 };
 
 use bytes::{Buf, Bytes};
-use retunnel_link::{Lane, MaybeTcp, MessageSocket, TlsSocket};
+use retunnel_link::{Lane, MaybeTcp, TlsSocket};
 use socket2::SockRef;
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
     net::TcpStream,
 };
+
+/// Bytes in both directions over something other than a connection of the system, for example messages of a WebSocket.
+pub(crate) trait ByteStream: AsyncRead + AsyncWrite + Send + Sync + Unpin {
+    /// The TCP connection below.
+    fn below(&self) -> Option<&TcpStream>;
+}
 
 /// A connection to the server or to a local service.
 pub(crate) enum Socket {
@@ -23,8 +29,8 @@ pub(crate) enum Socket {
     Nested(Box<TlsSocket<Self>>),
     /// Bytes that came with the answer to the upgrade are read first.
     Prefixed(Bytes, Box<Self>),
-    /// A byte stream in messages.
-    Messages(Box<MessageSocket<Self>>),
+    /// Anything else that carries bytes.
+    Other(Box<dyn ByteStream>),
     #[cfg(unix)]
     Unix(tokio::net::UnixStream),
 }
@@ -62,13 +68,13 @@ impl From<Socket> for Lane {
 
 impl Socket {
     /// The TCP connection below, whatever stands above it.
-    fn below(&self) -> Option<&TcpStream> {
+    pub(super) fn below(&self) -> Option<&TcpStream> {
         match self {
             Self::Plain(socket) => Some(socket),
             Self::Tls(stream) => Some(stream.below()),
             Self::Nested(stream) => stream.below().below(),
             Self::Prefixed(_, inner) => inner.below(),
-            Self::Messages(messages) => messages.get_ref().below(),
+            Self::Other(stream) => stream.below(),
             #[cfg(unix)]
             Self::Unix(_) => None,
         }
@@ -97,7 +103,7 @@ macro_rules! each {
             Socket::Tls($socket) => $call,
             Socket::Nested($socket) => $call,
             Socket::Prefixed(_, $socket) => $call,
-            Socket::Messages($socket) => $call,
+            Socket::Other($socket) => $call,
             #[cfg(unix)]
             Socket::Unix($socket) => $call,
         }
@@ -137,7 +143,7 @@ impl AsyncWrite for Socket {
             Self::Tls(socket) => socket.is_write_vectored(),
             Self::Nested(socket) => socket.is_write_vectored(),
             Self::Prefixed(_, socket) => socket.is_write_vectored(),
-            Self::Messages(socket) => socket.is_write_vectored(),
+            Self::Other(socket) => socket.is_write_vectored(),
             #[cfg(unix)]
             Self::Unix(socket) => socket.is_write_vectored(),
         }

@@ -4,9 +4,7 @@
 use std::{io, sync::MutexGuard};
 
 use bytes::BytesMut;
-use hyper::header::{AUTHORIZATION, HeaderValue, SEC_WEBSOCKET_PROTOCOL};
-use retunnel_link::{MessageSocket, message_form};
-use retunnel_proto::{message::Token, native::SUBPROTOCOL};
+use retunnel_proto::message::Token;
 use socket2::SockRef;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
@@ -21,9 +19,10 @@ use super::{
 };
 use crate::{error::ConnectError, version::VERSION};
 
-const PATH: &str = "/api/v1/link";
+pub(super) const PATH: &str = "/api/v1/link";
 /// Largest answer to the upgrade.
 const MAX_ANSWER: usize = 16 * 1024;
+
 /// What a client says first, where it need not wait for the answer to its upgrade (`docs/decisions/0008-early-data.md`). The
 /// token goes into the request, where everybody knows what not to write down; the frames follow it.
 #[derive(Debug)]
@@ -114,22 +113,6 @@ impl Dialer {
             let _ = SockRef::from(socket).set_tcp_notsent_lowat(u32::MAX);
         }
         Ok(socket)
-    }
-
-    /// The same within a WebSocket.
-    pub(crate) async fn in_messages(&self, nonce: Option<&Token>) -> Result<Socket, ConnectError> {
-        let mut headers = vec![(SEC_WEBSOCKET_PROTOCOL, HeaderValue::from_static(SUBPROTOCOL))];
-        headers.extend(nonce.and_then(|nonce| {
-            let mut value = HeaderValue::try_from(format!("Lane {}", nonce.expose())).ok()?;
-            value.set_sensitive(true);
-            Some((AUTHORIZATION, value))
-        }));
-        let (socket, agreed) = self.handshake(PATH, headers, message_form()).await?;
-        if agreed.as_deref() != Some(SUBPROTOCOL) {
-            let answer = "a WebSocket that is no link".into();
-            return Err(ConnectError::NotAServer { endpoint: self.endpoint.clone(), answer });
-        }
-        Ok(Socket::Messages(Box::new(MessageSocket::new(socket))))
     }
 
     /// A connection behind its upgrade. `behind` follows the request without waiting for the answer.

@@ -4,15 +4,19 @@ use std::{io, sync::Arc};
 
 use bytes::Bytes;
 use futures_util::{SinkExt, StreamExt};
-use hyper::header::{AUTHORIZATION, HeaderName, HeaderValue, SEC_WEBSOCKET_PROTOCOL};
-use retunnel_link::LinkError;
-use retunnel_proto::message::Token;
-use tokio::time::{Duration, timeout};
+use http::header::{AUTHORIZATION, HeaderName, HeaderValue, SEC_WEBSOCKET_PROTOCOL};
+use retunnel_link::{LinkError, MessageSocket, message_form};
+use retunnel_proto::{message::Token, native::SUBPROTOCOL};
+use tokio::{
+    net::TcpStream,
+    time::{Duration, timeout},
+};
 use tokio_websockets::{ClientBuilder, Config, Error, Limits, Message, WebSocketStream, upgrade};
 
 use super::{
-    dialer::{ANSWER_WITHIN, Dialer},
-    socket::Socket,
+    dialer::{ANSWER_WITHIN, CLOSE_WITHIN, Dialer},
+    socket::{ByteStream, Socket},
+    upgrade::PATH,
 };
 use crate::error::ConnectError;
 
@@ -21,10 +25,13 @@ const BATCH: usize = 64 * 1024;
 /// How long the server may take to read what fits into one write.
 pub(crate) const WRITE_WITHIN: Duration = Duration::from_secs(30);
 
-/// How long a farewell may take.
-pub(crate) const CLOSE_WITHIN: Duration = Duration::from_millis(500);
-
 pub(crate) type WebSocket = WebSocketStream<Socket>;
+
+impl ByteStream for MessageSocket<Socket> {
+    fn below(&self) -> Option<&TcpStream> {
+        self.get_ref().below()
+    }
+}
 
 impl Dialer {
     /// A WebSocket at `path`. `token` goes into the handshake, as 2.x does it; messages up to `max` bytes are taken.
@@ -46,8 +53,24 @@ impl Dialer {
         Ok(self.handshake(path, headers, form).await?.0)
     }
 
+    /// A connection that carries a link in a WebSocket, or a lane with this nonce.
+    pub(crate) async fn in_messages(&self, nonce: Option<&Token>) -> Result<Socket, ConnectError> {
+        let mut headers = vec![(SEC_WEBSOCKET_PROTOCOL, HeaderValue::from_static(SUBPROTOCOL))];
+        headers.extend(nonce.and_then(|nonce| {
+            let mut value = HeaderValue::try_from(format!("Lane {}", nonce.expose())).ok()?;
+            value.set_sensitive(true);
+            Some((AUTHORIZATION, value))
+        }));
+        let (socket, agreed) = self.handshake(PATH, headers, message_form()).await?;
+        if agreed.as_deref() != Some(SUBPROTOCOL) {
+            let answer = "a WebSocket that is no link".into();
+            return Err(ConnectError::NotAServer { endpoint: self.endpoint.clone(), answer });
+        }
+        Ok(Socket::Other(Box::new(MessageSocket::new(socket))))
+    }
+
     /// A WebSocket at `path`, and the subprotocol that the server agreed to.
-    pub(super) async fn handshake(
+    async fn handshake(
         &self,
         path: &str,
         headers: Vec<(HeaderName, HeaderValue)>,

@@ -32,7 +32,7 @@ use self::{
     data::Arrival,
     wire::{Opener, send},
 };
-use super::{
+use super::super::{
     timing::{AUTH_WITHIN, SILENCE, TICK},
     tunnels::Tunnels,
 };
@@ -67,7 +67,7 @@ pub(crate) struct Session {
 }
 
 /// Connects and authenticates.
-pub(crate) async fn establish(dialer: &Dialer, auth: Auth) -> Result<(Session, SessionInfo), ConnectError> {
+pub(super) async fn establish(dialer: &Dialer, auth: Auth) -> Result<(Session, SessionInfo), ConnectError> {
     let endpoint = || dialer.endpoint.clone();
     let lost = |source| ConnectError::Lost { endpoint: endpoint(), source };
     let mut control = dialer.websocket("/api/v1/ws/tunnel", auth.token.as_ref(), MAX_CONTROL_MESSAGE).await?;

@@ -37,7 +37,7 @@ use tokio_websockets::Message;
 use tracing::{debug, warn};
 
 use self::stream::{Entrance, Load, Outbox, Stream};
-use super::{
+use super::super::{
     timing::{AUTH_WITHIN, SILENCE, TICK},
     tunnels::Tunnels,
 };
@@ -48,7 +48,8 @@ use crate::{
     state::Command,
     transport::{
         Dialer,
-        websocket::{self, CLOSE_WITHIN, WRITE_WITHIN, WebSocket},
+        dialer::CLOSE_WITHIN,
+        websocket::{self, WRITE_WITHIN, WebSocket},
     },
 };
 
@@ -71,7 +72,7 @@ pub(crate) struct Session {
 }
 
 /// Connects and authenticates.
-pub(crate) async fn establish(dialer: &Dialer, auth: Auth) -> Result<(Session, SessionInfo), ConnectError> {
+pub(super) async fn establish(dialer: &Dialer, auth: Auth) -> Result<(Session, SessionInfo), ConnectError> {
     let endpoint = || dialer.endpoint.clone();
     let lost = |source| ConnectError::Lost { endpoint: endpoint(), source };
     let other = |answer: &str| ConnectError::NotAServer { endpoint: endpoint(), answer: answer.to_owned() };

@@ -147,7 +147,7 @@ async fn answer(
     let (body, permit) = match collect(body, budget).await {
         Ok(collected) => collected,
         Err(Uncollected::Failed(error)) => {
-            return failed(&mut visit, &error.into()).map(|response| (response, None));
+            return failed(&mut visit, &exchange::failed(error)).map(|response| (response, None));
         }
         Err(Uncollected::TooLarge) => {
             let text = "the server speaks dialect 2, which cannot carry an answer of this size";

@@ -141,7 +141,8 @@ async fn upgrade(open: &StreamOpen, served: &Service) -> Result<Answer, Failure>
     if text(exchange.response.headers(), header::SEC_WEBSOCKET_ACCEPT) != Some(accepted(&key)) {
         return Err(Failure::Other("the local service did not accept the WebSocket handshake"));
     }
-    let upgraded = hyper::upgrade::on(&mut exchange.response).await.map_err(|error| Failure::Local(error.into()))?;
+    let upgraded =
+        hyper::upgrade::on(&mut exchange.response).await.map_err(|error| Failure::Local(exchange::failed(error)))?;
     let local = ClientBuilder::new()
         .limits(Limits::default().max_payload_len(Some(V3_MAX_MESSAGE)))
         .config(Config::default().flush_threshold(BATCH))

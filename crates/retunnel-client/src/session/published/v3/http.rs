@@ -140,7 +140,7 @@ async fn answer(open: StreamOpen, body: RequestBody, outbox: &Outbox, visit: &mu
     let mut is_first = true;
     while let Some(frame) = body.frame().await {
         // Trailers have no place in this dialect.
-        let Ok(data) = frame.map_err(|error| Failure::Local(error.into()))?.into_data() else { continue };
+        let Ok(data) = frame.map_err(|error| Failure::Local(exchange::failed(error)))?.into_data() else { continue };
         if std::mem::take(&mut is_first) && rules::host_refused(status, &data) {
             visit.failed(status, PageCode::HostNotAllowed);
         }
