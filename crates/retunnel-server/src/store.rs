@@ -24,6 +24,9 @@ const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
 /// Rows of one transaction when many accounts are made at once.
 const BATCH: usize = 10_000;
 
+/// What the database reported.
+type Cause = Box<dyn std::error::Error + Send + Sync>;
+
 /// Why the store failed.
 #[derive(Debug, Error)]
 #[non_exhaustive]
@@ -33,13 +36,13 @@ pub enum StoreError {
     Directory(#[from] io::Error),
     /// The database.
     #[error("database: {0}")]
-    Database(#[from] sqlx::Error),
+    Database(#[source] Cause),
     /// The database comes from a newer version of the server.
     #[error("the database has version {0}, which is newer than this server; install the newer one or restore a backup")]
     Newer(i64),
     /// The database could not be brought to this version.
     #[error("database migration: {0}")]
-    Migration(MigrateError),
+    Migration(#[source] Cause),
     /// The e-mail address has an account already.
     #[error("this e-mail address has an account already")]
     EmailTaken,
@@ -125,7 +128,7 @@ impl Store {
             .foreign_keys(true);
         // A file needs no test before each use and no renewal; the test would cost as much as a lookup.
         let pool = || SqlitePoolOptions::new().test_before_acquire(false).idle_timeout(None).max_lifetime(None);
-        let writer = pool().max_connections(1).connect_with(options.clone()).await?;
+        let writer = pool().max_connections(1).connect_with(options.clone()).await.or_store_error()?;
         let migration = |version, name: &'static str, sql: &'static str| {
             let sql = sqlx::SqlSafeStr::into_sql_str(sql);
             Migration::new(version, name.into(), MigrationType::Simple, sql, false)
@@ -136,9 +139,9 @@ impl Store {
         ];
         Migrator::with_migrations(migrations).run(&writer).await.map_err(|error| match error {
             MigrateError::VersionMissing(version) => StoreError::Newer(version),
-            error => StoreError::Migration(error),
+            error => StoreError::Migration(error.into()),
         })?;
-        let readers = pool().max_connections(READERS).connect_with(options.read_only(true)).await?;
+        let readers = pool().max_connections(READERS).connect_with(options.read_only(true)).await.or_store_error()?;
         Ok(Self { readers, writer })
     }
 
@@ -165,13 +168,14 @@ impl Store {
         .bind(&hash[..])
         .bind(now())
         .fetch_optional(&self.readers)
-        .await?;
+        .await
+        .or_store_error()?;
         row.map(|row| {
             Ok(StoredToken {
                 account: account_id(&row, 0)?,
-                email: row.try_get(1)?,
-                is_revoked: row.try_get(2)?,
-                is_expired: row.try_get(3)?,
+                email: row.try_get(1).or_store_error()?,
+                is_revoked: row.try_get(2).or_store_error()?,
+                is_expired: row.try_get(3).or_store_error()?,
             })
         })
         .transpose()
@@ -189,20 +193,21 @@ impl Store {
         invite: Option<&SecretHash>,
     ) -> Result<AccountId, StoreError> {
         let id = AccountId::new();
-        let mut transaction = self.writer.begin().await?;
+        let mut transaction = self.writer.begin().await.or_store_error()?;
         if let Some(invite) = invite {
             let used = sqlx::query("UPDATE invites SET used_at = $2 WHERE hash = $1 AND used_at IS NULL")
                 .bind(&invite[..])
                 .bind(now())
                 .execute(&mut *transaction)
-                .await?;
+                .await
+                .or_store_error()?;
             if used.rows_affected() != 1 {
                 return Err(StoreError::InviteInvalid);
             }
         }
         insert_account(&mut transaction, id, email).await?;
         insert_token(&mut transaction, id, token).await?;
-        transaction.commit().await?;
+        transaction.commit().await.or_store_error()?;
         Ok(id)
     }
 
@@ -212,13 +217,13 @@ impl Store {
     /// [`StoreError::EmailTaken`], [`StoreError::Database`]; batches before the failing one stay.
     pub async fn create_accounts(&self, accounts: &[(String, SecretHash)]) -> Result<(), StoreError> {
         for batch in accounts.chunks(BATCH) {
-            let mut transaction = self.writer.begin().await?;
+            let mut transaction = self.writer.begin().await.or_store_error()?;
             for (email, token) in batch {
                 let id = AccountId::new();
                 insert_account(&mut transaction, id, email).await?;
                 insert_token(&mut transaction, id, token).await?;
             }
-            transaction.commit().await?;
+            transaction.commit().await.or_store_error()?;
         }
         Ok(())
     }
@@ -228,16 +233,17 @@ impl Store {
     /// # Errors
     /// [`StoreError::Database`].
     pub async fn replace_token(&self, old: &SecretHash, new: &SecretHash) -> Result<bool, StoreError> {
-        let mut transaction = self.writer.begin().await?;
+        let mut transaction = self.writer.begin().await.or_store_error()?;
         let row =
             sqlx::query("UPDATE tokens SET revoked_at = $2 WHERE hash = $1 AND revoked_at IS NULL RETURNING account")
                 .bind(&old[..])
                 .bind(now())
                 .fetch_optional(&mut *transaction)
-                .await?;
+                .await
+                .or_store_error()?;
         let Some(row) = row else { return Ok(false) };
         insert_token(&mut transaction, account_id(&row, 0)?, new).await?;
-        transaction.commit().await?;
+        transaction.commit().await.or_store_error()?;
         Ok(true)
     }
 
@@ -250,7 +256,8 @@ impl Store {
             .bind(&hash[..])
             .bind(now())
             .execute(&self.writer)
-            .await?;
+            .await
+            .or_store_error()?;
         Ok(())
     }
 
@@ -259,10 +266,12 @@ impl Store {
     /// # Errors
     /// [`StoreError::Database`].
     pub async fn leases(&self) -> Result<Vec<StoredLease>, StoreError> {
-        let rows = sqlx::query("SELECT account, kind, address FROM leases").fetch_all(&self.readers).await?;
+        let rows =
+            sqlx::query("SELECT account, kind, address FROM leases").fetch_all(&self.readers).await.or_store_error()?;
         let mut leases = Vec::with_capacity(rows.len());
         for row in rows {
-            let (kind, address): (String, String) = (row.try_get(1)?, row.try_get(2)?);
+            let (kind, address): (String, String) =
+                (row.try_get(1).or_store_error()?, row.try_get(2).or_store_error()?);
             let key = match (kind.as_str(), address.parse()) {
                 ("tcp", Ok(port)) => LeaseKey::Port(port),
                 ("http", _) => LeaseKey::Name(address),
@@ -288,7 +297,8 @@ impl Store {
         .bind(address)
         .bind(account.as_bytes())
         .execute(&self.writer)
-        .await?;
+        .await
+        .or_store_error()?;
         Ok(())
     }
 
@@ -302,8 +312,20 @@ impl Store {
             .bind(kind)
             .bind(address)
             .execute(&self.writer)
-            .await?;
+            .await
+            .or_store_error()?;
         Ok(())
+    }
+}
+
+/// Hides the database library from users of [`StoreError`].
+trait OrStoreError<T> {
+    fn or_store_error(self) -> Result<T, StoreError>;
+}
+
+impl<T> OrStoreError<T> for sqlx::Result<T> {
+    fn or_store_error(self) -> Result<T, StoreError> {
+        self.map_err(|error| StoreError::Database(error.into()))
     }
 }
 
@@ -320,7 +342,7 @@ async fn insert_account(
         .await;
     match made {
         Err(sqlx::Error::Database(error)) if error.is_unique_violation() => Err(StoreError::EmailTaken),
-        other => other.map(drop).map_err(StoreError::from),
+        other => other.map(drop).or_store_error(),
     }
 }
 
@@ -334,14 +356,14 @@ async fn insert_token(
         .bind(account.as_bytes())
         .bind(now())
         .execute(transaction)
-        .await?;
+        .await
+        .or_store_error()?;
     Ok(())
 }
 
 fn account_id(row: &sqlx::sqlite::SqliteRow, column: usize) -> Result<AccountId, StoreError> {
-    let bytes: Vec<u8> = row.try_get(column)?;
-    let not_an_id = || sqlx::Error::Decode("an account id does not have 16 bytes".into());
-    Ok(AccountId::from_slice(&bytes).ok_or_else(not_an_id)?)
+    let bytes: Vec<u8> = row.try_get(column).or_store_error()?;
+    AccountId::from_slice(&bytes).ok_or_else(|| StoreError::Database("an account id does not have 16 bytes".into()))
 }
 
 fn now() -> i64 {

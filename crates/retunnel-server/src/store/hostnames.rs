@@ -2,7 +2,7 @@
 
 use sqlx::{Row, sqlite::SqliteRow};
 
-use super::{Store, StoreError, account_id, now};
+use super::{OrStoreError, Store, StoreError, account_id, now};
 use crate::account::AccountId;
 
 /// One account's claim of a host name.
@@ -21,10 +21,10 @@ pub struct StoredHostname {
 impl StoredHostname {
     fn of(row: &SqliteRow) -> Result<Self, StoreError> {
         Ok(Self {
-            hostname: row.try_get(0)?,
-            challenge: row.try_get(1)?,
-            is_verified: row.try_get(2)?,
-            last_error: row.try_get(3)?,
+            hostname: row.try_get(0).or_store_error()?,
+            challenge: row.try_get(1).or_store_error()?,
+            is_verified: row.try_get(2).or_store_error()?,
+            last_error: row.try_get(3).or_store_error()?,
         })
     }
 }
@@ -43,12 +43,13 @@ impl Store {
         challenge: &str,
         max: usize,
     ) -> Result<StoredHostname, StoreError> {
-        let mut transaction = self.writer.begin().await?;
+        let mut transaction = self.writer.begin().await.or_store_error()?;
         if let Some(row) = sqlx::query(sqlx::AssertSqlSafe(format!("{COLUMNS} WHERE hostname = $1 AND account = $2")))
             .bind(hostname)
             .bind(account.as_bytes())
             .fetch_optional(&mut *transaction)
-            .await?
+            .await
+            .or_store_error()?
         {
             return StoredHostname::of(&row);
         }
@@ -59,11 +60,12 @@ impl Store {
         .bind(account.as_bytes())
         .bind(hostname)
         .fetch_one(&mut *transaction)
-        .await?;
-        if row.try_get::<bool, _>(1)? {
+        .await
+        .or_store_error()?;
+        if row.try_get::<bool, _>(1).or_store_error()? {
             return Err(StoreError::HostnameTaken);
         }
-        if usize::try_from(row.try_get::<i64, _>(0)?).is_ok_and(|count| count >= max) {
+        if usize::try_from(row.try_get::<i64, _>(0).or_store_error()?).is_ok_and(|count| count >= max) {
             return Err(StoreError::HostnameLimit(max));
         }
         sqlx::query("INSERT INTO hostnames (hostname, account, challenge, created_at) VALUES ($1, $2, $3, $4)")
@@ -72,8 +74,9 @@ impl Store {
             .bind(challenge)
             .bind(now())
             .execute(&mut *transaction)
-            .await?;
-        transaction.commit().await?;
+            .await
+            .or_store_error()?;
+        transaction.commit().await.or_store_error()?;
         Ok(StoredHostname {
             hostname: hostname.to_owned(),
             challenge: challenge.to_owned(),
@@ -90,7 +93,8 @@ impl Store {
         let rows = sqlx::query(sqlx::AssertSqlSafe(format!("{COLUMNS} WHERE account = $1 ORDER BY hostname")))
             .bind(account.as_bytes())
             .fetch_all(&self.readers)
-            .await?;
+            .await
+            .or_store_error()?;
         rows.iter().map(StoredHostname::of).collect()
     }
 
@@ -103,7 +107,8 @@ impl Store {
             .bind(hostname)
             .bind(account.as_bytes())
             .fetch_optional(&self.readers)
-            .await?;
+            .await
+            .or_store_error()?;
         row.as_ref().map(StoredHostname::of).transpose()
     }
 
@@ -115,7 +120,8 @@ impl Store {
         let row = sqlx::query("SELECT account FROM hostnames WHERE hostname = $1 AND verified_at IS NOT NULL")
             .bind(hostname)
             .fetch_optional(&self.readers)
-            .await?;
+            .await
+            .or_store_error()?;
         row.map(|row| account_id(&row, 0)).transpose()
     }
 
@@ -142,7 +148,7 @@ impl Store {
         .await;
         match updated {
             Err(sqlx::Error::Database(error)) if error.is_unique_violation() => Err(StoreError::HostnameTaken),
-            other => other.map(drop).map_err(StoreError::from),
+            other => other.map(drop).or_store_error(),
         }
     }
 
@@ -155,7 +161,8 @@ impl Store {
             .bind(hostname)
             .bind(account.as_bytes())
             .execute(&self.writer)
-            .await?;
+            .await
+            .or_store_error()?;
         Ok(removed.rows_affected() == 1)
     }
 }
