@@ -112,7 +112,7 @@ pub(crate) struct Exchange {
 /// # Errors
 /// [`RelayError`].
 pub(crate) async fn send(served: &Service, mut request: Request<RequestBody>) -> Result<Exchange, RelayError> {
-    let public_origin = served.local_origin.as_ref().map(|local| show(local, request.headers_mut()));
+    let public_origin = served.rules.local_origin.as_ref().map(|local| show(local, request.headers_mut()));
     if !request.headers().contains_key(header::HOST) {
         let host = HeaderValue::try_from(served.target.authority()).unwrap_or(HeaderValue::from_static("localhost"));
         request.headers_mut().insert(header::HOST, host);
@@ -131,7 +131,7 @@ pub(crate) async fn send(served: &Service, mut request: Request<RequestBody>) ->
         let _ = driver.with_upgrades().await;
     });
     let mut response = sender.send_request(request).await.map_err(failed)?;
-    if let (Some(local), Some(public)) = (&served.local_origin, public_origin) {
+    if let (Some(local), Some(public)) = (&served.rules.local_origin, public_origin) {
         restore(local, response.headers_mut(), &public);
     }
     Ok(Exchange { response, _connection: connection })

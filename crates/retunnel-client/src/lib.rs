@@ -57,8 +57,9 @@ pub use local::LocalConnection;
 pub use retunnel_proto::{
     PageCode, RequestId,
     message::{Refusal, RefusalCode, RequestSummary, Token, TunnelProtocol},
+    rules::Rule,
 };
-pub use spec::{TunnelInfo, TunnelSpec};
+pub use spec::{SHORT_RULES, ShortRule, TunnelInfo, TunnelSpec};
 pub use stats::StatsSnapshot;
 pub use target::LocalTarget;
 pub use transport::proxy::{Proxies, Proxy};

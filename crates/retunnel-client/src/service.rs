@@ -1,12 +1,12 @@
 //! The local service of a tunnel, as relays and exchanges see it.
 
+pub(crate) mod rules;
+
 use std::sync::Arc;
 
-use retunnel_proto::{
-    message::{HttpAuth, RequestSummary, TunnelProtocol},
-    rules::LocalOrigin,
-};
+use retunnel_proto::message::{RequestSummary, TunnelProtocol};
 
+use self::rules::ClientRules;
 use crate::{
     connection::Connection,
     error::RelayError,
@@ -25,11 +25,9 @@ pub(crate) struct Service {
     pub(crate) stats: Arc<Stats>,
     /// Looks at the tunnel's exchanges.
     pub(crate) observer: Option<Arc<dyn Observer>>,
-    /// The password that visitors must give, where this side asks for it.
-    pub(crate) auth: Option<HttpAuth>,
     pub(crate) protocol: TunnelProtocol,
-    /// What the local service takes for its address, where this side shows it.
-    pub(crate) local_origin: Option<LocalOrigin>,
+    /// The rules that the client applies.
+    pub(crate) rules: Arc<ClientRules>,
     pub(crate) shared: Arc<Shared>,
 }
 

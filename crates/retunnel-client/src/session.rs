@@ -30,6 +30,7 @@ use crate::{
     error::{ApiError, ConnectError, TunnelError},
     event::{Event, SessionInfo},
     reconnect::Backoff,
+    service::rules::RuleSupport,
     state::{Command, Shared},
     transport::Dialer,
     version::VERSION,
@@ -145,7 +146,12 @@ struct Established {
 impl Established {
     /// Serves until the session ends, and says why it did.
     async fn run(self, shared: &Arc<Shared>, commands: &mut mpsc::UnboundedReceiver<Command>) -> LinkError {
-        let tunnels = Tunnels::new(Arc::clone(shared), self.info, self.asked);
+        let support = match &self.session {
+            Session::Native(session) => session.rule_support(),
+            Session::V3(_) => RuleSupport::Dialect3,
+            Session::V2(_) => RuleSupport::Dialect2,
+        };
+        let tunnels = Tunnels::new(Arc::clone(shared), self.info, support, self.asked);
         match self.session {
             Session::Native(session) => session.run(tunnels, commands).await,
             Session::Published(session) => session.run(tunnels, commands).await,

@@ -1,10 +1,14 @@
 //! Tunnels as values: what a caller asks for, and what is known of an open one.
 
+mod rules;
+
 use retunnel_proto::{
     RequestId,
-    message::{HttpAuth, ReqTunnel, TunnelProtocol},
-    rules,
+    message::{ReqTunnel, TunnelProtocol},
+    rules::Rule,
 };
+
+pub use self::rules::{SHORT_RULES, ShortRule};
 
 use crate::{target::LocalTarget, trust::Trust, validation::ValidationError};
 
@@ -19,9 +23,9 @@ pub struct TunnelSpec {
     pub(crate) subdomain: Option<String>,
     pub(crate) hostname: Option<String>,
     pub(crate) remote_port: Option<u16>,
-    pub(crate) auth: Option<HttpAuth>,
+    /// Rules, with the key of those in short form.
+    rules: Vec<(Option<&'static str>, Rule)>,
     inspect: bool,
-    pub(crate) host_header: Option<String>,
 }
 
 impl TunnelSpec {
@@ -33,9 +37,8 @@ impl TunnelSpec {
             subdomain: None,
             hostname: None,
             remote_port: None,
-            auth: None,
+            rules: Vec::new(),
             inspect: true,
-            host_header: None,
         }
     }
 
@@ -102,18 +105,33 @@ impl TunnelSpec {
     ///
     /// # Errors
     /// [`ValidationError`] when one of both is missing.
-    pub fn auth(mut self, credentials: impl Into<String>) -> Result<Self, ValidationError> {
-        let credentials = credentials.into();
-        match credentials.split_once(':') {
-            Some((user, password)) if !user.is_empty() && !password.is_empty() => {
-                self.auth = Some(HttpAuth(credentials));
-                Ok(self)
-            }
-            _ => {
-                let reason = "expected USER:PASSWORD, both not empty";
-                Err(ValidationError { what: "credentials", value: "***".into(), reason })
-            }
+    pub fn auth(self, credentials: impl Into<String>) -> Result<Self, ValidationError> {
+        self.short_rule(&rules::AUTH, &credentials.into())
+    }
+
+    /// Adds a rule of any type, after those that the tunnel has. A server refuses the tunnel if it does not know the type.
+    #[must_use]
+    pub fn rule(mut self, rule: Rule) -> Self {
+        self.rules.push((None, rule));
+        self
+    }
+
+    /// Adds a rule in short form. It replaces an earlier one with the same key.
+    ///
+    /// # Errors
+    /// [`ValidationError`] when the text is not valid.
+    pub fn short_rule(mut self, short: &ShortRule, text: &str) -> Result<Self, ValidationError> {
+        let rule = short.parse(text, &self.target)?;
+        match self.rules.iter_mut().find(|(key, _)| *key == Some(short.key)) {
+            Some((_, earlier)) => *earlier = rule,
+            None => self.rules.push((Some(short.key), rule)),
         }
+        Ok(self)
+    }
+
+    /// The rules in the order in which they are applied.
+    pub fn rules(&self) -> impl Iterator<Item = &Rule> {
+        self.rules.iter().map(|(_, rule)| rule)
     }
 
     /// Whether an observer may look at what passes. Default yes.
@@ -133,24 +151,8 @@ impl TunnelSpec {
     ///
     /// # Errors
     /// [`ValidationError`] when it cannot be a host.
-    pub fn host_header(mut self, value: impl Into<String>) -> Result<Self, ValidationError> {
-        let value = value.into();
-        let valid = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '-' | '_' | ':' | '[' | ']');
-        if value.is_empty() || value.len() > 255 || !value.chars().all(valid) {
-            let reason = "expected `rewrite`, HOST or HOST:PORT";
-            return Err(ValidationError { what: "host header", value, reason });
-        }
-        self.host_header = Some(value);
-        Ok(self)
-    }
-
-    /// The origin that the local service sees, when not the public one.
-    pub(crate) fn local_origin(&self) -> Option<String> {
-        let scheme = if self.target.tls { "https" } else { "http" };
-        Some(match self.host_header.as_deref()? {
-            "rewrite" => format!("{scheme}://{}", self.target.authority()),
-            host => format!("{scheme}://{host}"),
-        })
+    pub fn host_header(self, value: impl Into<String>) -> Result<Self, ValidationError> {
+        self.short_rule(&rules::HOST_HEADER, &value.into())
     }
 
     /// Accepts any certificate of a local service reached by TLS. Default: only on this machine's loopback addresses;
@@ -178,7 +180,7 @@ impl TunnelSpec {
             },
             hostname: self.hostname.clone(),
             remote_port: before.and_then(|info| info.remote_port).or(self.remote_port),
-            rules: rules::of_fields(self.auth.clone(), self.local_origin()),
+            rules: self.rules().cloned().collect(),
         }
     }
 }
@@ -207,5 +209,23 @@ pub(crate) fn name_of(spec: &TunnelSpec, subdomain: &str, remote_port: Option<u1
         (Some(name), ..) => name.clone(),
         (None, TunnelProtocol::Tcp, Some(port)) => format!("tcp-{port}"),
         _ => subdomain.to_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn a_short_rule_replaces_the_earlier_one_and_others_are_added() {
+        let other = Rule::new("teleport", json!({"to": "moon"}));
+        let spec = TunnelSpec::http(80)
+            .auth("me:old")
+            .map(|spec| spec.rule(other.clone()).rule(other.clone()))
+            .and_then(|spec| spec.auth("me:new"));
+        let expected = [Rule::basic_auth(retunnel_proto::message::HttpAuth("me:new".into())), other.clone(), other];
+        assert_eq!(spec.expect("valid").request(None).rules, expected);
     }
 }

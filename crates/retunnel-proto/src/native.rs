@@ -24,6 +24,8 @@ use crate::{DecodeError, limits};
 pub const VERSION: u16 = 2;
 /// Oldest version that a server still serves.
 pub const MIN_VERSION: u16 = 1;
+/// First version whose servers apply [`crate::message::ReqTunnel::rules`]. Older ones ignore them.
+pub const RULES_VERSION: u16 = 2;
 
 /// Name of a link that rides in a WebSocket, for `Sec-WebSocket-Protocol`.
 pub const SUBPROTOCOL: &str = "retunnel-link.1";

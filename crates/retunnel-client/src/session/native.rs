@@ -9,7 +9,6 @@ use retunnel_proto::{
         self, FrameHeader, FrameKind, ReasonCode,
         control::{FromClient, FromServer, Hello, HelloResp, LaneFailed, Open},
     },
-    rules::Rule,
 };
 use tokio::{sync::mpsc, task::JoinSet, time::timeout};
 use tracing::{debug, warn};
@@ -20,7 +19,7 @@ use crate::{
     error::{ConnectError, RelayError},
     event::SessionInfo,
     relay,
-    service::Service,
+    service::{Service, rules::RuleSupport},
     state::Command,
     transport::{Dialer, Socket, dialer::CLOSE_WITHIN, upgrade::Early},
 };
@@ -28,6 +27,8 @@ use crate::{
 /// A session that stands.
 pub(crate) struct Session {
     link: Link,
+    /// In force.
+    link_version: u16,
     events: LinkEvents,
     /// Drives the link; ended with the session.
     _driver: JoinSet<LinkError>,
@@ -49,7 +50,7 @@ pub(crate) async fn establish(
     loop {
         let (socket, was_early) = dialer.link(early.as_ref()).await?;
         let hello = (!was_early).then(|| FromClient::Hello(hello.clone()));
-        let requests = requests.iter().filter(|request| !was_early || is_secret(request)).cloned();
+        let requests = requests.iter().filter(|_| !was_early).cloned();
         let messages = hello.into_iter().chain(requests.map(request_of));
         match begin(dialer, socket, messages).await {
             Err(ConnectError::Lost { .. } | ConnectError::Timeout { .. }) if was_early => {
@@ -72,7 +73,7 @@ fn early(hello: &Hello, requests: &[ReqTunnel]) -> Option<Early> {
         return None;
     }
     let hello = Hello { auth: Auth { token: None, ..hello.auth.clone() }, ..hello.clone() };
-    let requests = requests.iter().filter(|request| !is_secret(request)).cloned();
+    let requests = requests.iter().cloned();
     let mut frames = Vec::new();
     for payload in
         std::iter::once(FromClient::Hello(hello)).chain(requests.map(request_of)).filter_map(FromClient::encode)
@@ -82,11 +83,6 @@ fn early(hello: &Hello, requests: &[ReqTunnel]) -> Option<Early> {
         frames.extend_from_slice(&payload);
     }
     Some(Early { token, frames })
-}
-
-/// Whether a request has a password in it.
-fn is_secret(request: &ReqTunnel) -> bool {
-    request.rules.iter().any(|rule| rule.kind != Rule::LOCAL_ORIGIN)
 }
 
 const fn request_of(request: ReqTunnel) -> FromClient {
@@ -122,7 +118,7 @@ async fn begin(
         Err(_) => return Err(dialer.too_slow(AUTH_WITHIN)),
     };
     match answer {
-        Ok(FromServer::Hello(HelloResp { window, welcome, .. })) => {
+        Ok(FromServer::Hello(HelloResp { link_version, window, welcome })) => {
             link.set_peer_window(window);
             let info = SessionInfo {
                 account: welcome.account,
@@ -132,7 +128,7 @@ async fn begin(
                 dialect: Dialect::Native,
             };
             let (dialer, relays, lanes) = (dialer.clone(), JoinSet::new(), JoinSet::new());
-            Ok((Session { link, events, _driver: drivers, relays, dialer, lanes }, info))
+            Ok((Session { link, link_version, events, _driver: drivers, relays, dialer, lanes }, info))
         }
         Ok(FromServer::Message(ServerMessage::AuthResp(AuthResp { result: Err(refusal) }))) => {
             Err(ConnectError::Refused { endpoint: endpoint(), refusal })
@@ -150,6 +146,11 @@ async fn send(link: &Link, message: FromClient) -> Result<(), LinkError> {
 }
 
 impl Session {
+    /// What the server does about rules.
+    pub(crate) const fn rule_support(&self) -> RuleSupport {
+        if self.link_version < native::RULES_VERSION { RuleSupport::LinkVersion1 } else { RuleSupport::List }
+    }
+
     /// Serves until the link ends, and says why it did.
     pub(crate) async fn run(
         mut self,

@@ -5,7 +5,7 @@ use std::{collections::HashMap, sync::Arc, time::Duration};
 use retunnel_proto::{
     RequestId, TunnelId,
     message::{NewTunnel, Refusal, ReqTunnel, Requests},
-    rules::LocalOrigin,
+    rules::Rule,
 };
 use tokio::{
     sync::mpsc,
@@ -16,9 +16,12 @@ use tokio::{
 use crate::{
     error::TunnelError,
     event::{Event, SessionInfo},
-    service::Service,
+    service::{
+        Service,
+        rules::{ClientRules, RuleSupport},
+    },
     spec::{TunnelInfo, TunnelSpec, name_of},
-    state::{Command, Retry, Shared},
+    state::{Command, Entry, Retry, Shared},
 };
 
 /// Pause before a tunnel that was refused for now is asked for again; doubled each time.
@@ -36,10 +39,13 @@ fn later(retries: &mut JoinSet<u64>, key: u64, until: Instant) {
     });
 }
 
-/// Requests for the tunnels that are wanted, to be sent before the session stands.
+/// Requests for the tunnels that are wanted, to be sent before the session stands. A tunnel with rules for its visitors
+/// waits: they may hold secrets, and a server of link version 1 would ignore them and open the tunnel to everyone.
 pub(crate) fn wanted_now(shared: &Shared) -> Vec<(u64, ReqTunnel)> {
     let state = shared.lock();
-    let wanted = state.tunnels.iter().filter(|(_, entry)| entry.retry.is_none()).take(MAX_EARLY);
+    let is_early =
+        |entry: &Entry| entry.retry.is_none() && entry.spec.rules().all(|rule| rule.kind == Rule::LOCAL_ORIGIN);
+    let wanted = state.tunnels.iter().filter(|(_, entry)| is_early(entry)).take(MAX_EARLY);
     wanted
         .map(|(key, entry)| {
             entry.stats.new_session();
@@ -48,21 +54,33 @@ pub(crate) fn wanted_now(shared: &Shared) -> Vec<(u64, ReqTunnel)> {
         .collect()
 }
 
+/// An open tunnel.
+struct Open {
+    key: u64,
+    rules: Arc<ClientRules>,
+}
+
 /// The tunnels of one session.
 pub(crate) struct Tunnels {
     pub(crate) shared: Arc<Shared>,
     info: SessionInfo,
+    support: RuleSupport,
     /// Requests without an answer.
     asked: HashMap<RequestId, u64>,
-    open: HashMap<TunnelId, u64>,
+    open: HashMap<TunnelId, Open>,
     /// Tunnels to ask for again after a pause.
     retries: JoinSet<u64>,
 }
 
 impl Tunnels {
     /// `asked` were asked for while the session was made.
-    pub(crate) fn new(shared: Arc<Shared>, info: SessionInfo, asked: HashMap<RequestId, u64>) -> Self {
-        Self { shared, info, asked, open: HashMap::new(), retries: JoinSet::new() }
+    pub(crate) fn new(
+        shared: Arc<Shared>,
+        info: SessionInfo,
+        support: RuleSupport,
+        asked: HashMap<RequestId, u64>,
+    ) -> Self {
+        Self { shared, info, support, asked, open: HashMap::new(), retries: JoinSet::new() }
     }
 
     /// The tunnels to ask for at the beginning. Older commands are part of the state by now. One that was refused for now
@@ -86,7 +104,8 @@ impl Tunnels {
         self.shared.changed.notify_waiters();
     }
 
-    /// The request for a tunnel, again or for the first time; `None` when nobody wants it or it was asked for.
+    /// The request for a tunnel, again or for the first time; `None` when nobody wants it, it was asked for, or it has a
+    /// rule that no side can apply.
     pub(crate) fn request(&mut self, key: u64) -> Option<ReqTunnel> {
         let request = {
             let state = self.shared.lock();
@@ -94,7 +113,11 @@ impl Tunnels {
             entry.stats.new_session();
             entry.spec.request(entry.info.as_ref())
         };
-        if self.open.values().chain(self.asked.values()).any(|known| *known == key) {
+        if self.open.values().map(|open| &open.key).chain(self.asked.values()).any(|known| *known == key) {
+            return None;
+        }
+        if let Err(refusal) = self.support.client_rules(&request.rules, request.protocol) {
+            self.refuse(key, refusal);
             return None;
         }
         self.asked.insert(request.request_id.clone(), key);
@@ -116,19 +139,31 @@ impl Tunnels {
 
     /// The owner gave a tunnel up: its ids, for the server.
     pub(crate) fn close(&mut self, key: u64) -> Vec<TunnelId> {
-        self.open.extract_if(|_, open| *open == key).map(|(id, _)| id).collect()
+        self.open.extract_if(|_, open| open.key == key).map(|(id, _)| id).collect()
     }
 
     pub(crate) fn opened(&mut self, tunnel: NewTunnel) {
         let Some(key) = self.asked.remove(&tunnel.request_id) else { return };
-        // Kept also when nobody wants it any more: the `Close` that follows ends it.
-        self.open.insert(tunnel.tunnel_id.clone(), key);
+        let open =
+            self.open.entry(tunnel.tunnel_id.clone()).insert_entry(Open { key, rules: Arc::default() }).into_mut();
         let mut state = self.shared.lock();
+        // Kept also when nobody wants it any more: the `Close` that follows ends it.
         let Some(entry) = state.tunnels.get_mut(&key) else {
             drop(state);
             let _ = self.shared.commands.send(Command::Close(key));
             return;
         };
+        let rules: Vec<Rule> = entry.spec.rules().cloned().collect();
+        match self.support.client_rules(&rules, entry.spec.protocol) {
+            Ok(rules) => open.rules = Arc::new(rules),
+            // It was asked for before the server's version was known.
+            Err(refusal) => {
+                drop(state);
+                self.refuse(key, refusal);
+                let _ = self.shared.commands.send(Command::Close(key));
+                return;
+            }
+        }
         let info = TunnelInfo {
             name: name_of(&entry.spec, &tunnel.subdomain, tunnel.remote_port),
             url: tunnel.url,
@@ -155,13 +190,18 @@ impl Tunnels {
     /// The server does not open a tunnel; `false` when nobody asked for it.
     pub(crate) fn refused(&mut self, request_id: &RequestId, refusal: Refusal) -> bool {
         let Some(key) = self.asked.remove(request_id) else { return false };
+        self.refuse(key, refusal);
+        true
+    }
+
+    fn refuse(&mut self, key: u64, refusal: Refusal) {
         let mut state = self.shared.lock();
-        let Some(entry) = state.tunnels.get_mut(&key) else { return true };
+        let Some(entry) = state.tunnels.get_mut(&key) else { return };
         if let Some(waiter) = entry.waiter.take() {
             state.tunnels.remove(&key);
             drop(state);
             let _ = waiter.send(Err(TunnelError::Refused(refusal)));
-            return true;
+            return;
         }
         let name = entry.info.as_ref().map(|info| info.name.clone()).unwrap_or_default();
         let pause = entry.retry.map_or(RETRY, |retry| (retry.pause * 2).min(MAX_RETRY));
@@ -174,13 +214,12 @@ impl Tunnels {
         } else {
             later(&mut self.retries, key, until);
         }
-        true
     }
 
     /// The server took a tunnel away for good.
     pub(crate) fn closed(&mut self, tunnel_id: &TunnelId, refusal: Refusal) {
-        if let Some(key) = self.open.remove(tunnel_id) {
-            self.ended(key, refusal);
+        if let Some(open) = self.open.remove(tunnel_id) {
+            self.ended(open.key, refusal);
         }
     }
 
@@ -211,20 +250,20 @@ impl Tunnels {
     /// The names of open HTTP tunnels.
     pub(crate) fn subdomains(&self) -> Vec<String> {
         let state = self.shared.lock();
-        let open = self.open.values().filter_map(|key| state.tunnels.get(key)?.info.as_ref());
+        let open = self.open.values().filter_map(|open| state.tunnels.get(&open.key)?.info.as_ref());
         open.map(|info| info.subdomain.clone()).filter(|subdomain| !subdomain.is_empty()).collect()
     }
 
     /// What serves an open tunnel.
     pub(crate) fn find(&self, tunnel_id: &TunnelId) -> Option<Service> {
         let state = self.shared.lock();
-        let entry = state.tunnels.get(self.open.get(tunnel_id)?)?;
+        let open = self.open.get(tunnel_id)?;
+        let entry = state.tunnels.get(&open.key)?;
         Some(Service {
             name: entry.info.as_ref().map(|info| info.name.clone()).unwrap_or_default(),
             target: entry.spec.target.clone(),
-            auth: entry.spec.auth.clone(),
             protocol: entry.spec.protocol,
-            local_origin: entry.spec.local_origin().as_deref().and_then(LocalOrigin::parse),
+            rules: Arc::clone(&open.rules),
             stats: Arc::clone(&entry.stats),
             observer: self.shared.observer.clone().filter(|_| entry.spec.is_inspected()),
             shared: Arc::clone(&self.shared),
@@ -234,15 +273,18 @@ impl Tunnels {
 
 #[cfg(test)]
 mod tests {
-    use retunnel_proto::message::{RefusalCode, TunnelProtocol};
-    use tokio::sync::watch;
+    use retunnel_proto::{
+        message::{RefusalCode, TunnelProtocol},
+        rules::LocalOrigin,
+    };
+    use tokio::sync::{oneshot, watch};
 
     use super::*;
-    use crate::{dialect::Dialect, state::Entry};
+    use crate::dialect::Dialect;
 
     const KEY: u64 = 1;
 
-    fn session(shared: &Arc<Shared>) -> Tunnels {
+    fn session(shared: &Arc<Shared>, support: RuleSupport, asked: HashMap<RequestId, u64>) -> Tunnels {
         let info = SessionInfo {
             account: String::new(),
             client_id: String::new(),
@@ -250,30 +292,85 @@ mod tests {
             server_version: String::new(),
             dialect: Dialect::V3,
         };
-        Tunnels::new(Arc::clone(shared), info, HashMap::new())
+        Tunnels::new(Arc::clone(shared), info, support, asked)
+    }
+
+    fn entry(spec: TunnelSpec) -> Entry {
+        Entry { spec, info: None, stats: Arc::default(), waiter: None, closed: watch::Sender::new(None), retry: None }
+    }
+
+    fn opened(request_id: RequestId) -> NewTunnel {
+        NewTunnel {
+            request_id,
+            tunnel_id: TunnelId::from_text("t"),
+            protocol: TunnelProtocol::Http,
+            url: "http://a.test".into(),
+            subdomain: "a".into(),
+            remote_port: None,
+        }
+    }
+
+    /// A server of link version 1 would open it to everyone.
+    #[tokio::test]
+    async fn a_protected_tunnel_is_refused_where_rules_are_ignored() {
+        let (commands, _receiver) = mpsc::unbounded_channel();
+        let shared = Arc::new(Shared::new(commands, None));
+        let (waiter, answer) = oneshot::channel();
+        let spec = TunnelSpec::http(80).auth("me:secret").expect("valid");
+        shared.lock().tunnels.insert(KEY, Entry { waiter: Some(waiter), ..entry(spec) });
+        assert!(wanted_now(&shared).is_empty(), "it is not asked for before the version is known");
+        let mut tunnels = session(&shared, RuleSupport::LinkVersion1, HashMap::new());
+        assert!(tunnels.request(KEY).is_none());
+        let Ok(Err(TunnelError::Refused(refusal))) = answer.await else { panic!("not refused") };
+        assert_eq!(refusal.code, RefusalCode::DialectUnsupported);
+        assert!(refusal.message.contains("`basic-auth`"), "{refusal}");
+        assert!(shared.lock().tunnels.is_empty());
+    }
+
+    #[tokio::test]
+    async fn a_tunnel_that_was_asked_for_too_early_is_closed_where_rules_are_ignored() {
+        let (commands, mut receiver) = mpsc::unbounded_channel();
+        let shared = Arc::new(Shared::new(commands, None));
+        let (waiter, answer) = oneshot::channel();
+        let spec = TunnelSpec::http(80).host_header("rewrite").expect("valid");
+        shared.lock().tunnels.insert(KEY, Entry { waiter: Some(waiter), ..entry(spec) });
+        let [(KEY, early)] = &wanted_now(&shared)[..] else { panic!("not asked for") };
+        let asked = HashMap::from([(early.request_id.clone(), KEY)]);
+        let mut tunnels = session(&shared, RuleSupport::LinkVersion1, asked);
+        tunnels.opened(opened(early.request_id.clone()));
+        assert!(matches!(answer.await, Ok(Err(TunnelError::Refused(_)))));
+        assert!(matches!(receiver.try_recv(), Ok(Command::Close(KEY))));
+        assert!(tunnels.find(&TunnelId::from_text("t")).is_none());
+        assert_eq!(tunnels.close(KEY), [TunnelId::from_text("t")]);
+    }
+
+    #[tokio::test]
+    async fn the_client_applies_rules_in_dialect_3() {
+        let (commands, _receiver) = mpsc::unbounded_channel();
+        let shared = Arc::new(Shared::new(commands, None));
+        let spec = TunnelSpec::http(80).auth("me:secret").and_then(|spec| spec.host_header("a.test"));
+        shared.lock().tunnels.insert(KEY, entry(spec.expect("valid")));
+        let mut tunnels = session(&shared, RuleSupport::Dialect3, HashMap::new());
+        let request = tunnels.request(KEY).expect("wanted");
+        tunnels.opened(opened(request.request_id));
+        let served = tunnels.find(&TunnelId::from_text("t")).expect("open");
+        assert_eq!(served.rules.basic_auth.len(), 1);
+        assert_eq!(served.rules.local_origin.as_ref().map(LocalOrigin::host), Some(&b"a.test"[..]));
     }
 
     #[tokio::test(start_paused = true)]
     async fn a_tunnel_that_is_refused_for_now_is_asked_for_after_growing_pauses_in_every_session() {
         let (commands, mut receiver) = mpsc::unbounded_channel();
         let shared = Arc::new(Shared::new(commands, None));
-        let entry = Entry {
-            spec: TunnelSpec::tcp(22),
-            info: None,
-            stats: Arc::default(),
-            waiter: None,
-            closed: watch::Sender::new(None),
-            retry: None,
-        };
-        shared.lock().tunnels.insert(KEY, entry);
-        let mut tunnels = session(&shared);
+        shared.lock().tunnels.insert(KEY, entry(TunnelSpec::tcp(22)));
+        let mut tunnels = session(&shared, RuleSupport::Dialect3, HashMap::new());
         assert_eq!(tunnels.wanted(&mut receiver), [KEY], "at once for the first time");
         for pause in [3, 6, 12, 24, 48, 60, 60] {
             let request = tunnels.request(KEY).expect("wanted");
             let refusal = Refusal::new(RefusalCode::PortsExhausted, "none is free");
             assert!(tunnels.refused(&request.request_id, refusal));
             // A refusal ends the session in some dialects; the next one waits as long.
-            tunnels = session(&shared);
+            tunnels = session(&shared, RuleSupport::Dialect3, HashMap::new());
             assert!(tunnels.wanted(&mut receiver).is_empty(), "not before its time");
             let began = Instant::now();
             assert_eq!(tunnels.due().await, KEY);

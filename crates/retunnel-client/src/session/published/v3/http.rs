@@ -114,7 +114,7 @@ async fn follow(inbox: &mut Inbox, mut feed: Option<Feed>, received: &mut u64) -
 
 async fn answer(open: StreamOpen, body: RequestBody, outbox: &Outbox, visit: &mut Visit) -> Result<(), Failure> {
     let StreamOpen { method, path, mut headers, has_body, .. } = open;
-    if !access::is_granted(visit.served.auth.as_ref(), &mut headers) {
+    if !access::is_granted(&visit.served.rules.basic_auth, &mut headers) {
         visit.failed(401, PageCode::Unauthorized);
         return own(outbox, StatusCode::UNAUTHORIZED, &[access::CHALLENGE], "Unauthorized").await;
     }

@@ -62,7 +62,7 @@ pub(super) async fn serve(mut open: StreamOpen, stream: Stream, served: Service)
     let Stream { mut inbox, outbox } = stream;
     let visitor = visitor_in(&open.headers).unwrap_or_default().to_owned();
     let mut visit = Visit::new(served, "GET", &open.path, &visitor);
-    if !access::is_granted(visit.served.auth.as_ref(), &mut open.headers) {
+    if !access::is_granted(&visit.served.rules.basic_auth, &mut open.headers) {
         visit.failed(401, PageCode::Unauthorized);
         let (name, value) = access::CHALLENGE;
         return refuse(&outbox, StatusCode::UNAUTHORIZED, vec![(name.to_owned(), value.to_owned())]).await;
