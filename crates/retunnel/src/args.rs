@@ -1,8 +1,12 @@
 //! The command line: every option and its help.
 
+mod rules;
+
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum, builder::FalseyValueParser};
+
+use self::rules::{Http, RuleArgs, Tcp};
 
 /// Expose a local service to the internet.
 #[derive(Debug, Parser)]
@@ -189,12 +193,8 @@ pub(crate) struct HttpArgs {
     /// Request a custom host name
     #[arg(long, value_name = "HOST", conflicts_with = "subdomain")]
     pub(crate) hostname: Option<String>,
-    /// Require visitors to log in with HTTP basic authentication
-    #[arg(long, short, value_name = "USER:PASSWORD", env = "RETUNNEL_BASIC_AUTH", hide_env_values = true)]
-    pub(crate) auth: Option<String>,
-    /// Rewrite the Host header: `rewrite` uses the address of the local service (Vite, webpack, Django), HOST sets a fixed value
-    #[arg(long, value_name = "HOST")]
-    pub(crate) host_header: Option<String>,
+    #[command(flatten)]
+    pub(crate) rules: RuleArgs<Http>,
     /// Do not verify the certificate of an https:// service (never verified on localhost)
     #[arg(long)]
     pub(crate) local_insecure: bool,
@@ -220,6 +220,8 @@ pub(crate) struct TcpArgs {
     /// Request this public port
     #[arg(long, short, value_name = "PORT", value_parser = clap::value_parser!(u16).range(1..))]
     pub(crate) remote_port: Option<u16>,
+    #[command(flatten)]
+    pub(crate) rules: RuleArgs<Tcp>,
     #[command(flatten)]
     pub(crate) connection: Connection,
 }

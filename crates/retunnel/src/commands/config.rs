@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use anyhow::{Context, Result};
-use retunnel_config::{ConfigFile, Diagnostics, TunnelsFile, tunnels::EXAMPLE};
+use retunnel_config::{ConfigFile, Diagnostics, TunnelsFile, tunnels};
 use serde_json::json;
 
 use crate::{
@@ -16,7 +16,7 @@ use crate::{
 
 pub(crate) fn run(args: &ConfigArgs, variables: &Variables, output: Output) -> Result<()> {
     if args.example {
-        output.result(EXAMPLE.trim_end());
+        output.result(tunnels::example().trim_end());
         return Ok(());
     }
     let path = config_path()?;

@@ -19,16 +19,7 @@ pub(crate) fn run(args: HttpArgs, global: &Global, variables: &Variables, output
     if let Some(hostname) = args.hostname {
         spec = spec.hostname(hostname);
     }
-    let auth = match args.auth {
-        Some(auth) => Some(auth),
-        None => variables.security_value("RETUNNEL_BASIC_AUTH")?,
-    };
-    if let Some(auth) = auth {
-        spec = spec.auth(auth)?;
-    }
-    if let Some(host) = args.host_header {
-        spec = spec.host_header(host)?;
-    }
+    spec = args.rules.apply(spec, variables)?;
     if args.local_insecure {
         spec = spec.local_insecure();
     }

@@ -15,6 +15,7 @@ pub(crate) fn run(args: TcpArgs, global: &Global, variables: &Variables, output:
     if let Some(port) = args.remote_port {
         spec = spec.remote_port(port);
     }
+    spec = args.rules.apply(spec, variables)?;
     let settings = Settings::new(&args.connection, variables, FromFile::default(), global, output)?;
     tunnels::run(TunnelSource::CommandLine(spec), settings, None, global, variables, output)
 }

@@ -1,28 +1,47 @@
 //! `retunnel.yml`: several tunnels in one file, with `${NAME}` and `${NAME:default}` anywhere inside a value.
 
-use retunnel_client::{Dialect, Error, LocalTarget, ServerEndpoint, TunnelSpec, ValidationError};
+mod rules;
+
+use retunnel_client::{
+    Dialect, Error, LocalTarget, Rule, SHORT_RULES, ServerEndpoint, ShortRule, TunnelProtocol, TunnelSpec,
+    ValidationError,
+};
 
 use crate::document::{Diagnostics, Fields, Node, Position, Value};
 
 const FILE_KEYS: [&str; 6] = ["server_addr", "auth_token", "region", "dialect", "log_level", "tunnels"];
-const TUNNEL_KEYS: [&str; 11] = [
+/// Those of rules in short form come in addition.
+const TUNNEL_KEYS: [&str; 10] = [
     "name",
     "protocol",
     "local_port",
     "target",
     "subdomain",
     "hostname",
-    "auth",
     "remote_port",
-    "host_header",
     "local_insecure",
     "inspect",
+    "rules",
 ];
 const PROTOCOLS: [&str; 2] = ["http", "tcp"];
 const LOG_LEVELS: [&str; 6] = ["trace", "debug", "info", "warn", "warning", "error"];
 
-/// An example with every key, for `retunnel config --example`.
-pub const EXAMPLE: &str = r#"# retunnel.yml - start all tunnels with `retunnel start`
+/// An example, for `retunnel config --example`.
+#[must_use]
+pub fn example() -> String {
+    let line = |short: &ShortRule| {
+        let setting = format!("# {}: {}", short.key, short.example);
+        format!("    {setting:<25} # {}\n", short.purpose)
+    };
+    let lines = |protocol| -> String {
+        SHORT_RULES.iter().filter(|short| short.protocols.first() == Some(&protocol)).map(line).collect()
+    };
+    EXAMPLE
+        .replace("    RULES OF HTTP\n", &lines(TunnelProtocol::Http))
+        .replace("    RULES OF TCP\n", &lines(TunnelProtocol::Tcp))
+}
+
+const EXAMPLE: &str = r#"# retunnel.yml - start all tunnels with `retunnel start`
 # ${NAME} and ${NAME:default} are replaced by environment variables anywhere inside a value.
 server_addr: ${RETUNNEL_SERVER_ENDPOINT:localhost:6400}
 # auth_token: ${RETUNNEL_AUTH_TOKEN}
@@ -33,13 +52,13 @@ tunnels:
     protocol: http
     local_port: 8080          # or: target: http://127.0.0.1:8080, unix:/run/app.sock
     subdomain: my-app         # optional
-    # auth: user:password     # optional, asked of visitors
-    # host_header: rewrite    # optional, for services that answer to localhost only (Vite, webpack, Django)
+    RULES OF HTTP
     # local_insecure: true    # optional, for target: https://... with an untrusted certificate
   - name: ssh
     protocol: tcp
     local_port: 22
     # remote_port: 20022      # optional
+    RULES OF TCP
 "#;
 
 /// A whole file.
@@ -76,16 +95,16 @@ pub struct TunnelEntry {
     pub subdomain: Option<String>,
     /// Requested custom host name.
     pub hostname: Option<String>,
-    /// `user:password` that visitors must give.
-    pub auth: Option<String>,
     /// Requested public port of a TCP tunnel.
     pub remote_port: Option<u16>,
-    /// `rewrite`, or the host that the local service sees instead of the public host.
-    pub host_header: Option<String>,
     /// Accept any certificate of a local service reached by TLS.
     pub local_insecure: Option<bool>,
     /// Whether the inspector records the tunnel. Default yes.
     pub inspect: Option<bool>,
+    /// Rules in short form: key and value, in the order of [`SHORT_RULES`].
+    pub short_rules: Vec<(&'static str, String)>,
+    /// Rules of any type, in the order of the file.
+    pub rules: Vec<Rule>,
 }
 
 impl TunnelsFile {
@@ -144,7 +163,10 @@ fn entry(node: &Node, number: usize, taken: &mut Vec<Taken>, diagnostics: &mut D
         Some(Value::Text(name)) if !name.is_empty() => format!("tunnel `{name}`: "),
         _ => format!("tunnel {number}: "),
     };
-    let fields = node.fields(&TUNNEL_KEYS, &what, diagnostics);
+    let keys: Vec<&str> = TUNNEL_KEYS.into_iter().chain(SHORT_RULES.iter().map(|short| short.key)).collect();
+    let fields = node.fields(&keys, &what, diagnostics);
+    let mut short_rule = |short: &ShortRule| Some((short.key, fields.text(short.key, diagnostics)?));
+    let short_rules = SHORT_RULES.iter().filter_map(&mut short_rule).collect();
     let entry = TunnelEntry {
         name: fields.text("name", diagnostics).unwrap_or_default(),
         protocol: fields.word("protocol", &PROTOCOLS, diagnostics).unwrap_or_default(),
@@ -152,11 +174,11 @@ fn entry(node: &Node, number: usize, taken: &mut Vec<Taken>, diagnostics: &mut D
         target: fields.text("target", diagnostics),
         subdomain: fields.text("subdomain", diagnostics),
         hostname: fields.text("hostname", diagnostics),
-        auth: fields.text("auth", diagnostics),
         remote_port: fields.port("remote_port", true, diagnostics),
-        host_header: fields.text("host_header", diagnostics),
         local_insecure: fields.flag("local_insecure", diagnostics),
         inspect: fields.flag("inspect", diagnostics),
+        short_rules,
+        rules: rules::read(&fields, diagnostics),
     };
     let is_missing = |keys: &[&str]| keys.iter().all(|key| fields.find(key).is_none());
     let needed: [(&str, &[&str]); 3] =
@@ -222,35 +244,37 @@ impl TunnelEntry {
         if let Some(hostname) = self.hostname.as_deref().filter(|text| !text.is_empty()) {
             spec = spec.hostname(hostname);
         }
-        if let Some(auth) = &self.auth {
-            spec = spec.auth(auth.as_str())?;
-        }
         if let Some(port) = self.remote_port.filter(|port| *port != 0) {
             spec = spec.remote_port(port);
-        }
-        if let Some(host) = self.host_header.as_deref().filter(|text| !text.is_empty()) {
-            spec = spec.host_header(host)?;
         }
         if self.local_insecure == Some(true) {
             spec = spec.local_insecure();
         }
-        Ok(spec)
+        for (short, text) in self.given_short_rules() {
+            spec = spec.short_rule(short, text)?;
+        }
+        Ok(self.rules.iter().cloned().fold(spec, TunnelSpec::rule))
+    }
+
+    /// The rules in short form that have a value.
+    fn given_short_rules(&self) -> impl Iterator<Item = (&'static ShortRule, &str)> {
+        let text = |key| self.short_rules.iter().find(|(given, _)| *given == key).map(|(_, text)| text.as_str());
+        let given = SHORT_RULES.iter().filter_map(move |short| Some((short, text(short.key)?)));
+        // An empty password must not leave the tunnel open to everyone.
+        given.filter(|(short, text)| short.restricts_access || !text.is_empty())
     }
 
     /// The invalid values with their keys.
     fn invalid(&self) -> Vec<(&'static str, ValidationError)> {
         let spec = || TunnelSpec::http(1);
         let given = |value: &Option<String>| value.clone().filter(|text| !text.is_empty());
-        [
+        let others = [
             ("target", self.target.as_ref().and_then(|text| text.parse::<LocalTarget>().err())),
             ("subdomain", given(&self.subdomain).and_then(|text| spec().subdomain(text).err())),
-            // An empty password must not leave the tunnel open to everyone.
-            ("auth", self.auth.as_ref().and_then(|text| spec().auth(text.as_str()).err())),
-            ("host_header", given(&self.host_header).and_then(|text| spec().host_header(text).err())),
-        ]
-        .into_iter()
-        .filter_map(|(key, error)| Some((key, error?)))
-        .collect()
+        ];
+        let target = LocalTarget::port(1);
+        let rules = self.given_short_rules().map(|(short, text)| (short.key, short.parse(text, &target).err()));
+        others.into_iter().chain(rules).filter_map(|(key, error)| Some((key, error?))).collect()
     }
 }
 
@@ -360,7 +384,7 @@ tunnels:
 6:5: tunnel `web`: missing: `local_port` or `target`
 7:15: tunnel `web`: `protocol`: expected http or tcp (got `htpp`)
 8:5: tunnel `web`: unknown key `local_prot`; did you mean `local_port`? known keys: name, protocol, local_port, target, \
-subdomain, hostname, auth, remote_port, host_header, local_insecure, inspect
+subdomain, hostname, remote_port, local_insecure, inspect, rules, auth, host_header
 9:16: tunnel `web`: `subdomain`: expected 1 to 63 letters, digits and hyphens, no hyphen first or last (got `my_app`)
 10:14: tunnel `web`: `inspect`: expected true or false (got `on`)
 11:11: tunnel `web`: `name`: the tunnel in line 6 already has `web`
@@ -406,8 +430,30 @@ subdomain, hostname, auth, remote_port, host_header, local_insecure, inspect
 
     #[test]
     fn the_example_is_valid() {
-        let file = TunnelsFile::parse(EXAMPLE, |_| None).expect("valid");
+        let text = example();
+        let file = TunnelsFile::parse(&text, |_| None).expect("valid");
         assert_eq!(file.server_addr.as_deref(), Some("localhost:6400"));
         assert_eq!(file.tunnels.len(), 2);
+        for short in SHORT_RULES {
+            assert!(text.contains(&format!("# {}: {} ", short.key, short.example)), "{}", short.key);
+        }
+        assert!(!text.contains("RULES"), "{text}");
+    }
+
+    #[test]
+    fn every_short_rule_is_a_key() {
+        for short in SHORT_RULES {
+            let text = format!(
+                "tunnels:\n- {{name: a, protocol: http, local_port: 80, {}: '{}'}}\n",
+                short.key, short.example
+            );
+            let file = parse(&text).expect("valid");
+            assert_eq!(file.tunnels[0].short_rules, [(short.key, short.example.to_owned())]);
+            let rule = short.parse(short.example, &80.into()).expect("valid");
+            assert_eq!(Vec::from_iter(file.tunnels[0].spec().expect("valid").rules()), [&rule]);
+
+            let empty = parse(&text.replace(short.example, ""));
+            assert_eq!(empty.is_err(), short.restricts_access, "{}", short.key);
+        }
     }
 }
