@@ -29,6 +29,8 @@ enum Does {
     Lose,
     /// Does not know links.
     Answer404,
+    /// Lets the server's answer say that it speaks link version 1.
+    Downgrade,
 }
 
 #[derive(Debug)]
@@ -84,7 +86,7 @@ async fn pass(does: Does, mut client: TcpStream, server: SocketAddr, log: Arc<Mu
     let mut bytes = first_bytes(&mut client, "\r\n\r\n").await;
     let is_link = bytes.starts_with(b"GET /api/v1/link ");
     let end = head_end(&bytes).unwrap();
-    if is_link && matches!(does, Does::Hold) && find(&bytes, "link_version").is_none() {
+    if is_link && matches!(does, Does::Hold | Does::Downgrade) && find(&bytes, "link_version").is_none() {
         bytes.extend(first_bytes(&mut client, "link_version").await);
     }
     if is_link {
@@ -115,6 +117,13 @@ async fn pass(does: Does, mut client: TcpStream, server: SocketAddr, log: Arc<Mu
         _ => {}
     }
     upstream.write_all(&bytes).await.unwrap();
+    if is_link && matches!(does, Does::Downgrade) {
+        const VERSION: &str = "link_version\u{2}";
+        let mut answer = first_bytes(&mut upstream, VERSION).await;
+        let end = find(&answer, VERSION).unwrap() + VERSION.len();
+        answer[end - 1] = 1;
+        client.write_all(&answer).await.unwrap();
+    }
     let _ = copy_bidirectional(&mut client, &mut upstream).await;
 }
 
@@ -145,6 +154,23 @@ async fn a_client_says_who_it_is_and_what_it_wants_before_the_upgrade_is_answere
     }
     assert!(find(&seen[0].1, "ReqTunnel").is_some());
     assert!(find(&seen[1].1, "ReqTunnel").is_none() && find(&seen[1].1, "hidden").is_none(), "its password waits");
+}
+
+#[tokio::test]
+async fn a_tunnel_with_rules_is_not_opened_by_a_server_that_ignores_them() {
+    let (server, app, user) = (Server::start(&[]).await, service::http().await, User::default());
+    let between = Between::start(Does::Downgrade, server.address).await;
+    let address = between.address.to_string();
+    for (option, value, rule) in [("--auth", "me:secret", "basic-auth"), ("--host-header", "rewrite", "local-origin")] {
+        let (code, _, stderr) =
+            user.run(&["http", &app.port(), "--subdomain", "app", option, value, "--server", &address]).await;
+        assert_eq!(code, 69, "{stderr}");
+        let reason = format!("link version 1, which cannot carry the rule `{rule}`");
+        assert!(stderr.contains(&reason) && stderr.contains("[dialect_unsupported]"), "{stderr}");
+        assert_eq!(visitor::get(server.address, &server.host("app"), "/echo").await.status, 404);
+    }
+    let _tunnel = user.tunnel(between.address, &["http", &app.port(), "--subdomain", "app"]).await;
+    assert_eq!(visitor::get(server.address, &server.host("app"), "/echo").await.status, 200);
 }
 
 #[tokio::test]

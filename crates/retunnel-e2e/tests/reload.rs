@@ -181,3 +181,35 @@ async fn hangups_read_the_file_again() {
     started.client.signal("TERM").await;
     assert_eq!(started.client.exit().await, Some(0));
 }
+
+#[tokio::test]
+async fn rules_of_any_type_reach_the_server_which_refuses_unknown_ones_by_name() {
+    let (server, app, user) = (Server::start(&[]).await, service::http().await, User::default());
+    let file = |rule: &str| {
+        let tunnel = format!("name: app, protocol: http, subdomain: app, local_port: {}", app.port());
+        format!("server_addr: {}\ntunnels:\n- {{{tunnel}, rules: [{rule}]}}\n", server.address)
+    };
+    fs::write(user.home().join("retunnel.yml"), file("{type: teleport, config: {to: moon}}")).unwrap();
+    let (code, ..) = user.run(&["config", "--check"]).await;
+    assert_eq!(code, 0, "what a server knows is its own matter");
+    for (dialect, reason) in [
+        ("native", "this server has no rule `teleport`; it has: "),
+        ("3", "the server speaks dialect 3, which cannot carry the rule `teleport`"),
+        ("2", "the server speaks dialect 2, which cannot carry the rule `teleport`"),
+    ] {
+        let (code, _, stderr) = user.run(&["start", "--dialect", dialect]).await;
+        assert_eq!(code, 69, "{stderr}");
+        assert!(stderr.contains(reason), "{stderr}");
+    }
+
+    let text = file("{type: basic-auth, config: {credentials: 'me:secret'}}");
+    for dialect in ["native", "3", "2"] {
+        let home = user.home().join("retunnel.yml");
+        fs::write(&home, format!("dialect: {dialect}\n{text}")).unwrap();
+        let mut client = Running::start(user.command(&["--json-events", "start"])).await;
+        let first: Value = serde_json::from_str(&client.line().await).unwrap();
+        assert_eq!(first["tunnels"][0]["name"], "app", "{first}");
+        assert_eq!(visitor::get(server.address, &server.host("app"), "/echo").await.status, 401, "{dialect}");
+        client.kill().await;
+    }
+}
