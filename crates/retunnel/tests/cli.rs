@@ -1,6 +1,6 @@
-//! Runs the built binary as a user would: words in; exit code, stdout and stderr out.
+//! Runs the built binary as a user would: arguments in; exit code, stdout and stderr out.
 
-#![expect(clippy::unwrap_used, reason = "a test stops at the first surprise")]
+#![expect(clippy::unwrap_used, reason = "a test stops at the first unexpected result")]
 
 use std::{
     fs,
@@ -13,10 +13,10 @@ use std::{
 use serde_json::Value;
 use tempfile::TempDir;
 
-/// A home and working directory of its own, and nothing of the caller's settings.
+/// A temporary home and working directory, without the caller's settings.
 struct Home(TempDir);
 
-/// What a finished run left.
+/// The result of a finished run.
 struct Ran {
     code: Option<i32>,
     stdout: String,
@@ -95,7 +95,7 @@ impl Ran {
     }
 }
 
-/// A running program, killed at the end of its test whatever happens.
+/// A running program, killed at the end of its test in every case.
 struct Running {
     child: Child,
     stdout: BufReader<ChildStdout>,
@@ -133,7 +133,7 @@ impl Running {
         assert!(done.success());
     }
 
-    /// Waits for the end; exit code and what was still said.
+    /// Waits for the end. Returns the exit code and the rest of stderr.
     fn end(mut self) -> (Option<i32>, String) {
         let mut rest = String::new();
         self.stderr.read_to_string(&mut rest).unwrap();
@@ -158,7 +158,7 @@ fn exists(path: &Path) -> bool {
 }
 
 #[test]
-fn without_a_command_it_helps() {
+fn without_a_command_it_prints_help() {
     let home = Home::new();
     let ran = home.run(&[]);
     ran.ends_with(0);
@@ -169,7 +169,7 @@ fn without_a_command_it_helps() {
     assert!(home.run(&["help"]).ends_with(0).stdout.contains("Usage: retunnel"));
     assert!(home.run(&["help", "http"]).ends_with(0).stdout.contains("--subdomain"));
     home.run(&["help", "nope"]).ends_with(2).says("no command `nope`");
-    assert!(!exists(&home.path(".retunnel.conf")), "looking changes nothing");
+    assert!(!exists(&home.path(".retunnel.conf")), "help changes nothing");
 }
 
 #[test]
@@ -185,7 +185,7 @@ fn version_in_every_form() {
 }
 
 #[test]
-fn credits_name_what_is_inside() {
+fn credits_list_the_libraries() {
     let home = Home::new();
     let text = home.run(&["credits", "-q"]).ends_with(0).stdout.clone();
     assert!(text.lines().any(|line| line.starts_with("tokio 1.")), "{text}");
@@ -197,7 +197,7 @@ fn credits_name_what_is_inside() {
 }
 
 #[test]
-fn wrong_words_end_with_2() {
+fn usage_errors_end_with_2() {
     let home = Home::new();
     for words in [
         &["nope"][..],
@@ -234,7 +234,7 @@ fn row_50_empty_security_settings_are_errors() {
 }
 
 #[test]
-fn broken_dotenv_lines_of_others_do_not_matter_and_ours_stay_secret() {
+fn broken_dotenv_lines_of_other_programs_are_ignored_and_ours_stay_secret() {
     let home = Home::new();
     home.write(".env", "OTHER=a 'b\n");
     home.run(&["version"]).ends_with(0);
@@ -282,7 +282,7 @@ fn row_46_a_broken_config_file_ends_with_78_and_stays() {
         }
         assert_eq!(fs::read_to_string(home.path(".retunnel.conf")).unwrap(), text);
     }
-    // Saving a token mends it, and keeps what was there.
+    // Saving a token repairs the file, and keeps the broken one.
     home.write(".retunnel.conf", "{\"auth_token\": \"rt_half");
     home.run(&["authtoken", "rt_new_0123456789"]).ends_with(0).says(".retunnel.conf.corrupt-");
     assert!(fs::read_to_string(home.path(".retunnel.conf")).unwrap().contains("rt_new_0123456789"));
@@ -310,7 +310,7 @@ fn dotenv_counts_for_every_variable_and_comes_after_the_environment() {
 }
 
 #[test]
-fn config_explains_itself() {
+fn config_shows_and_checks_files() {
     let home = Home::new();
     let path = home.run(&["config", "--path"]).ends_with(0).stdout.clone();
     assert_eq!(Path::new(path.trim_end()), home.path(".retunnel.conf"));
@@ -335,13 +335,13 @@ fn config_explains_itself() {
         assert_eq!(ran.stdout, "");
     }
     let ran = home.run(&["config", "--check", "worse.yml", "--json"]);
-    let told = ran.ends_with(2).json();
-    assert_eq!((&told["valid"], &told["mistakes"][1]["line"]), (&Value::from(false), &Value::from(5)));
-    assert_eq!(told["mistakes"][1]["column"], 17);
+    let report = ran.ends_with(2).json();
+    assert_eq!((&report["valid"], &report["mistakes"][1]["line"]), (&Value::from(false), &Value::from(5)));
+    assert_eq!(report["mistakes"][1]["column"], 17);
     home.write("one.yml", "tunnels: [{name: a, protocol: http, local_port: 80}]\n");
     assert_eq!(home.run(&["config", "--check", "one.yml"]).ends_with(0).stderr, "one.yml is valid: 1 tunnel\n");
-    let told = home.run(&["config", "--check", "one.yml", "--json"]).ends_with(0).json();
-    assert_eq!((&told["valid"], &told["tunnels"]), (&Value::from(true), &Value::from(1)));
+    let report = home.run(&["config", "--check", "one.yml", "--json"]).ends_with(0).json();
+    assert_eq!((&report["valid"], &report["tunnels"]), (&Value::from(true), &Value::from(1)));
     home.run(&["config", "--check", "missing.yml"]).ends_with(2).says("missing.yml");
     home.write("loud.yml", &format!("log_level: loud\n{example}"));
     home.run(&["start", "loud.yml"]).ends_with(2).says("log_level");
@@ -439,7 +439,7 @@ mod with_server {
     }
 
     #[test]
-    fn http_prints_json_serves_and_says_goodbye() {
+    fn http_prints_json_serves_and_closes_in_order() {
         let home = Home::new();
         let (server, address) = server(&home);
         let port = service().to_string();
@@ -590,7 +590,7 @@ mod with_server {
     }
 
     #[test]
-    fn https_where_there_is_no_tls_is_said_at_once() {
+    fn https_to_a_server_without_tls_fails_at_once() {
         let home = Home::new();
         let (_server, address) = server(&home);
         let ran = home.run(&["http", "80", "--token", "x", "--server", &format!("https://{address}")]);

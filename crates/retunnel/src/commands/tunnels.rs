@@ -1,6 +1,7 @@
 //! What `http`, `tcp`, `start` and `demo` share: connect, open tunnels, show them, and close in order.
 
 mod display;
+mod end;
 mod handler;
 mod live;
 mod open;
@@ -9,14 +10,13 @@ mod reconnects;
 use std::{sync::Arc, time::Duration};
 
 use anyhow::Result;
-use retunnel_client::{Client, TunnelSpec};
 
 #[cfg(feature = "server")]
 pub(crate) use self::display::show_one;
-pub(crate) use self::handler::EventHandler;
+pub(crate) use self::{handler::EventHandler, open::TunnelSource};
 use crate::{
     args::Global,
-    commands::{descriptors, logging, reload::LoadedFile, signals::Signals},
+    commands::{descriptors, logging, signals::Signals},
     inspector::{self, Inspector},
     memory,
     output::Output,
@@ -25,14 +25,6 @@ use crate::{
 
 /// How long closing the session may take.
 const CLOSE_TIMEOUT: Duration = Duration::from_millis(800);
-
-/// The tunnels to open.
-pub(crate) enum TunnelSource {
-    /// One from the command line. If it cannot be opened, the program exits.
-    CommandLine(TunnelSpec),
-    /// Those of a file. One that cannot be opened is reported and does not stop the others.
-    File(Box<LoadedFile>),
-}
 
 /// Connects, opens the tunnels and serves until Ctrl+C.
 pub(crate) fn run(
@@ -114,13 +106,5 @@ async fn bind_inspector(options: Option<inspector::Options>, output: Output) -> 
             output.warning(&format!("{error}; continuing without it"));
             Ok(None)
         }
-    }
-}
-
-/// The reason why a client ended, as an error that has an exit code.
-async fn end_error(client: &Client, cause: String) -> anyhow::Error {
-    match client.connected().await {
-        Err(error) => error.into(),
-        Ok(_) => anyhow::anyhow!(cause),
     }
 }

@@ -1,23 +1,20 @@
 //! The messages of a WebSocket and the events of an event stream, parsed while they pass.
 
 mod events;
+mod parsed;
 mod websocket;
 
 use std::{collections::VecDeque, time::Duration};
 
 use retunnel_client::tap::Side;
 
-use self::{events::EventParser, websocket::FrameParser};
+use self::{events::EventParser, parsed::Parsed, websocket::FrameParser};
 use super::{head::Head, sides::Sides};
 
 /// Maximum number of messages of one exchange.
 const MAX_MESSAGES: usize = 500;
-/// Captured bytes of one message.
-const MAX_MESSAGE: usize = 64 * 1024;
 /// Maximum bytes of the messages of one exchange.
 const MAX_MEMORY: usize = 1024 * 1024;
-/// Captured bytes of one event.
-const MAX_LINE: usize = MAX_MESSAGE;
 
 /// A protocol whose messages are shown one by one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -111,7 +108,7 @@ impl Messages {
             Protocol::Events => {}
         }
         let any = !found.is_empty();
-        for (kind, data, size) in found {
+        for Parsed { kind, data, size } in found {
             self.count += 1;
             self.held += data.len() + size_of::<Message>();
             self.kept.push_back(Message { number: self.count, at, side, kind, data, size });
@@ -124,14 +121,11 @@ impl Messages {
     }
 }
 
-/// Complete messages: kind, captured bytes, complete length.
-type Found = Vec<(&'static str, Vec<u8>, u64)>;
-
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
 
-    use super::*;
+    use super::{parsed::MAX_MESSAGE, *};
 
     fn all(messages: &Messages) -> Vec<(&'static str, String, u64)> {
         messages.kept.iter().map(|m| (m.kind, String::from_utf8_lossy(&m.data).into_owned(), m.size)).collect()

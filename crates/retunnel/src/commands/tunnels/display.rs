@@ -4,7 +4,7 @@ use anyhow::Result;
 use retunnel_client::{Client, Tunnel, TunnelProtocol};
 use serde_json::{Value, json};
 
-use super::{end_error, handler::EventHandler, live, open::OpenTunnels};
+use super::{end::end_error, handler::EventHandler, live, open::OpenTunnels};
 use crate::{
     commands::{json_events, signals::Signals},
     output::{self, Output},

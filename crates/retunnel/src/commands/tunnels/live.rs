@@ -8,7 +8,7 @@ use futures_util::StreamExt;
 use retunnel_client::Client;
 use tokio::time::{MissedTickBehavior, interval};
 
-use super::{end_error, handler::EventHandler, open::OpenTunnels};
+use super::{end::end_error, handler::EventHandler, open::OpenTunnels};
 use crate::{
     commands::{reload::Report, signals::Signals},
     ui::{

@@ -4,14 +4,22 @@ use std::sync::Arc;
 
 use anyhow::Result;
 use futures_util::future::join_all;
-use retunnel_client::{Client, Tunnel, TunnelError};
+use retunnel_client::{Client, Tunnel, TunnelError, TunnelSpec};
 use tokio::join;
 
-use super::{TunnelSource, handler::EventHandler};
+use super::handler::EventHandler;
 use crate::{
-    commands::reload::{Reloader, Report, Step},
+    commands::reload::{LoadedFile, Reloader, Report, Step},
     output::Output,
 };
+
+/// The tunnels to open.
+pub(crate) enum TunnelSource {
+    /// One from the command line. If it cannot be opened, the program exits.
+    CommandLine(TunnelSpec),
+    /// Those of a file. One that cannot be opened is reported and does not stop the others.
+    File(Box<LoadedFile>),
+}
 
 /// Open tunnels and where they come from.
 pub(super) struct OpenTunnels {

@@ -1,6 +1,6 @@
 //! Finds the events of an event stream in its lines.
 
-use super::{Found, MAX_LINE};
+use super::parsed::{MAX_MESSAGE, Parsed};
 
 /// Parses an event stream: blocks of lines, each followed by an empty line.
 #[derive(Debug, Default)]
@@ -12,14 +12,14 @@ pub(super) struct EventParser {
 }
 
 impl EventParser {
-    pub(super) fn add(&mut self, bytes: &[u8], found: &mut Found) {
+    pub(super) fn add(&mut self, bytes: &[u8], found: &mut Vec<Parsed>) {
         for &byte in bytes {
             self.size += 1;
             let second_half = self.after_cr && byte == b'\n';
             self.after_cr = byte == b'\r';
             if byte != b'\n' && byte != b'\r' {
                 self.line_is_empty = false;
-                if self.block.len() < MAX_LINE {
+                if self.block.len() < MAX_MESSAGE {
                     self.block.push(byte);
                 }
             } else if second_half {
@@ -28,11 +28,11 @@ impl EventParser {
                 let block = std::mem::take(&mut self.block);
                 let size = std::mem::take(&mut self.size);
                 if !block.is_empty() {
-                    found.push(("event", block, size));
+                    found.push(Parsed { kind: "event", data: block, size });
                 }
             } else {
                 self.line_is_empty = true;
-                if self.block.len() < MAX_LINE {
+                if self.block.len() < MAX_MESSAGE {
                     self.block.push(b'\n');
                 }
             }

@@ -2,7 +2,7 @@
 
 use flate2::{Decompress, FlushDecompress};
 
-use super::{Found, MAX_MESSAGE};
+use super::parsed::{MAX_MESSAGE, Parsed};
 
 /// Parses the frames of one direction of a WebSocket (RFC 6455, 5.2).
 #[derive(Debug, Default)]
@@ -43,7 +43,7 @@ impl FrameParser {
         Self { inflate: Some(inflate), ..Self::default() }
     }
 
-    pub(super) fn add(&mut self, mut bytes: &[u8], found: &mut Found) {
+    pub(super) fn add(&mut self, mut bytes: &[u8], found: &mut Vec<Parsed>) {
         while !bytes.is_empty() {
             if !self.in_payload {
                 self.header.push(bytes[0]);
@@ -113,7 +113,7 @@ impl FrameParser {
         }
     }
 
-    fn finish(&mut self, found: &mut Found) {
+    fn finish(&mut self, found: &mut Vec<Parsed>) {
         if !self.is_last {
             return;
         }
@@ -122,7 +122,7 @@ impl FrameParser {
             Some(inflate) if compressed => inflate.message(data, size),
             _ => data,
         };
-        found.push((if kind.is_empty() { "unknown" } else { kind }, data, size));
+        found.push(Parsed { kind: if kind.is_empty() { "unknown" } else { kind }, data, size });
     }
 }
 
