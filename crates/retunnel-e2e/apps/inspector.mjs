@@ -94,7 +94,7 @@ await page.getByText("No request matches").waitFor();
 await page.getByLabel("Text", { exact: true }).fill("");
 await count(4);
 
-// Detail: what was sent, with its secrets masked, until they are revealed.
+// Detail: secrets are masked until they are revealed.
 await row("/echo/login").click();
 await tab("Request");
 await panel.getByText("X-Shown").waitFor();
@@ -118,7 +118,7 @@ assert.ok(!(await text(panel)).includes("b=2"));
 await page.getByRole("button", { name: "Hex" }).click();
 await panel.getByText("63 72 75 6d 62 73").waitFor();
 
-// Replay as it was, and with an edit: both reach the local service, secrets included.
+// Replay unchanged and edited: both reach the local service with their secrets.
 await row("/echo/login").click();
 await tab("Response");
 await panel.getByText(`"length": ${BODY.length}`).waitFor();
@@ -153,7 +153,7 @@ assert.ok(echo.headers.some(([name, value]) => name === "authorization" && value
 assert.ok(last.replay_of > 0);
 await row("/echo/edited").waitFor();
 
-// Texts of strangers stay texts.
+// Text from visitors stays text.
 await visit("POST", `/echo?q=${encodeURIComponent(SCRIPT)}&${SCRIPT.replaceAll(" ", "+")}`, { "Content-Type": "text/html", "X-Script": SCRIPT }, SCRIPT);
 await row("<script>").click();
 await tab("Request");
@@ -162,7 +162,7 @@ await page.waitForFunction((script) => document.querySelector(".panel pre")?.tex
 assert.equal(await page.evaluate(() => window.pwned), undefined);
 assert.equal(await page.locator(".detail script, .list script, .detail img").count(), 0);
 
-// Events and messages while they flow.
+// Events and messages appear while they pass.
 visit("GET", "/events/1000").catch(() => {});
 await row("/events/1000").click();
 await page.getByRole("tab", { name: /Messages/ }).click();
@@ -182,7 +182,7 @@ const [download] = await Promise.all([page.waitForEvent("download"), page.getByR
 const har = JSON.parse(await readFile(await download.path(), "utf8"));
 await validate.har(har);
 assert.ok(har.log.entries.length >= 9);
-// The local service quotes what it got, under other names.
+// Only requests: the responses of the echo service repeat the secrets under other names.
 assert.ok(!JSON.stringify(har.log.entries.map((entry) => entry.request)).includes("-secret"));
 assert.equal(har.log.entries[0].request.url, `http://${HOST}/echo/login?next=%2Fhome&token=[masked]`);
 
@@ -199,7 +199,7 @@ await visit("GET", "/echo/seen");
 await row("/echo/seen").waitFor();
 assert.equal(await row("/echo/unseen").count(), 0);
 
-// Four looks, none wider than the window.
+// Four layouts, none wider than the window.
 for (const [width, height] of [[1280, 800], [400, 800]]) {
   for (const colorScheme of ["light", "dark"]) {
     await page.setViewportSize({ width, height });
@@ -219,7 +219,7 @@ await page.setViewportSize({ width: 1280, height: 800 });
 await page.getByRole("button", { name: "Clear" }).click();
 await page.getByText("No requests yet").waitFor();
 
-// Another site can neither read nor act, nor show the page in a frame.
+// Another site can neither read nor change anything, nor show the page in a frame.
 const evil = http.createServer((_, response) => response.setHeader("Content-Type", "text/html").end("<title>evil</title>"));
 await new Promise((resolve) => evil.listen(0, "127.0.0.1", resolve));
 const attacker = await browser.newPage();
@@ -248,5 +248,5 @@ assert.deepEqual(foreign, [], "the pages asked other hosts");
 assert.deepEqual(troubles, [], "the pages had errors");
 await browser.close();
 console.log("all seen");
-// A stream of events is still open.
+// An event stream is still open.
 process.exit(0);

@@ -40,6 +40,7 @@ pub(crate) struct Cli {
 
 /// Global options, accepted before or after the command.
 #[derive(Debug, Clone, Args)]
+#[command(next_help_heading = "Global options")]
 pub(crate) struct Global {
     /// Print results as one line of JSON; implies --quiet
     #[arg(long, global = true)]
@@ -324,7 +325,7 @@ pub(crate) struct ServerArgs {
     #[arg(long, env = "RETUNNEL_SERVER_ACCESS_LOG", num_args = 0..=1, default_missing_value = "true", value_name = "BOOL")]
     pub(crate) access_log: Option<bool>,
     /// Log format
-    #[arg(long, env = "RETUNNEL_SERVER_LOG_FORMAT", value_enum, default_value = "text")]
+    #[arg(long, env = "RETUNNEL_SERVER_LOG_FORMAT", value_enum, default_value = "text", value_name = "FORMAT")]
     pub(crate) log_format: LogFormat,
     /// Seconds that active transfers have to finish on shutdown [default: 20]
     #[arg(long, env = "RETUNNEL_SERVER_GRACE_PERIOD", value_name = "SECONDS")]

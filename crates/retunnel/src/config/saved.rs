@@ -14,7 +14,7 @@ use thiserror::Error;
 
 /// Name of the file in the home directory.
 pub const FILE_NAME: &str = ".retunnel.conf";
-/// Tokens by server, beside the published clients' single `auth_token`.
+/// Tokens by server, in addition to the single `auth_token` of the published clients.
 const TOKENS: &str = "tokens";
 const AUTH_TOKEN: &str = "auth_token";
 
