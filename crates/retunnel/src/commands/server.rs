@@ -137,7 +137,7 @@ async fn serve(config: ServerConfig, output: Output) -> Result<()> {
             }
         }
     }
-    output.status("Shutting down: waiting for active transfers; press Ctrl+C again to exit at once");
+    output.status("Shutting down; waiting for active transfers (a second signal exits at once)");
     tokio::select! {
         () = server.shutdown() => {}
         () = signals.next() => {}
