@@ -15,6 +15,8 @@ mod path;
 mod receiving;
 mod sending;
 mod streams;
+#[cfg(test)]
+mod tests;
 
 use std::{collections::VecDeque, task::Waker, time::Duration};
 
@@ -107,6 +109,7 @@ impl State {
     /// The peer's hello was read. Later calls are ignored: a window holds for the whole link.
     pub(crate) fn set_peer_window(&mut self, bytes: u32, now: Instant) {
         if self.peer_window.is_none() {
+            let bytes = bytes.min(sending::MAX_CREDIT);
             self.peer_window = Some(bytes);
             // Windows grow once the path is known.
             self.queue_ping(now);

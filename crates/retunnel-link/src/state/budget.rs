@@ -25,6 +25,10 @@ impl Buffered {
         Self { bytes: 0, max: config.max_buffered, process: Arc::clone(&config.budget) }
     }
 
+    pub(super) const fn bytes(&self) -> usize {
+        self.bytes
+    }
+
     /// Adds `bytes`. `false`: one of the two limits is exceeded, and something has to go.
     pub(super) fn add(&mut self, bytes: usize) -> bool {
         self.bytes += bytes;
@@ -56,6 +60,10 @@ pub(super) struct Backlog {
 }
 
 impl Backlog {
+    pub(super) const fn bytes(&self) -> usize {
+        self.bytes
+    }
+
     pub(super) const fn is_crowded(&self) -> bool {
         self.bytes >= CROWDED
     }

@@ -94,6 +94,9 @@ impl State {
             self.streams.check_late(header.stream, "data for a stream never opened")?;
             return Ok(false);
         };
+        if stream.reset.is_some() {
+            return Ok(false);
+        }
         if stream.receiving.ended || stream.moving.receiving {
             return Err(LinkError::Protocol("data after the end of a stream"));
         }
@@ -101,9 +104,10 @@ impl State {
         Ok(true)
     }
 
-    /// Bytes of a data frame whose header passed [`Self::begin_data`].
+    /// Bytes of a data frame whose header passed [`Self::begin_data`]. What was under way when the stream was reset here
+    /// is dropped: bytes before it are missing.
     pub(super) fn receive(&mut self, id: u32, bytes: &[u8], now: Instant, wakers: &mut Vec<Waker>) {
-        let Some(stream) = self.streams.get_mut(id) else { return };
+        let Some(stream) = self.streams.get_mut(id).filter(|stream| stream.reset.is_none()) else { return };
         stream.moving.arrived += bytes.len() as u64;
         if stream.detached_until.is_some() {
             stream.receiving.consumed += bytes.len() as u32;
@@ -121,17 +125,24 @@ impl State {
     }
 
     pub(super) fn receive_end(&mut self, id: u32, wakers: &mut Vec<Waker>) {
-        if let Some(stream) = self.streams.get_mut(id) {
+        if let Some(stream) = self.streams.get_mut(id)
+            && stream.reset.is_none()
+        {
             stream.receiving.ended = true;
             wakers.extend(stream.receiving.waker.take());
             self.forget_if_finished(id);
         }
     }
 
+    /// Makes room: the stream with most bytes that wait loses them.
     fn reset_fullest(&mut self, wakers: &mut Vec<Waker>) {
         let fullest = self.streams.iter().max_by_key(|(_, stream)| stream.receiving.bytes.len()).map(|(id, _)| id);
-        if let Some(id) = fullest {
-            self.reset_here(id, ReasonCode::LIMIT, "too many bytes wait for a reader", wakers);
+        let Some(id) = fullest else { return };
+        self.reset_here(id, ReasonCode::LIMIT, "too many bytes wait for a reader", wakers);
+        // One that the peer reset after its end may still hold bytes: its reader sees the reset instead.
+        if let Some(stream) = self.streams.get_mut(id) {
+            stream.receiving.ended = false;
+            self.buffered.sub(stream.receiving.clear());
         }
     }
 

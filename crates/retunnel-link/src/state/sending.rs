@@ -17,7 +17,7 @@ const TURN: usize = 16 * 1024;
 /// that one slice carries many frames.
 const COPY_BELOW: usize = 2 * 1024;
 /// Credit that the peer may give altogether.
-const MAX_CREDIT: u32 = i32::MAX as u32;
+pub(super) const MAX_CREDIT: u32 = i32::MAX as u32;
 
 /// What became of bytes given to a stream.
 #[derive(Debug)]
@@ -145,11 +145,12 @@ impl Unsent {
 }
 
 impl State {
-    /// The peer's hello was read. Later calls are ignored: a window holds for the whole link.
+    /// The peer's window is known: streams that were opened before get it as credit.
     pub(super) fn add_initial_credit(&mut self, bytes: u32) {
         for id in self.streams.ids() {
             if let Some(stream) = self.streams.get_mut(id) {
-                stream.sending.credit += bytes;
+                // The peer may have given credit before.
+                stream.sending.credit = stream.sending.credit.saturating_add(bytes).min(MAX_CREDIT);
             }
             self.want_turn(id);
         }

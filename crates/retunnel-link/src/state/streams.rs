@@ -36,8 +36,10 @@ impl Stream {
         }
     }
 
+    /// Whether a frame of the stream can be sent. After a reset nothing is: not a half-close either, which the peer would
+    /// take for a complete end.
     pub(super) fn wants_turn(&self) -> bool {
-        self.sending.wants_turn() || (self.sending.len() == 0 && self.moving.is_switching())
+        self.reset.is_none() && (self.sending.wants_turn() || (self.sending.len() == 0 && self.moving.is_switching()))
     }
 
     pub(super) const fn is_finished(&self) -> bool {
