@@ -42,3 +42,9 @@ pub use relay::{Pump, poll_down, poll_relay, poll_up};
 pub use socket::{MaybeTcp, Way};
 pub use stream::{LinkStream, StreamReset};
 pub use tls::TlsSocket;
+
+/// For the fuzz targets of `fuzz/`; no part of the interface.
+#[doc(hidden)]
+pub mod fuzzing {
+    pub use crate::state::fuzzing::link_state;
+}

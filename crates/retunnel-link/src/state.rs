@@ -8,6 +8,7 @@
 //! (bytes in memory), [`path`] (round trips and silence) and [`lanes`].
 
 mod budget;
+pub(crate) mod fuzzing;
 pub(crate) mod incoming;
 pub(crate) mod lanes;
 mod outgoing;
