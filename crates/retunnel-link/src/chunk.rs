@@ -1,5 +1,5 @@
-//! Memory that bytes are read into where they stay until they are sent. Each thread lends its chunks again and again: new
-//! memory of this size costs more than the bytes in it (pages that are touched for the first time).
+//! Buffers that bytes are read into and sent from, without a copy. Each thread reuses its chunks: the page faults of new
+//! memory cost more than moving the bytes.
 
 use std::{
     cell::{Cell, RefCell},
@@ -11,20 +11,20 @@ use tokio::time::Instant;
 
 /// Bytes of a chunk: one large read.
 pub(crate) const CHUNK: usize = 64 * 1024;
-/// So many bytes or more are kept as they were read; fewer would hold a chunk for little.
+/// Reads of this size or more are kept in their chunk. Smaller ones are copied, so that they do not occupy a whole chunk.
 pub(crate) const OWN_FROM: usize = 8 * 1024;
-/// Chunks that a thread keeps: as many as are used by that many streams at a time.
+/// Limit of unused chunks that a thread keeps: enough for this many concurrent streams.
 const KEPT: usize = 64;
-/// They are given back when none was lent for so long.
+/// Unused chunks are freed when none was needed for this long.
 const UNUSED_FOR: Duration = Duration::from_secs(5);
 
 thread_local! {
     static POOL: RefCell<Vec<Box<[u8]>>> = const { RefCell::new(Vec::new()) };
-    /// When [`release_unused`] last saw that chunks were lent; `None`: they were since.
+    /// When [`release_unused`] found that chunks had been lent; `None` if one was lent since.
     static LENT_AT: Cell<Option<Instant>> = const { Cell::new(None) };
 }
 
-/// A chunk with old contents.
+/// A chunk. It contains bytes of earlier reads.
 #[derive(Debug)]
 pub(crate) struct Chunk(Box<[u8]>);
 
@@ -38,7 +38,8 @@ impl Chunk {
         &mut self.0
     }
 
-    /// The first bytes; few are copied, so that they do not hold a whole chunk. It goes back when the last of them is dropped.
+    /// The first `count` bytes. Fewer than [`OWN_FROM`] are copied. The chunk returns to the pool of the thread where the
+    /// last of them is dropped.
     pub(crate) fn into_bytes(self, count: usize) -> Bytes {
         if count < OWN_FROM { Bytes::copy_from_slice(&self.0[..count]) } else { Bytes::from_owner(self).slice(..count) }
     }
@@ -53,7 +54,7 @@ impl AsRef<[u8]> for Chunk {
 impl Drop for Chunk {
     fn drop(&mut self) {
         let chunk = std::mem::take(&mut self.0);
-        // A thread that ends takes no more.
+        // The pool is gone when its thread ends.
         let _ = POOL.try_with(|pool| {
             let mut pool = pool.borrow_mut();
             if pool.len() < KEPT {
@@ -63,7 +64,7 @@ impl Drop for Chunk {
     }
 }
 
-/// Gives this thread's chunks back to the system if none was lent for a while.
+/// Frees this thread's unused chunks if none was lent for a while.
 pub(crate) fn release_unused(now: Instant) {
     match LENT_AT.get() {
         None => LENT_AT.set(Some(now)),
@@ -77,7 +78,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn chunks_are_lent_again_and_given_back_when_nobody_wants_them() {
+    fn chunks_are_reused_and_freed_when_unused() {
         let kept = || POOL.with_borrow(Vec::len);
         let (mut one, two) = (Chunk::lend(), Chunk::lend());
         one.space().fill(7);
@@ -91,7 +92,7 @@ mod tests {
         let now = Instant::now();
         release_unused(now);
         release_unused(now + UNUSED_FOR / 2);
-        assert_eq!(kept(), 2, "they were used a moment ago");
+        assert_eq!(kept(), 2, "they were used recently");
         release_unused(now + UNUSED_FOR);
         assert_eq!(kept(), 0);
     }

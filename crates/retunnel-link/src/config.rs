@@ -1,4 +1,4 @@
-//! The bounds and times of a link.
+//! Limits and times of a link.
 
 use std::{
     sync::{
@@ -17,37 +17,36 @@ pub enum Role {
     Server,
 }
 
-/// Bounds and times of one link. The defaults suit both ends.
+/// Limits and times of one link. The defaults suit both ends.
 #[derive(Debug, Clone)]
 pub struct LinkConfig {
     /// Bytes the peer may send on a new stream before it gets credit. Default 256 KiB: a 20 ms path runs at
-    /// 100 Mbit/s from the first byte, and 1,000 stalled readers hold at most 250 MiB before [`Budget`] says no.
+    /// 100 Mbit/s from the first byte, and 1,000 stalled readers hold at most 250 MiB before [`Self::budget`] is used up.
     pub initial_window: u32,
-    /// Largest window a stream grows to while it is limited by the round-trip time. Default 4 MiB.
+    /// Largest window in bytes. Windows grow up to it while the round-trip time limits a stream. Default 4 MiB.
     pub max_window: u32,
-    /// Most streams at a time. Default 10,000.
+    /// Limit of concurrent streams. Default 10,000.
     pub max_streams: usize,
-    /// Largest control message in bytes; starts small and is raised after authentication
+    /// Largest control message in bytes. Default 64 KiB. A server starts with less and raises it after authentication
     /// ([`crate::Link::set_max_control`]).
     pub max_control: usize,
-    /// Control messages that wait to be sent; beyond it senders wait. Default 256.
+    /// Limit of control messages that wait to be sent. At the limit, senders wait. Default 256.
     pub max_control_queue: usize,
-    /// Control messages and streams of the peer that wait to be taken; beyond it the link is not read. Default 256.
+    /// Limit of events that wait for [`crate::Events::next`]. At the limit, the link is not read. Default 256.
     pub max_event_queue: usize,
-    /// Bytes received and not yet read, over all streams. Beyond it the fullest stream is reset. Default 64 MiB.
+    /// Limit of bytes received and not yet read, over all streams. Beyond it the fullest stream is reset. Default 64 MiB.
     pub max_buffered: usize,
-    /// The same for all links of the process.
+    /// The same limit for all links that share this budget. Default 256 MiB for this link alone.
     pub budget: Arc<Budget>,
-    /// Bytes one direction of a stream moves on the link before the stream gets a connection of its own, where the peer
-    /// can open one. Default 512 KiB: a connection costs as much as some hundred KiB on the link, and most answers are
-    /// over by then.
+    /// Bytes that one direction of a stream moves on the link before the stream moves to a lane, if the peer can open
+    /// one. Default 512 KiB: a connection costs as much as some hundred KiB on the link, and most responses are shorter.
     pub lane_after: u64,
     /// Time between pings. Default 2 s.
     pub ping_interval: Duration,
-    /// The link is given up when nothing was heard, or a ping was not answered, for so long. Default 6 s: with the 2 s
-    /// until the next ping, both ends serve again within 10 s of a silent loss, also of one direction alone.
+    /// The link ends when nothing has arrived, or a ping has had no answer, for this long. Default 6 s: with the 2 s until
+    /// the next ping, both ends serve again within 10 s of a silent loss, also if only one direction is lost.
     pub dead_after: Duration,
-    /// How long [`crate::Link::close`] tries to tell the peer. Default 300 ms.
+    /// Timeout for the last messages after [`crate::Link::close`]. Default 300 ms.
     pub flush_on_close: Duration,
 }
 
@@ -90,7 +89,7 @@ impl Budget {
         self.used.load(Ordering::Relaxed)
     }
 
-    /// Adds `bytes`; says whether the budget still holds.
+    /// Adds `bytes`. Returns whether the total is within the budget.
     pub(crate) fn add(&self, bytes: usize) -> bool {
         self.used.fetch_add(bytes, Ordering::Relaxed) + bytes <= self.max
     }

@@ -1,4 +1,5 @@
-//! The one task of a link: reads frames, writes batches, keeps the heartbeat.
+//! The one task of a link: reads, writes batches, keeps the heartbeat. All I/O and all timers are here; the rules are in
+//! [`crate::state`].
 
 use std::{
     cell::RefCell,
@@ -24,33 +25,33 @@ use crate::{chunk, error::LinkError, scheduling::take_turns, shared::Shared, sta
 const READ_BUFFER: usize = 128 * 1024;
 /// Reads in a row before other tasks get a turn.
 const READS_PER_POLL: usize = 4;
-/// Slices of one vectored write; Linux takes 1024, 64 carry [`crate::state`]'s batch.
+/// Slices of one vectored write. Linux takes 1024; a batch of [`crate::state`] fits into 64.
 const SLICES: usize = 64;
 
 thread_local! {
-    /// Links read one after the other on a thread, so they share the buffer and an idle link owns none.
+    /// The links of a thread read one after the other, so they share the buffer, and an idle link owns none.
     static SCRATCH: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
 }
 
-/// Moves a link's bytes. Ends with the cause of the link's end; dropping it ends the link.
+/// Moves a link's bytes. This future ends with the cause of the link's end. Dropping it ends the link.
 pub struct Driver<IO> {
     io: IO,
     shared: Arc<Shared>,
     incoming: Incoming,
     out: VecDeque<Bytes>,
-    /// Whom a poll wakes; empty between polls.
+    /// Tasks that a poll wakes; empty between polls.
     wakers: Vec<Waker>,
     tick: Pin<Box<Sleep>>,
     probe: Probe,
     close_deadline: Option<Instant>,
 }
 
-/// The last bytes before a pause have none behind them that would show their loss, and the system takes 200 ms and two round
-/// trips to suspect one. A frame that says nothing, sent half a round trip later, shows it in one and a half.
+/// Shows the loss of the last bytes before a pause. No bytes follow that would show it, and TCP takes 200 ms and two round
+/// trips to suspect a loss. An empty frame, sent half a round trip later, shows it after one and a half.
 #[derive(Default)]
 struct Probe {
     due: Option<Instant>,
-    /// Wakes no later than `due`; made for the first time on a path that is worth it.
+    /// Fires no later than `due`. Created for the first probe: short paths need none.
     timer: Option<Pin<Box<Sleep>>>,
 }
 
@@ -135,7 +136,7 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> Driver<IO> {
                 match Pin::new(&mut self.io).poll_read(cx, &mut buf) {
                     Poll::Pending => return Ok(()),
                     Poll::Ready(Err(error)) => return Err(LinkError::Io(Arc::new(error))),
-                    Poll::Ready(Ok(())) if buf.filled().is_empty() => return Err(self.shared.lock().peer_farewell()),
+                    Poll::Ready(Ok(())) if buf.filled().is_empty() => return Err(self.shared.lock().closed_by_peer()),
                     Poll::Ready(Ok(())) => self.received(buf.filled(), wakers)?,
                 }
             }
@@ -160,7 +161,7 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> Driver<IO> {
             state.release_memory();
             state.queue_ping(now);
             state.reap_detached(now, wakers);
-            // The next look is early enough to notice `dead_after` on time.
+            // Early enough to notice `dead_after` in time.
             let next = state.config().ping_interval.min(state.config().dead_after - silence);
             drop(state);
             chunk::release_unused(now);
@@ -201,7 +202,7 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> Driver<IO> {
         }
     }
 
-    /// While the socket takes nothing, a closing link waits only so long.
+    /// A closing link waits for a socket that takes no bytes only for a limited time.
     fn poll_close_deadline(&mut self, cx: &mut Context<'_>) -> Poll<LinkError> {
         let (closing, timeout) = {
             let state = self.shared.lock();

@@ -12,12 +12,12 @@ pub enum LinkError {
     /// The peer closed the connection without a go-away.
     #[error("connection closed by the peer")]
     ClosedByPeer,
-    /// The peer said why, then closed.
+    /// The peer sent a go-away, then closed the connection.
     #[error("peer ended the link: {reason} ({code})")]
     GoAway {
         /// Stable code.
         code: ReasonCode,
-        /// For people.
+        /// Text to show to people.
         reason: String,
     },
     /// This side ended it.
@@ -25,13 +25,13 @@ pub enum LinkError {
     ClosedHere {
         /// Stable code.
         code: ReasonCode,
-        /// For people.
+        /// Text to show to people.
         reason: String,
     },
     /// The connection failed.
     #[error("connection lost: {0}")]
     Io(Arc<io::Error>),
-    /// Nothing was heard, or a ping was not answered, for this long.
+    /// Nothing has arrived, or a ping has had no answer, for this long.
     #[error("no sign of life for {0:?}")]
     Silent(Duration),
     /// The peer sent bytes that are not frames.
@@ -55,7 +55,7 @@ pub enum OpenError {
     /// One of the two ends is about to close the link.
     #[error("link is closing")]
     Closing,
-    /// As many streams are open as may be.
-    #[error("{0} streams are open, the limit")]
+    /// The limit of concurrent streams is reached.
+    #[error("limit of {0} streams is reached")]
     TooMany(usize),
 }

@@ -1,10 +1,10 @@
-//! Lanes: connections of their own for streams that turn out to be bulk.
+//! Lanes: dedicated connections for bulk streams.
 //!
-//! Small things ride on the link, where one system call carries many streams. A stream that has moved
-//! [`crate::LinkConfig::lane_after`] bytes is worth a connection: the kernel can move its bytes, and nothing waits
-//! behind them. The server offers a lane (`Move`), the client switches its direction and says at which byte (`Moved`),
-//! then the server does the same. Half-closes (`End`, with the count of all bytes) and resets stay on the link, so that
-//! a lane that is cut is never taken for an end. Without a lane the stream stays where it is.
+//! Short transfers stay on the link, where one system call carries many streams. A stream that has moved
+//! [`crate::LinkConfig::lane_after`] bytes is worth a connection: the kernel can move its bytes, and other streams do not
+//! wait for them. The server offers a lane (`Move`), the client switches its direction and sends the offset of the first
+//! byte on the lane (`Moved`), then the server does the same. Half-closes (`End`, with the count of all bytes) and resets
+//! stay on the link, so that a lane that is cut is never taken for an end. Without a lane the stream stays on the link.
 
 use std::{
     fmt, io,
@@ -24,7 +24,7 @@ use tokio::{
 
 const NO_PANIC: &str = "no code panics while it polls a lane";
 
-/// A connection that is read and written like one.
+/// Anything that is read and written like a connection.
 pub trait Duplex: AsyncRead + AsyncWrite + Send + Unpin {}
 
 impl<T: AsyncRead + AsyncWrite + Send + Unpin> Duplex for T {}
@@ -48,7 +48,7 @@ impl fmt::Debug for Lane {
 }
 
 impl Lane {
-    /// A lane over plain TCP; where the other side of the relay is plain too, the kernel moves the bytes.
+    /// A lane over plain TCP. If the other side of the relay is plain TCP too, the kernel moves the bytes.
     #[must_use]
     pub const fn tcp(socket: TcpStream) -> Self {
         Self(Kind::Tcp(RwLock::new(socket), OnceLock::new()))
@@ -60,8 +60,8 @@ impl Lane {
         Self(Kind::Other(Mutex::new(Box::new(connection))))
     }
 
-    /// The thread that moves its bytes, where that is possible: from the first call on the socket is looked after there, and
-    /// whoever waited for it must ask again.
+    /// The bulk thread that moves the lane's bytes, if it can. The first call registers the socket with that thread: tasks
+    /// that waited for the socket must poll it again.
     #[cfg(target_os = "linux")]
     pub(crate) fn thread(&self) -> Option<&'static Handle> {
         let Kind::Tcp(socket, thread) = &self.0 else { return None };
@@ -91,7 +91,7 @@ impl Lane {
     pub(crate) fn poll_readable(&self, cx: &mut Context<'_>) -> Poll<()> {
         match &self.0 {
             Kind::Tcp(socket, _) => socket.read().expect(NO_PANIC).poll_read_ready(cx).map(|_| ()),
-            // A read will tell.
+            // Only a read shows it.
             Kind::Other(_) => Poll::Ready(()),
         }
     }
@@ -111,7 +111,7 @@ impl Lane {
                 }
             },
             Kind::Other(connection) => match Pin::new(&mut *Self::locked(connection)).poll_read(cx, buf) {
-                // TLS without its farewell. Counts on the link tell whether bytes are missing, as they do on plain TCP.
+                // TLS without close_notify. As on plain TCP, the counts on the link show whether bytes are missing.
                 Poll::Ready(Err(error)) if error.kind() == io::ErrorKind::UnexpectedEof => Poll::Ready(Ok(())),
                 polled => polled,
             },

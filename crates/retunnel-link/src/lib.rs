@@ -39,7 +39,7 @@ pub use link::{Events, Link, LinkEvent, link};
 pub use messages::{MessageSocket, message_form};
 pub use read_ahead::ReadAhead;
 pub use relay::{Pump, poll_down, poll_relay, poll_up};
-pub use socket::{MaybeTcp, Way};
+pub use socket::{Direction, MaybeTcp};
 pub use stream::{LinkStream, StreamReset};
 pub use tls::TlsSocket;
 

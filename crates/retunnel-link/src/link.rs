@@ -19,7 +19,7 @@ use crate::{
     stream::LinkStream,
 };
 
-/// What the peer did.
+/// Something the peer did.
 #[derive(Debug)]
 #[non_exhaustive]
 pub enum LinkEvent {
@@ -34,16 +34,17 @@ pub enum LinkEvent {
     },
     /// The peer is about to end the link. Streams may finish.
     GoAway {
-        /// Why.
+        /// Stable code.
         code: ReasonCode,
-        /// For people.
+        /// Text to show to people.
         reason: String,
     },
-    /// A bulk stream wants a lane: ask the client for one with this number ([`Link::add_lane`], server role only).
+    /// A bulk stream wants a lane (server role only): ask the client to open one with this number, then call
+    /// [`Link::add_lane`].
     LaneWanted(u32),
 }
 
-/// Starts a link over `io`. Nothing moves until the [`Driver`] is polled; it ends when the link ends.
+/// Starts a link over `io`. Nothing moves until the [`Driver`] is polled. The driver's future ends with the link.
 pub fn link<IO>(io: IO, role: Role, config: LinkConfig) -> (Link, Events, Driver<IO>)
 where
     IO: AsyncRead + AsyncWrite + Unpin,
@@ -63,7 +64,7 @@ impl Link {
     /// Sends a control message. Waits while [`LinkConfig::max_control_queue`] messages are unsent.
     ///
     /// # Errors
-    /// The cause of the link's end.
+    /// [`LinkError`], the cause of the link's end.
     pub async fn send_control(&self, payload: Vec<u8>) -> Result<(), LinkError> {
         let mut payload = Some(payload);
         poll_fn(|cx| {
@@ -85,7 +86,7 @@ impl Link {
     /// Opens a stream. The client learns of it at once; bytes may be written before it answers.
     ///
     /// # Errors
-    /// [`OpenError`] when the link ended, is about to end, or has as many streams as it may have.
+    /// [`OpenError`] when the link has ended, is about to end, or has reached [`LinkConfig::max_streams`].
     pub fn open(&self, open: &Open) -> Result<LinkStream, OpenError> {
         let mut state = self.shared.lock();
         let id = state.open_stream(&open.encode(), Instant::now())?;
@@ -108,7 +109,7 @@ impl Link {
         release(state, Vec::new());
     }
 
-    /// The window the peer announced for each stream, from its hello. Until then streams send nothing.
+    /// Sets the window in bytes that the peer's hello announced for each stream. Until then streams send nothing.
     pub fn set_peer_window(&self, bytes: u32) {
         let mut state = self.shared.lock();
         state.set_peer_window(bytes, Instant::now());
@@ -120,14 +121,14 @@ impl Link {
         self.shared.lock().enable_lanes();
     }
 
-    /// A lane that the server asked for is being opened (client role): it will be added, or fail. `false`: there are as many as
-    /// there may be, do not open it.
+    /// Announces that a lane the server asked for is being opened (client role). [`Self::add_lane`] or
+    /// [`Self::lane_failed`] must follow. Returns `false` if the limit of lanes is reached: do not open it.
     #[must_use]
     pub fn expect_lane(&self, number: u32) -> bool {
         self.shared.lock().expect_lane(number, Instant::now())
     }
 
-    /// A lane that was asked for is open. One that nobody asked for, or too late, is closed.
+    /// Adds a lane that was asked for. A lane that was not asked for, or that comes too late, is closed.
     pub fn add_lane(&self, number: u32, lane: Lane) {
         let mut wakers = Vec::new();
         let mut state = self.shared.lock();
@@ -135,14 +136,14 @@ impl Link {
         release(state, wakers);
     }
 
-    /// A lane that was asked for will not come; streams stay on the link.
+    /// Reports that a lane that was asked for cannot be opened. Its stream stays on the link.
     pub fn lane_failed(&self, number: u32) {
         let mut state = self.shared.lock();
         state.lane_failed(number);
         release(state, Vec::new());
     }
 
-    /// Raises the limit for control messages once the peer is authenticated.
+    /// Sets the largest control message in bytes. Raise it once the peer is authenticated.
     pub fn set_max_control(&self, bytes: usize) {
         self.shared.lock().set_max_control(bytes);
     }
@@ -165,7 +166,7 @@ impl Link {
         self.shared.lock().ended().is_some()
     }
 
-    /// Waits for the end of the link and gives its cause.
+    /// Waits for the end of the link and returns its cause.
     pub async fn closed(&self) -> LinkError {
         poll_fn(|cx| {
             let mut state = self.shared.lock();
@@ -188,7 +189,7 @@ pub struct Events {
 }
 
 impl Events {
-    /// The next event; `None` when the link has ended and nothing is left. Cancel-safe.
+    /// Waits for the next event. Returns `None` when the link has ended and no event is left. Cancel-safe.
     pub async fn next(&mut self) -> Option<LinkEvent> {
         poll_fn(|cx| {
             let mut state = self.shared.lock();

@@ -1,5 +1,5 @@
-//! A byte stream in the binary messages of a WebSocket, for ways that let nothing else through. Where a message begins and
-//! ends has no meaning.
+//! A byte stream in the binary messages of a WebSocket, for proxies that pass nothing else. Message boundaries have no
+//! meaning.
 
 use std::{
     fmt,
@@ -14,15 +14,15 @@ use retunnel_proto::limits::MAX_LINK_MESSAGE;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio_websockets::{Config, Error, Limits, Message, WebSocketStream};
 
-/// A WebSocket that is read and written like a socket. Pings are answered, fragments put together by the library.
+/// A WebSocket that is read and written like a socket. The WebSocket library answers pings and joins fragments.
 pub struct MessageSocket<IO> {
     socket: WebSocketStream<IO>,
-    /// Of the last message that arrived.
+    /// The rest of the last message that arrived.
     unread: Bytes,
-    /// Bytes of a message that the connection below has not taken whole. They count as written only then, so that not more
-    /// than one message waits here.
+    /// Size of a message that the inner connection has not taken completely. Its bytes count as written once it has, so that
+    /// at most one message waits here.
     taken: usize,
-    said_goodbye: bool,
+    close_sent: bool,
 }
 
 impl<IO> fmt::Debug for MessageSocket<IO> {
@@ -32,13 +32,13 @@ impl<IO> fmt::Debug for MessageSocket<IO> {
 }
 
 impl<IO: AsyncRead + AsyncWrite + Unpin> MessageSocket<IO> {
-    /// Goes on with a WebSocket behind its handshake, which was begun with [`message_form`].
+    /// Wraps a WebSocket after its handshake, which must have used [`message_form`].
     #[must_use]
     pub const fn new(socket: WebSocketStream<IO>) -> Self {
-        Self { socket, unread: Bytes::new(), taken: 0, said_goodbye: false }
+        Self { socket, unread: Bytes::new(), taken: 0, close_sent: false }
     }
 
-    /// The connection below.
+    /// The inner connection.
     pub fn get_ref(&self) -> &IO {
         self.socket.get_ref()
     }
@@ -54,7 +54,8 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> MessageSocket<IO> {
     }
 }
 
-/// One frame for each message, and the end of the connection for whoever sends longer ones than are agreed.
+/// Settings for a WebSocket that carries a link: one frame for each message, and a peer that sends messages longer than
+/// [`MAX_LINK_MESSAGE`] loses the connection.
 #[must_use]
 pub fn message_form() -> (Config, Limits) {
     let config = Config::default().flush_threshold(usize::MAX).frame_size(usize::MAX);
@@ -74,7 +75,10 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> AsyncRead for MessageSocket<IO> {
             match ready!(Pin::new(&mut self.socket).poll_next(cx)).transpose().map_err(failed)? {
                 Some(message) if message.is_binary() => self.unread = message.into_payload().into(),
                 Some(message) if message.is_text() => {
-                    return Poll::Ready(Err(io::Error::new(io::ErrorKind::InvalidData, "text in a link's WebSocket")));
+                    return Poll::Ready(Err(io::Error::new(
+                        io::ErrorKind::InvalidData,
+                        "text message in the WebSocket of a link",
+                    )));
                 }
                 Some(message) if message.is_close() => return Poll::Ready(Ok(())),
                 // Pings and pongs.
@@ -90,7 +94,7 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> AsyncRead for MessageSocket<IO> {
 }
 
 impl<IO: AsyncRead + AsyncWrite + Unpin> AsyncWrite for MessageSocket<IO> {
-    /// As everybody does it, who was told to wait writes the same bytes again.
+    /// After [`Poll::Pending`] the caller must write the same bytes again, as all users of [`AsyncWrite`] here do.
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
         if buf.is_empty() {
             return Poll::Ready(Ok(0));
@@ -124,11 +128,11 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> AsyncWrite for MessageSocket<IO> {
         Pin::new(&mut self.socket).poll_flush(cx).map_err(failed)
     }
 
-    /// Says goodbye, and does not wait for the peer's.
+    /// Sends a close message and does not wait for the peer's.
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        if !self.said_goodbye {
-            self.said_goodbye = true;
-            // Fails where the peer was first.
+        if !self.close_sent {
+            self.close_sent = true;
+            // Fails if the peer has closed first.
             let _ = Pin::new(&mut self.socket).start_send(Message::close(None, ""));
         }
         ready!(Pin::new(&mut self.socket).poll_flush(cx)).map_err(failed)?;

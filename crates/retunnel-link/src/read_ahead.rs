@@ -1,4 +1,4 @@
-//! Reads ahead of whoever takes few bytes at a time, as a TLS session does: one system call for many of its reads.
+//! Reads ahead for a reader that takes few bytes at a time, for example a TLS session: one system call serves many reads.
 
 use std::{
     cell::RefCell,
@@ -11,9 +11,9 @@ use std::{
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
-/// Bytes read ahead. Four records of TLS; more only delays the other tasks of the thread.
+/// Bytes read ahead: four TLS records. More only delays the other tasks of the thread.
 const AHEAD: usize = 64 * 1024;
-/// Buffers kept by each thread.
+/// Limit of unused buffers that a thread keeps.
 const KEPT: usize = 32;
 
 thread_local! {
@@ -37,7 +37,7 @@ fn give_back(buffer: Box<[u8]>) {
 #[derive(Debug)]
 pub struct ReadAhead<IO> {
     io: IO,
-    /// Bytes that were read and not taken yet; never empty.
+    /// Buffer and range of the bytes that were read and not taken yet. The range is never empty.
     ahead: Option<(Box<[u8]>, Range<usize>)>,
 }
 
@@ -47,17 +47,17 @@ impl<IO> ReadAhead<IO> {
         Self { io, ahead: None }
     }
 
-    /// The connection below.
+    /// The inner connection.
     pub const fn get_ref(&self) -> &IO {
         &self.io
     }
 
-    /// The connection below; what was read ahead is gone.
+    /// The inner connection. Bytes that were read ahead are lost.
     pub fn into_inner(self) -> IO {
         self.io
     }
 
-    /// What was read and not taken yet.
+    /// Bytes that were read and not taken yet.
     #[must_use]
     pub fn ahead(&self) -> &[u8] {
         self.ahead.as_ref().map_or(&[], |(buffer, range)| &buffer[range.clone()])
@@ -65,11 +65,11 @@ impl<IO> ReadAhead<IO> {
 }
 
 impl<IO: AsyncRead + Unpin> ReadAhead<IO> {
-    /// Waits for bytes to be there, without taking them; none at the end. Cancel-safe.
+    /// Waits for bytes and returns them without taking them; empty at the end of the connection. Cancel-safe.
     ///
     /// # Errors
-    /// The connection's.
-    pub async fn look(&mut self) -> io::Result<&[u8]> {
+    /// Errors of the connection.
+    pub async fn peek(&mut self) -> io::Result<&[u8]> {
         if self.ahead.is_none() {
             poll_fn(|cx| self.poll_fill(cx)).await?;
         }

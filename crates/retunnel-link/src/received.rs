@@ -1,16 +1,16 @@
-//! Bytes that wait for their reader. Memory follows what waits: nothing while a stream is idle, and never a buffer that
-//! doubles because it grew once.
+//! Bytes that wait for their reader. Memory is proportional to what waits: an idle stream holds none, and buffers do not
+//! double as they grow.
 
 use std::collections::VecDeque;
 
 use bytes::{Buf, Bytes};
 
-/// Largest piece that small frames are gathered in.
+/// Largest piece, in bytes, that gathers small frames.
 const PIECE: usize = 16 * 1024;
 
 #[derive(Debug, Default)]
 pub(crate) struct Received {
-    /// The oldest bytes; most of the time there are no others.
+    /// The oldest bytes. Usually there are no others.
     first: Vec<u8>,
     more: VecDeque<Vec<u8>>,
     /// Bytes of the first piece that were read already.
@@ -33,7 +33,7 @@ impl Received {
         last.extend_from_slice(&bytes[..room]);
         bytes = &bytes[room..];
         if !bytes.is_empty() {
-            // The first piece is exact; where more comes before it is read, the next ones have room.
+            // The first piece has the exact size. If more arrives before it is read, later pieces have room to spare.
             let mut piece = Vec::with_capacity(bytes.len().max(self.len.min(PIECE)));
             piece.extend_from_slice(bytes);
             if self.len == 0 { self.first = piece } else { self.more.push_back(piece) }
@@ -41,7 +41,7 @@ impl Received {
         self.len += room + bytes.len();
     }
 
-    /// Moves as much as fits and gives the count.
+    /// Copies as much as fits and returns the count.
     pub(crate) fn read(&mut self, into: &mut [u8]) -> usize {
         let mut count = 0;
         while count < into.len() && count < self.len {
@@ -58,7 +58,7 @@ impl Received {
         count
     }
 
-    /// Gives the oldest piece; empty when there is none.
+    /// Takes the oldest piece; empty when there is none.
     pub(crate) fn take(&mut self) -> Bytes {
         let (piece, taken) = (std::mem::take(&mut self.first), self.taken);
         self.next_piece();

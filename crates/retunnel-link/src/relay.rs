@@ -15,11 +15,11 @@ use crate::splice::{Progressed, Splicer};
 use crate::{
     chunk::{CHUNK, Chunk, OWN_FROM},
     scheduling::take_turns,
-    socket::{MaybeTcp, Way},
+    socket::{Direction, MaybeTcp},
     stream::LinkStream,
 };
 
-/// Bytes written together, if so many have come.
+/// Bytes written together, if that many have arrived.
 const ENOUGH: usize = 64 * 1024;
 /// Pieces written together.
 const SLICES: usize = 8;
@@ -31,7 +31,7 @@ const READS_PER_POLL: usize = 16;
 pub struct Pump {
     #[cfg(target_os = "linux")]
     splicer: Splicer,
-    /// Read but not yet taken by the writer; `first` is empty only when `more` is.
+    /// Read but not yet taken by the writer. `first` is empty only when `more` is.
     first: Bytes,
     more: VecDeque<Bytes>,
     ended: bool,
@@ -40,7 +40,7 @@ pub struct Pump {
 }
 
 impl Pump {
-    /// A direction whose first bytes were read already.
+    /// A direction whose first bytes have already been read.
     #[must_use]
     pub fn starting_with(pending: BytesMut) -> Self {
         Self { first: pending.freeze(), ..Self::default() }
@@ -52,13 +52,14 @@ impl Pump {
         self.moved
     }
 
-    /// Whether the reader has ended; what it gave may still be under way.
+    /// Whether the reader has ended. Its last bytes may still wait for the writer.
     #[must_use]
     pub const fn has_ended(&self) -> bool {
         self.ended
     }
 
-    /// Whether bytes were read into memory that the writer has not taken: under way, or behind the last that was to be moved.
+    /// Whether bytes were read that the writer has not taken: they are on their way, or they are beyond the limit of
+    /// bytes to move.
     #[must_use]
     pub const fn has_rest(&self) -> bool {
         !self.first.is_empty()
@@ -92,7 +93,7 @@ impl Pump {
         Poll::Pending
     }
 
-    /// One read. Few bytes are written at once, from where the next read puts others.
+    /// One read. Few bytes are written at once, so that the next read can reuse the buffer.
     fn poll_read_and_write<R>(
         &mut self,
         cx: &mut Context<'_>,
@@ -193,7 +194,7 @@ impl Pump {
     }
 }
 
-/// Moves bytes of a socket into a stream, `most` altogether (counted by [`Pump::moved`]). Ready when so many were taken, or
+/// Moves bytes of a socket into a stream, up to a total of `most` (see [`Pump::moved`]). Ready when that many were moved or
 /// the socket has ended ([`Pump::has_ended`]).
 ///
 /// # Errors
@@ -208,13 +209,14 @@ pub fn poll_up<S>(
 where
     S: AsyncRead + MaybeTcp + Unpin,
 {
-    match poll_splice(cx, Way::Read, socket, stream, up, most)? {
+    match poll_splice(cx, Direction::Read, socket, stream, up, most)? {
         Poll::Ready(()) => up.poll_into_stream(cx, socket, stream, most),
         Poll::Pending => Poll::Pending,
     }
 }
 
-/// Moves bytes of a stream into a socket, `most` altogether. Ready when so many were taken, or the stream has ended.
+/// Moves bytes of a stream into a socket, up to a total of `most` (see [`Pump::moved`]). Ready when that many were moved or
+/// the stream has ended ([`Pump::has_ended`]).
 ///
 /// # Errors
 /// The first failure of either side.
@@ -228,17 +230,17 @@ pub fn poll_down<S>(
 where
     S: AsyncWrite + MaybeTcp + Unpin,
 {
-    match poll_splice(cx, Way::Written, socket, stream, down, most)? {
+    match poll_splice(cx, Direction::Write, socket, stream, down, most)? {
         Poll::Ready(()) => down.poll_from_stream(cx, stream, socket, most),
         Poll::Pending => Poll::Pending,
     }
 }
 
-/// One step of both directions between `socket` and `stream`; ready once both have ended and were half-closed. `up` goes into
-/// the stream.
+/// Moves bytes in both directions between `socket` and `stream`. Ready once both have ended and were half-closed. `up` is
+/// the direction into the stream.
 ///
 /// # Errors
-/// The first failure of either side; the caller resets both then.
+/// The first failure of either side. The caller then has to reset both.
 pub fn poll_relay<S>(
     cx: &mut Context<'_>,
     socket: &mut S,
@@ -258,36 +260,36 @@ where
     if up.done && down.done { Poll::Ready(Ok(())) } else { Poll::Pending }
 }
 
-/// Lets the kernel move bytes where it can. Ready when the next ones, or the end, have to be moved in the usual way.
+/// Lets the kernel move bytes where it can. Ready when the next bytes, or the end, need the usual way.
 #[cfg(target_os = "linux")]
 fn poll_splice<S: MaybeTcp>(
     cx: &mut Context<'_>,
-    way: Way,
+    direction: Direction,
     socket: &mut S,
     stream: &LinkStream,
     pump: &mut Pump,
     most: u64,
 ) -> io::Result<Poll<()>> {
     loop {
-        if let Some(Progressed { bytes, polled }) = pump.splicer.poll(cx, way, socket) {
+        if let Some(Progressed { bytes, polled }) = pump.splicer.poll(cx, direction, socket) {
             pump.moved += bytes;
             let Poll::Ready(has_ended) = polled else { return Ok(Poll::Pending) };
             pump.ended = has_ended?;
         }
         if pump.ended
             || pump.has_rest()
-            || !pump.splicer.start(cx, way, socket, stream.by_ref(), most.saturating_sub(pump.moved))
+            || !pump.splicer.start(cx, direction, socket, stream.by_ref(), most.saturating_sub(pump.moved))
         {
             return Ok(Poll::Ready(()));
         }
     }
 }
 
-/// Other systems move no bytes by themselves.
+/// Other systems have no `splice`.
 #[cfg(not(target_os = "linux"))]
 fn poll_splice<S: MaybeTcp>(
     _: &mut Context<'_>,
-    _: Way,
+    _: Direction,
     _: &mut S,
     _: &LinkStream,
     _: &mut Pump,

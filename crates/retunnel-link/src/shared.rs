@@ -1,4 +1,4 @@
-//! The state of a link behind its lock, as driver, handles and streams share it.
+//! The state of a link under its lock, shared by the driver, the handles and the streams.
 
 use std::{
     sync::{Mutex, MutexGuard},
@@ -22,7 +22,7 @@ impl Shared {
     }
 }
 
-/// Ends a change of the state: the driver looks at what it left, and `wakers` at what became of theirs.
+/// Unlocks the state after a change, then wakes the driver and `wakers`.
 pub(crate) fn release(mut state: MutexGuard<'_, State>, wakers: Vec<Waker>) {
     let driver = state.take_driver();
     drop(state);

@@ -2,32 +2,32 @@
 
 use tokio::net::TcpStream;
 
-/// A socket that may be plain TCP: then the kernel can move its bytes.
+/// A socket that may be plain TCP. If it is, the kernel can move its bytes.
 pub trait MaybeTcp {
-    /// The socket itself, when nothing stands between it and the bytes.
+    /// The TCP socket, if bytes pass through it unchanged.
     fn tcp(&self) -> Option<&TcpStream>;
 
-    /// The same, where it may be replaced by another handle to the same connection.
+    /// The same, if it may be replaced by another handle to the same connection.
     fn tcp_mut(&mut self) -> Option<&mut TcpStream> {
         None
     }
 
-    /// Bytes that may be read, or written, without anybody looking at them. Default: all.
-    fn unseen(&self, _: Way) -> u64 {
+    /// Bytes that may be moved in this direction without being inspected. Default: all.
+    fn unseen(&self, _: Direction) -> u64 {
         u64::MAX
     }
 
-    /// So many were.
-    fn skip(&mut self, _: Way, _count: u64) {}
+    /// Reports that `_count` bytes were moved without being inspected.
+    fn skip(&mut self, _: Direction, _count: u64) {}
 }
 
-/// What is done with a socket.
+/// Direction of bytes through a socket.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Way {
+pub enum Direction {
     /// Bytes are read from it.
     Read,
     /// Bytes are written to it.
-    Written,
+    Write,
 }
 
 impl MaybeTcp for TcpStream {

@@ -1,4 +1,4 @@
-//! Bytes from one TCP socket to another without a visit to user space (Linux, `splice(2)`), on a thread for bulk.
+//! Moves bytes from one TCP socket to another inside the kernel (Linux, `splice(2)`), on a thread for bulk.
 
 use std::{
     future::{Future, poll_fn},
@@ -24,17 +24,17 @@ use tokio::{io::Interest, net::TcpStream, runtime::Handle, task::JoinHandle, tim
 use crate::{
     bulk,
     lane::Lane,
-    socket::{MaybeTcp, Way},
+    socket::{Direction, MaybeTcp},
     stream::StreamRef,
 };
 
 /// Pipefuls in a row before other tasks get a turn.
 const TURNS: usize = 8;
-/// Fewer bytes are not worth the hand-over.
+/// Fewer bytes are not worth moving to another thread.
 const WORTH_IT: u64 = 64 * 1024;
-/// How often a relay hears of bytes that were moved: for rates, timeouts and the inspector.
-const TELL_EVERY: Duration = Duration::from_millis(50);
-/// Bytes a pipe holds, and what a pair of calls moves at the most: as much as Linux gives everybody.
+/// How often a relay is notified of bytes that were moved: for rates, timeouts and the inspector.
+const NOTIFY_EVERY: Duration = Duration::from_millis(50);
+/// Bytes that a pipe holds, and so the most that a pair of calls moves: the default limit of Linux for any user.
 const PIPE: usize = 1024 * 1024;
 
 /// The kernel buffer that bytes pass through.
@@ -48,7 +48,7 @@ pub(crate) struct Pipe {
 impl Pipe {
     pub(crate) fn new() -> io::Result<Self> {
         let (read, write) = pipe_with(PipeFlags::CLOEXEC | PipeFlags::NONBLOCK)?;
-        // A user at the limit of /proc/sys/fs/pipe-user-pages-soft gets a smaller one; it works all the same.
+        // A user at the limit of /proc/sys/fs/pipe-user-pages-soft keeps a smaller pipe, which works as well.
         let _ = fcntl_setpipe_size(&write, PIPE);
         Ok(Self { read, write, filled: 0 })
     }
@@ -57,7 +57,7 @@ impl Pipe {
         self.filled == 0
     }
 
-    /// Takes bytes from `from` into the empty pipe; 0 at its end.
+    /// Moves at most `limit` bytes of `from` into the empty pipe. Returns the count, 0 at the end of `from`.
     pub(crate) fn poll_fill(&mut self, cx: &mut Context<'_>, from: &TcpStream, limit: u64) -> Poll<io::Result<usize>> {
         let most = usize::try_from(limit).unwrap_or(usize::MAX).min(PIPE);
         loop {
@@ -73,7 +73,7 @@ impl Pipe {
         }
     }
 
-    /// Gives bytes of the pipe to `to`; says how many.
+    /// Moves bytes of the pipe to `to`. Returns the count.
     pub(crate) fn poll_drain(&mut self, cx: &mut Context<'_>, to: &TcpStream) -> Poll<io::Result<usize>> {
         loop {
             ready!(to.poll_write_ready(cx))?;
@@ -94,14 +94,14 @@ fn moved(from: impl AsFd, to: impl AsFd, most: usize) -> io::Result<usize> {
     Ok(splice(from, None, to, None, most, SpliceFlags::MOVE | SpliceFlags::NONBLOCK)?)
 }
 
-/// One direction that a bulk thread moves. Dropping it stops the thread's work on it.
+/// One direction of a relay that a bulk thread moves. Dropping it stops that work.
 #[derive(Debug)]
 pub(crate) struct Job {
     thread: &'static Handle,
     task: JoinHandle<io::Result<Ended>>,
     progress: Arc<Progress>,
-    /// Bytes the relay has heard of.
-    heard: u64,
+    /// Bytes the relay knows of.
+    reported: u64,
 }
 
 impl Drop for Job {
@@ -110,26 +110,26 @@ impl Drop for Job {
     }
 }
 
-/// What a job has moved so far, for the relay that waits for it.
+/// Bytes that a job has moved so far, and the relay that waits for it.
 #[derive(Debug, Default)]
 struct Progress {
     moved: AtomicU64,
     relay: AtomicWaker,
 }
 
-/// Why a job is over without a failure.
+/// Why a job ended without a failure.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Ended {
     /// The socket that was read has ended.
     Reader,
-    /// Its limit is reached, or the next bytes have to be moved in the usual way.
+    /// Its limit is reached, or the next bytes need the usual way.
     Job,
 }
 
 impl Job {
-    /// Hands bytes of `socket`, at most so many, to a bulk thread. `None`: there is no thread or no descriptor to be had, so
-    /// bytes go the usual way.
-    fn start(way: Way, socket: &TcpStream, stream: &StreamRef, lane: &Lane, limit: u64) -> Option<Self> {
+    /// Lets a bulk thread move at most `limit` bytes of `socket`. `None` if there is no thread or no file descriptor left:
+    /// the bytes have to go the usual way.
+    fn start(direction: Direction, socket: &TcpStream, stream: &StreamRef, lane: &Lane, limit: u64) -> Option<Self> {
         let thread = lane.thread()?;
         let progress = Arc::new(Progress::default());
         let mut splice = Splice {
@@ -139,23 +139,23 @@ impl Job {
             limit,
             taken: 0,
             progress: Arc::clone(&progress),
-            told: Instant::now(),
+            notified_at: Instant::now(),
         };
-        let task = thread.spawn(poll_fn(move |cx| match way {
-            Way::Read => splice.poll_up(cx),
-            Way::Written => splice.poll_down(cx),
+        let task = thread.spawn(poll_fn(move |cx| match direction {
+            Direction::Read => splice.poll_up(cx),
+            Direction::Write => splice.poll_down(cx),
         }));
-        Some(Self { thread, task, progress, heard: 0 })
+        Some(Self { thread, task, progress, reported: 0 })
     }
 
-    /// Bytes moved since the last call, and how the job is over if it is.
+    /// Bytes moved since the last call, and how the job ended if it has.
     fn poll(&mut self, cx: &mut Context<'_>) -> (u64, Poll<io::Result<Ended>>) {
         self.progress.relay.register(cx.waker());
         let polled =
             Pin::new(&mut self.task).poll(cx).map(|joined| joined.unwrap_or_else(|e| Err(io::Error::other(e))));
-        // What it moved before it was over is known here.
+        // Read after the poll, so that it includes the last bytes of a job that has ended.
         let moved = self.progress.moved.load(Acquire);
-        (moved - mem::replace(&mut self.heard, moved), polled)
+        (moved - mem::replace(&mut self.reported, moved), polled)
     }
 }
 
@@ -168,7 +168,7 @@ struct Splice {
     /// Bytes read so far.
     taken: u64,
     progress: Arc<Progress>,
-    told: Instant,
+    notified_at: Instant,
 }
 
 impl Splice {
@@ -179,7 +179,7 @@ impl Splice {
             while !self.pipe.is_empty() {
                 let count = ready!(self.pipe.poll_drain(cx, &to))?;
                 self.stream.sent_on_lane(count);
-                self.tell(count);
+                self.notify(count);
             }
             if self.taken == self.limit {
                 return Poll::Ready(Ok(Ended::Job));
@@ -196,10 +196,10 @@ impl Splice {
 
     fn poll_down(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<Ended>> {
         for _ in 0..TURNS {
-            // What was taken from the lane goes first, also when nothing more will come from there.
+            // Bytes already taken from the lane go first, even if no more will come from it.
             while !self.pipe.is_empty() {
                 let count = ready!(self.pipe.poll_drain(cx, &self.socket))?;
-                self.tell(count);
+                self.notify(count);
             }
             if self.taken == self.limit {
                 return Poll::Ready(Ok(Ended::Job));
@@ -210,7 +210,7 @@ impl Splice {
             self.taken += count as u64;
             self.stream.arrived_on_lane(count);
             if count == 0 {
-                // Cut, which a read tells, or the count of all bytes is still on its way.
+                // The lane was cut, which a read reports, or the count of all bytes is still on its way.
                 let waits = self.stream.poll_lane_to_read(cx).is_some();
                 return if waits { Poll::Pending } else { Poll::Ready(Ok(Ended::Job)) };
             }
@@ -219,18 +219,18 @@ impl Splice {
         Poll::Pending
     }
 
-    /// So many bytes are with their receiver. The relay hears of it now and then: its thread has other things to do.
-    fn tell(&mut self, count: usize) {
+    /// Counts bytes that have reached their socket. The relay is notified only from time to time, to spare its thread.
+    fn notify(&mut self, count: usize) {
         self.progress.moved.fetch_add(count as u64, Release);
         let now = Instant::now();
-        if now.duration_since(self.told) >= TELL_EVERY {
-            self.told = now;
+        if now.duration_since(self.notified_at) >= NOTIFY_EVERY {
+            self.notified_at = now;
             self.progress.relay.wake();
         }
     }
 }
 
-/// Moves one direction of a relay on bulk threads, as long as both sides are plain TCP and it is worth it.
+/// Moves one direction of a relay on bulk threads, while both sides are plain TCP and enough bytes are left.
 #[derive(Debug, Default)]
 pub(crate) struct Splicer {
     job: Option<Job>,
@@ -248,10 +248,15 @@ pub(crate) struct Progressed {
 
 impl Splicer {
     /// What the thread has moved; `None` when no thread moves anything.
-    pub(crate) fn poll<S: MaybeTcp>(&mut self, cx: &mut Context<'_>, way: Way, socket: &mut S) -> Option<Progressed> {
+    pub(crate) fn poll<S: MaybeTcp>(
+        &mut self,
+        cx: &mut Context<'_>,
+        direction: Direction,
+        socket: &mut S,
+    ) -> Option<Progressed> {
         let job = self.job.as_mut()?;
         let (bytes, polled) = job.poll(cx);
-        socket.skip(way, bytes);
+        socket.skip(direction, bytes);
         if polled.is_ready() {
             self.job = None;
             if let Some(socket) = socket.tcp_mut() {
@@ -262,22 +267,22 @@ impl Splicer {
         Some(Progressed { bytes, polled: polled.map_ok(|ended| ended == Ended::Reader) })
     }
 
-    /// Hands at most `limit` bytes to a thread. `false`: they have to be moved in the usual way.
+    /// Lets a thread move at most `limit` bytes. `false`: they need the usual way.
     pub(crate) fn start<S: MaybeTcp>(
         &mut self,
         cx: &Context<'_>,
-        way: Way,
+        direction: Direction,
         socket: &mut S,
         stream: &StreamRef,
         limit: u64,
     ) -> bool {
-        let lane = match way {
-            Way::Read => stream.poll_lane_to_write(cx),
-            Way::Written => stream.poll_lane_to_read(cx).map(|(lane, _)| lane),
+        let lane = match direction {
+            Direction::Read => stream.poll_lane_to_write(cx),
+            Direction::Write => stream.poll_lane_to_read(cx).map(|(lane, _)| lane),
         };
-        let limit = limit.min(socket.unseen(way));
+        let limit = limit.min(socket.unseen(direction));
         let (Some(lane), Some(tcp), WORTH_IT..) = (lane, socket.tcp(), limit) else { return false };
-        let Some(job) = Job::start(way, tcp, stream, &lane, limit) else { return false };
+        let Some(job) = Job::start(direction, tcp, stream, &lane, limit) else { return false };
         if let Some(tcp) = socket.tcp_mut() {
             bulk::change_runtime(tcp, job.thread);
         }

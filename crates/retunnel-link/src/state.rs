@@ -39,7 +39,7 @@ use crate::{
 
 pub(crate) use self::{receiving::ReadOutcome, sending::WriteOutcome};
 
-/// What the peer did, for [`crate::Events`].
+/// Something the peer did, for [`crate::Events`].
 #[derive(Debug)]
 pub(crate) enum QueuedEvent {
     Control(Bytes),
@@ -118,7 +118,7 @@ impl State {
         }
     }
 
-    /// The driver is woken after each change that it has to act on.
+    /// Registers the driver. It is woken after each change that it has to act on.
     pub(crate) fn set_driver(&mut self, waker: &Waker) {
         self.driver_waker = Some(waker.clone());
     }
@@ -133,7 +133,7 @@ impl State {
         self.outgoing.control_messages() >= self.config.max_control_queue
     }
 
-    /// A sender is woken when control messages were sent.
+    /// Registers a sender of control messages. It is woken when some were sent.
     pub(crate) fn wait_for_control(&mut self, waker: &Waker) {
         self.control_waiters.push(waker.clone());
     }
@@ -222,7 +222,7 @@ impl State {
         self.path.probe_after()
     }
 
-    /// Queues a frame without meaning: the answer to a ping that was never sent.
+    /// Queues an empty frame: the answer to a ping that was never sent.
     pub(crate) fn queue_probe(&mut self) {
         self.outgoing.push(FrameKind::Ping, FLAG_ACK, 0, &0_u64.to_be_bytes());
     }
@@ -252,8 +252,8 @@ impl State {
         self.closing.as_ref()
     }
 
-    /// What the peer announced before it closed the connection, or that it announced nothing.
-    pub(crate) fn peer_farewell(&self) -> LinkError {
+    /// Why the peer closed the connection: its go-away, if it sent one.
+    pub(crate) fn closed_by_peer(&self) -> LinkError {
         self.peer_going_away.clone().unwrap_or(LinkError::ClosedByPeer)
     }
 

@@ -33,7 +33,7 @@ pub struct LinkStream {
     at: StreamRef,
 }
 
-/// Which stream of which link; owns nothing.
+/// A stream by its id, without the duty to reset it when dropped.
 #[derive(Debug, Clone)]
 pub(crate) struct StreamRef {
     shared: Arc<Shared>,
@@ -53,7 +53,7 @@ enum Written {
 pub struct StreamReset {
     /// Stable code.
     pub code: ReasonCode,
-    /// For people.
+    /// Text to show to people.
     pub reason: String,
 }
 
@@ -70,13 +70,13 @@ impl LinkStream {
         Self { at: StreamRef { shared, id } }
     }
 
-    /// The stream's number on its link.
+    /// The stream's id on its link.
     #[must_use]
     pub const fn id(&self) -> u32 {
         self.at.id
     }
 
-    /// Waits until a read would not wait. Cancel-safe; lets a waiting reader own no buffer.
+    /// Waits until a read would not wait, so that a waiting reader needs no buffer. Cancel-safe.
     pub async fn readable(&self) {
         std::future::poll_fn(|cx| {
             let mut state = self.at.shared.lock();
@@ -92,10 +92,11 @@ impl LinkStream {
         .await;
     }
 
-    /// Bytes that arrived together; empty at the end. Saves the copy of a read where the caller keeps the bytes.
+    /// Waits for bytes and returns those that arrived together; empty at the end. Saves the copy of a read if the caller
+    /// keeps the bytes.
     ///
     /// # Errors
-    /// Those of a read.
+    /// The same as a read.
     pub fn poll_frame(&self, cx: &mut Context<'_>) -> Poll<io::Result<Bytes>> {
         let mut state = self.at.shared.lock();
         if let Some(bytes) = state.read_piece(self.at.id) {
@@ -105,8 +106,8 @@ impl LinkStream {
         self.poll_other_piece(cx, state)
     }
 
-    /// Waits for bytes and puts those that have arrived into the empty `first` and `more`, about `enough` of them; `first` stays
-    /// empty at the end. Saves the copy of a read.
+    /// Waits for bytes and moves those that have arrived, about `enough` of them, to the empty `first` and `more`. `first`
+    /// stays empty at the end. Saves the copy of a read.
     pub(crate) fn poll_pieces(
         &self,
         cx: &mut Context<'_>,
@@ -131,13 +132,13 @@ impl LinkStream {
         Poll::Ready(Ok(()))
     }
 
-    /// Bytes where none waits on the link: from the lane, or later. Empty at the end.
+    /// Bytes when none wait on the link: from the lane, or later. Empty at the end.
     fn poll_other_piece(&self, cx: &mut Context<'_>, state: MutexGuard<'_, State>) -> Poll<io::Result<Bytes>> {
         let on_lane = state.lane_to_read(self.at.id).is_some();
         drop(state);
         let mut this = self;
         if !on_lane {
-            // This registers the reader, or tells of the end; a byte may have come meanwhile.
+            // This registers the reader or finds the end. A byte may have arrived meanwhile.
             let mut one = [0];
             let mut buf = ReadBuf::new(&mut one);
             ready!(Pin::new(&mut this).poll_read(cx, &mut buf))?;
@@ -150,8 +151,7 @@ impl LinkStream {
         Poll::Ready(Ok(chunk.into_bytes(count)))
     }
 
-    /// Writes bytes that may be kept as they are: many are not copied. They are taken from the front of `bytes`, as many as
-    /// the result says.
+    /// Writes bytes without a copy if there are many. Advances `bytes` by the count that it returns.
     pub(crate) fn poll_write_owned(&self, cx: &mut Context<'_>, bytes: &mut Bytes) -> Poll<io::Result<usize>> {
         let mut state = self.at.shared.lock();
         let outcome = state.write_owned(self.at.id, bytes);
@@ -167,10 +167,10 @@ impl LinkStream {
         }
     }
 
-    /// Writes all of them, without a copy where there are many.
+    /// Writes all bytes, without a copy if there are many.
     ///
     /// # Errors
-    /// As those of a write.
+    /// The same as a write.
     pub async fn write_owned(&self, mut bytes: Bytes) -> io::Result<()> {
         while !bytes.is_empty() {
             std::future::poll_fn(|cx| self.poll_write_owned(cx, &mut bytes)).await?;
@@ -214,12 +214,12 @@ impl LinkStream {
         }
     }
 
-    /// Another exchange begins on this stream. Only what one exchange moves decides whether it is bulk.
+    /// Marks the beginning of another exchange. A stream is bulk if a single exchange moves enough bytes.
     pub fn begin_exchange(&self) {
         self.at.shared.lock().begin_exchange(self.at.id);
     }
 
-    /// Whether the stream has moved, or is about to.
+    /// Whether the stream has moved to a lane or is about to.
     #[must_use]
     pub fn is_on_lane(&self) -> bool {
         self.at.shared.lock().is_on_lane(self.at.id)
@@ -231,7 +231,7 @@ impl LinkStream {
         self.at.shared.lock().is_reset(self.at.id)
     }
 
-    /// Asks for a lane now: what is to come is known to be bulk.
+    /// Asks for a lane now, because a bulk transfer is about to begin.
     pub fn expect_bulk(&self) {
         let mut wakers = Vec::new();
         let mut state = self.at.shared.lock();
@@ -257,7 +257,7 @@ impl LinkStream {
         let count = part.filled().len();
         self.at.arrived_on_lane(count);
         if count == 0 {
-            // Cut, or the count of all bytes is still on its way; the state knows.
+            // The lane was cut, or the count of all bytes is still on its way. The state knows which.
             let mut state = self.at.shared.lock();
             return match state.read(self.at.id, &mut []) {
                 ReadOutcome::Reset(code, reason) => Poll::Ready(Err(reset_error(code, reason))),
@@ -272,7 +272,7 @@ impl LinkStream {
         Poll::Ready(Ok(()))
     }
 
-    /// Ends both directions at once and tells the peer why.
+    /// Resets the stream: ends both directions at once and sends the peer the reason.
     pub fn reset(self, code: ReasonCode, reason: &str) {
         let mut wakers = Vec::new();
         let mut state = self.at.shared.lock();
@@ -280,8 +280,8 @@ impl LinkStream {
         release(state, wakers);
     }
 
-    /// Half-closes this side and lets the stream finish by itself: what the peer still sends is thrown away, and the
-    /// stream is reset if the peer does not finish within ten seconds.
+    /// Half-closes this side and lets the stream finish in the background. What the peer still sends is discarded. The
+    /// stream is reset if the peer does not finish within 10 s.
     pub fn finish(self) {
         let mut state = self.at.shared.lock();
         state.detach(self.at.id, Instant::now());
@@ -290,8 +290,8 @@ impl LinkStream {
 }
 
 impl StreamRef {
-    /// The lane that this stream's next bytes come from, and the most bytes to take there. Reading it must be reported
-    /// ([`Self::arrived_on_lane`]).
+    /// The lane that this stream's next bytes come from, and the most bytes to read there. Reads must be reported with
+    /// [`Self::arrived_on_lane`].
     pub(crate) fn poll_lane_to_read(&self, cx: &Context<'_>) -> Option<(Arc<Lane>, u64)> {
         let mut state = self.shared.lock();
         let found = state.lane_to_read(self.id)?;
@@ -311,7 +311,7 @@ impl StreamRef {
         wakers.into_iter().for_each(std::task::Waker::wake);
     }
 
-    /// The lane that this stream's next bytes go to. Writing it must be reported ([`Self::sent_on_lane`]).
+    /// The lane that this stream's next bytes go to. Writes must be reported with [`Self::sent_on_lane`].
     pub(crate) fn poll_lane_to_write(&self, cx: &Context<'_>) -> Option<Arc<Lane>> {
         let mut state = self.shared.lock();
         let lane = state.lane_to_write(self.id)?;
@@ -328,7 +328,7 @@ fn reset_error(code: ReasonCode, reason: String) -> io::Error {
     io::Error::new(io::ErrorKind::ConnectionReset, StreamReset { code, reason })
 }
 
-// A stream needs no exclusive access, so one task may read and write through two shared references without a split.
+// A stream needs no exclusive access, so one task can read and write through two shared references without a split.
 impl AsyncRead for &LinkStream {
     fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         if buf.remaining() == 0 {
@@ -383,7 +383,7 @@ impl AsyncWrite for &LinkStream {
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        // The end is told with the count of all bytes; they must be on their way.
+        // The half-close carries the count of all bytes, so they must be on their way.
         ready!(self.as_mut().poll_flush(cx))?;
         let mut state = self.at.shared.lock();
         state.end_sending(self.at.id);

@@ -1,4 +1,4 @@
-//! A TLS connection that behaves like a socket: a read takes what is there, and what was written is on its way.
+//! A TLS connection that behaves like a socket: a read returns all that has arrived, and what was written is on its way.
 
 use std::{
     fmt,
@@ -19,13 +19,13 @@ use tokio_rustls::{
 
 use crate::read_ahead::ReadAhead;
 
-/// An encrypted connection, of either side.
+/// A TLS connection, client or server side.
 pub struct TlsSocket<S = TcpStream> {
     stream: TlsStream<ReadAhead<S>>,
-    /// Bytes the session has taken, whose records the socket below has not taken yet. They count as written only then:
-    /// who writes needs not flush, and nothing but the kernel's buffer stands behind a full one.
+    /// Bytes that the session has encrypted and the inner socket has not taken yet. They count as written once it has: the
+    /// writer needs no flush, and backpressure comes from the kernel's buffer alone.
     taken: usize,
-    /// A failure that was met behind bytes; those are given first.
+    /// A failure that was found after bytes. The bytes are returned first.
     failure: Option<io::Error>,
 }
 
@@ -36,32 +36,32 @@ impl<S> fmt::Debug for TlsSocket<S> {
 }
 
 impl<S: AsyncRead + AsyncWrite + Unpin> TlsSocket<S> {
-    /// Does the client's part of the handshake.
+    /// Performs the handshake as the client.
     ///
     /// # Errors
-    /// The connection's; [`io::ErrorKind::InvalidData`] with a [`tokio_rustls::rustls::Error`] inside when the peer is
+    /// Errors of the connection. [`io::ErrorKind::InvalidData`] with a [`tokio_rustls::rustls::Error`] inside when the peer is
     /// not trusted or does not speak TLS.
     pub async fn connect(config: Arc<ClientConfig>, name: ServerName<'static>, socket: S) -> io::Result<Self> {
         let stream = TlsConnector::from(config).connect(name, ReadAhead::new(socket)).await?;
         Ok(Self { stream: stream.into(), taken: 0, failure: None })
     }
 
-    /// Does the server's part of the handshake. The first bytes may have been looked at already.
+    /// Performs the handshake as the server. The first bytes may have been read ahead ([`ReadAhead::peek`]).
     ///
     /// # Errors
-    /// The connection's.
+    /// Errors of the connection, and [`io::ErrorKind::InvalidData`] when the peer does not speak TLS.
     pub async fn accept(acceptor: &TlsAcceptor, socket: ReadAhead<S>) -> io::Result<Self> {
         let stream = acceptor.accept(socket).await?;
         Ok(Self { stream: stream.into(), taken: 0, failure: None })
     }
 
-    /// The connection below.
+    /// The inner connection.
     #[must_use]
-    pub fn below(&self) -> &S {
+    pub fn get_ref(&self) -> &S {
         self.stream.get_ref().0.get_ref()
     }
 
-    /// Whether the handshake was a full one or took up an earlier session.
+    /// Whether the handshake was a full one or resumed an earlier session; `None` before it is complete.
     #[must_use]
     pub fn handshake_kind(&self) -> Option<HandshakeKind> {
         self.stream.get_ref().1.handshake_kind()
@@ -82,7 +82,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncRead for TlsSocket<S> {
         }
         let start = buf.filled().len();
         loop {
-            // The session gives one record at a time. What follows has arrived with it as a rule.
+            // The session returns one record at a time. The next one has usually arrived with it.
             let before = buf.filled().len();
             match Pin::new(&mut self.stream).poll_read(cx, buf) {
                 Poll::Ready(Err(error)) if before > start => {
@@ -103,7 +103,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncRead for TlsSocket<S> {
 }
 
 impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for TlsSocket<S> {
-    /// As everybody does it, who was told to wait writes the same bytes again.
+    /// After [`Poll::Pending`] the caller must write the same bytes again, as all users of [`AsyncWrite`] here do.
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
         if self.taken == 0 {
             self.taken = ready!(Pin::new(&mut self.stream).poll_write(cx, buf))?;

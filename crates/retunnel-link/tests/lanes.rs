@@ -1,4 +1,4 @@
-//! Streams that move to lanes over real sockets: the same bytes, in order, once, and an end only where there was one.
+//! Streams that move to lanes over real sockets: the same bytes, once and in order, and an end only after all of them.
 
 #![expect(clippy::unwrap_used, reason = "a failed test says where")]
 
@@ -29,14 +29,14 @@ async fn pair() -> (TcpStream, TcpStream) {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Fate {
     Opens,
-    /// The server has it first, and its offer is faster than the client's own knowledge.
+    /// The server has it first, and its offer arrives before the client has added the lane.
     OpensLate,
     /// Carried by something that is not plain TCP to the link.
     OpensBoxed,
     Fails,
     /// The server has it, the client does not.
     Unknown,
-    /// Both have it, and it is cut after so many bytes towards the client and back.
+    /// Both have it, and it is cut after this many bytes in both directions together.
     CutAfter(usize),
 }
 
@@ -47,7 +47,7 @@ struct Ends {
     tasks: JoinSet<()>,
 }
 
-/// Two ends that open lanes as `fate` says, and move streams after `lane_after` bytes.
+/// Two ends whose lanes have this `fate`, and whose streams move after `lane_after` bytes.
 async fn ends(lane_after: u64, fate: Fate) -> Ends {
     let (a, b) = pair().await;
     let config = || LinkConfig { lane_after, ..LinkConfig::default() };
@@ -113,7 +113,7 @@ async fn open_lanes(server: Link, client: Link, mut events: Events, fate: Fate) 
     }
 }
 
-/// Passes so many bytes of both directions together, then closes both sides as cleanly as it gets.
+/// Passes this many bytes of both directions together, then closes both sides as cleanly as possible.
 async fn cut_after(mut a: TcpStream, mut b: TcpStream, mut left: usize) {
     let (mut from_a, mut from_b) = (vec![0; 4096], vec![0; 4096]);
     while left > 0 {
@@ -152,7 +152,7 @@ async fn write(mut stream: &LinkStream, bytes: &[u8], piece: usize) -> std::io::
     stream.shutdown().await
 }
 
-/// What can be read, and whether the end came.
+/// The bytes that can be read, and whether the end came.
 async fn read(mut stream: &LinkStream) -> (Vec<u8>, bool) {
     let mut got = Vec::new();
     let ended = stream.read_to_end(&mut got).await.is_ok();
@@ -178,7 +178,7 @@ async fn bytes_pass(fate: Fate, lane_after: u64) {
 }
 
 #[tokio::test]
-async fn bytes_and_half_closes_pass_whatever_becomes_of_the_lane() {
+async fn bytes_and_half_closes_pass_with_every_fate_of_the_lane() {
     for fate in [Fate::Opens, Fate::OpensLate, Fate::OpensBoxed, Fate::Fails, Fate::Unknown] {
         for lane_after in [1, 100_000, 1_000_000] {
             bytes_pass(fate, lane_after).await;
@@ -220,7 +220,7 @@ async fn a_reset_ends_a_stream_on_its_lane_for_both() {
 }
 
 #[tokio::test]
-async fn the_end_of_the_link_is_no_end_of_its_streams() {
+async fn the_end_of_the_link_resets_streams_on_lanes() {
     let mut ends = ends(1_000, Fate::Opens).await;
     let (visitor, local) = ends.stream().await;
     let data = payload(600_000, 5);
@@ -263,7 +263,7 @@ async fn relays_between_plain_sockets_move_the_same_bytes() {
 }
 
 #[tokio::test]
-async fn a_relay_that_is_given_up_moves_no_more() {
+async fn a_relay_that_is_dropped_moves_no_more() {
     let mut ends = ends(50_000, Fate::Opens).await;
     let (mut relays, mut visitor_side, mut local_side) = relayed(&mut ends).await;
     let mut endless = JoinSet::new();
@@ -274,7 +274,7 @@ async fn a_relay_that_is_given_up_moves_no_more() {
     let mut got = vec![0; 20_000_000];
     visitor_side.read_exact(&mut got).await.unwrap();
     relays.shutdown().await;
-    // Both sides come to an end: what was under way, and nothing after it.
+    // Both sides end: they get what was under way, and nothing after it.
     let _ = visitor_side.read_to_end(&mut got).await;
     endless.join_next().await.unwrap().unwrap();
 }
@@ -289,7 +289,7 @@ async fn relayed(ends: &mut Ends) -> (JoinSet<std::io::Result<(u64, u64)>>, TcpS
     (relays, visitor_side, local_side)
 }
 
-/// Bytes towards and from the local service, in this order whichever end it is.
+/// Bytes towards and from the local service, in this order for both ends.
 async fn relay(mut socket: TcpStream, stream: LinkStream) -> std::io::Result<(u64, u64)> {
     let (mut up, mut down) = (Pump::default(), Pump::default());
     std::future::poll_fn(|cx| poll_relay(cx, &mut socket, &stream, &mut up, &mut down)).await?;
@@ -297,7 +297,7 @@ async fn relay(mut socket: TcpStream, stream: LinkStream) -> std::io::Result<(u6
 }
 
 #[tokio::test]
-async fn only_so_many_streams_move_and_the_others_stay() {
+async fn streams_beyond_the_limit_of_lanes_stay_on_the_link() {
     let mut ends = ends(1_000, Fate::Opens).await;
     let mut work = JoinSet::new();
     for n in 0..150 {
@@ -317,9 +317,9 @@ async fn only_so_many_streams_move_and_the_others_stay() {
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(40))]
 
-    /// A lane that dies, cleanly or not, at any byte: what was read is a part from the start, and it never looks whole.
+    /// A lane that is cut, cleanly or not, at any byte: what was read is a prefix, and is never taken for the whole.
     #[test]
-    fn a_lane_cut_anywhere_never_makes_a_short_transfer_look_whole(
+    fn a_lane_cut_anywhere_never_makes_a_short_transfer_look_complete(
         after in 0_usize..2_500_000, lane_after in 1_u64..500_000, down in any::<bool>()
     ) {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
@@ -333,7 +333,7 @@ proptest! {
                     async {
                         let sent = write(from, &data, 30_000).await;
                         if sent.is_err() {
-                            // As a relay does: nobody takes a cut transfer for a complete one.
+                            // A relay does the same, so that a transfer that was cut is not taken for a complete one.
                             ends.client.close(ReasonCode::CANCELLED, "the writer failed");
                         }
                         sent

@@ -1,4 +1,4 @@
-//! The link over real byte streams: bytes, ends, bounds, fairness, heartbeat.
+//! The link over real byte streams: bytes, ends, limits, fairness, heartbeat.
 
 #![expect(clippy::unwrap_used, reason = "a failed test says where")]
 
@@ -142,7 +142,7 @@ async fn dropping_a_stream_resets_it_and_finishing_does_not() {
     let (visitor, mut local) = ends.stream().await;
     visitor.finish();
     assert_eq!(local.read(&mut [0; 1]).await.unwrap(), 0);
-    // More than a window is thrown away without stopping the writer.
+    // More than a window is discarded without stopping the writer.
     local.write_all(&payload(600_000, 1)).await.unwrap();
     local.shutdown().await.unwrap();
     drop(local);
@@ -169,7 +169,7 @@ async fn a_complete_answer_is_readable_after_the_link_is_gone() {
 }
 
 #[tokio::test]
-async fn a_reader_that_never_reads_holds_its_window_and_nobody_else() {
+async fn a_reader_that_never_reads_holds_only_its_window() {
     let config = LinkConfig { initial_window: 100_000, max_window: 100_000, ..LinkConfig::default() };
     let budget = Arc::clone(&config.budget);
     let mut ends = ends_with(LinkConfig::default(), config, 64 * 1024);
@@ -236,7 +236,7 @@ async fn a_bulk_stream_does_not_stop_small_ones() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_silent_peer_is_given_up() {
+async fn a_silent_peer_loses_its_link() {
     let (a, b) = duplex(1 << 20);
     let (server, mut events, driver) = link(a, Role::Server, LinkConfig::default());
     let mut tasks = JoinSet::new();
@@ -252,7 +252,7 @@ async fn a_silent_peer_is_given_up() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_peer_that_talks_but_does_not_answer_is_given_up() {
+async fn a_peer_that_sends_but_does_not_answer_loses_its_link() {
     let (a, mut b) = duplex(1 << 20);
     let (server, _events, driver) = link(a, Role::Server, LinkConfig::default());
     let mut tasks = JoinSet::new();
@@ -287,7 +287,7 @@ async fn next_frame(from: &mut (impl AsyncRead + Unpin)) -> (FrameHeader, Vec<u8
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_frame_that_says_nothing_follows_the_last_bytes_before_a_pause_on_a_long_path() {
+async fn an_empty_frame_follows_the_last_bytes_before_a_pause_on_a_long_path() {
     for (rtt, is_probed) in [(40, true), (2, false)] {
         let (a, mut b) = duplex(1 << 20);
         let (server, _events, driver) = link(a, Role::Server, LinkConfig::default());
@@ -304,7 +304,7 @@ async fn a_frame_that_says_nothing_follows_the_last_bytes_before_a_pause_on_a_lo
 
         let mut stream = server.open(&open_message()).unwrap();
         for _ in 0..3 {
-            // Each write puts it off.
+            // Each write postpones it.
             stream.write_all(b"x").await.unwrap();
             tokio::time::sleep(Duration::from_millis(15)).await;
         }
@@ -336,7 +336,7 @@ async fn closing_is_bounded_when_the_peer_does_not_read() {
 }
 
 #[tokio::test]
-async fn control_messages_and_farewell_arrive_in_order() {
+async fn control_messages_and_go_away_arrive_in_order() {
     let mut ends = ends();
     for i in 0..1000_u32 {
         let (sent, got) = tokio::join!(ends.client.send_control(i.to_be_bytes().to_vec()), ends.server_events.next());
@@ -374,7 +374,7 @@ async fn hostile(bytes: &[u8]) -> LinkError {
 }
 
 #[tokio::test]
-async fn rule_breakers_lose_their_link() {
+async fn peers_that_break_a_rule_lose_their_link() {
     let protocol = |error: &LinkError| matches!(error, LinkError::Protocol(_) | LinkError::Decode(_));
     let open = open_message().encode();
     let cases: Vec<(&str, Vec<u8>)> = vec![
@@ -399,7 +399,7 @@ async fn rule_breakers_lose_their_link() {
 }
 
 #[tokio::test]
-async fn late_frames_of_a_dead_stream_are_ignored() {
+async fn late_frames_of_a_finished_stream_are_ignored() {
     let (a, mut b) = duplex(1 << 20);
     let (server, mut events, driver) = link(a, Role::Server, LinkConfig::default());
     let mut tasks = JoinSet::new();

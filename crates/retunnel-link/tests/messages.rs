@@ -1,4 +1,4 @@
-//! A byte stream in WebSocket messages: bytes stay as they are, whoever cuts them into whatever messages.
+//! A byte stream in WebSocket messages: bytes arrive unchanged, however they are cut into messages.
 
 use std::io;
 
@@ -22,7 +22,7 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(40))]
 
     #[test]
-    fn bytes_stay_as_they_are_both_ways(
+    fn bytes_arrive_unchanged_in_both_directions(
         bytes in prop::collection::vec(any::<u8>(), 0..200_000),
         step in 1_usize..100_000,
         room in 1_usize..40_000,
@@ -71,13 +71,13 @@ async fn fragments_are_put_together_and_pings_answered() {
     let pong = near.next().await.unwrap().unwrap();
     assert!(pong.is_pong() && pong.as_payload()[..] == *b"here?", "{pong:?}");
     assert_eq!(near.next().await.unwrap().unwrap().as_payload()[..], *b"answer");
-    // The end of one side is the end.
+    // A close message of one side ends both directions.
     near.send(Message::close(None, "")).await.unwrap();
     assert_eq!(far.read(&mut read).await.unwrap(), 0);
 }
 
 #[tokio::test]
-async fn what_is_too_long_or_no_bytes_ends_the_connection() {
+async fn messages_that_are_too_long_or_text_end_the_connection() {
     for message in [Message::binary(vec![0; MAX_LINK_MESSAGE + 1]), Message::text("text")] {
         let (near, far) = tokio::io::duplex(1 << 20);
         let mut far = server(far);

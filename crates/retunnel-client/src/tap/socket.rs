@@ -6,7 +6,7 @@ use std::{
     task::{Context, Poll, ready},
 };
 
-use retunnel_link::{MaybeTcp, Way};
+use retunnel_link::{Direction, MaybeTcp};
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
     net::TcpStream,
@@ -47,21 +47,21 @@ impl MaybeTcp for TappedSocket {
         self.socket.tcp_mut()
     }
 
-    fn unseen(&self, way: Way) -> u64 {
-        self.tap.as_ref().map_or(u64::MAX, |tap| tap.unseen(side(way)))
+    fn unseen(&self, direction: Direction) -> u64 {
+        self.tap.as_ref().map_or(u64::MAX, |tap| tap.unseen(side(direction)))
     }
 
-    fn skip(&mut self, way: Way, count: u64) {
+    fn skip(&mut self, direction: Direction, count: u64) {
         if let Some(tap) = &mut self.tap {
-            tap.skip(side(way), count);
+            tap.skip(side(direction), count);
         }
     }
 }
 
-const fn side(way: Way) -> Side {
-    match way {
-        Way::Read => Side::Response,
-        Way::Written => Side::Request,
+const fn side(direction: Direction) -> Side {
+    match direction {
+        Direction::Read => Side::Response,
+        Direction::Write => Side::Request,
     }
 }
 

@@ -71,8 +71,8 @@ impl Socket {
     pub(super) fn below(&self) -> Option<&TcpStream> {
         match self {
             Self::Plain(socket) => Some(socket),
-            Self::Tls(stream) => Some(stream.below()),
-            Self::Nested(stream) => stream.below().below(),
+            Self::Tls(stream) => Some(stream.get_ref()),
+            Self::Nested(stream) => stream.get_ref().below(),
             Self::Prefixed(_, inner) => inner.below(),
             Self::Other(stream) => stream.below(),
             #[cfg(unix)]

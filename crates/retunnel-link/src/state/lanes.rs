@@ -1,4 +1,4 @@
-//! Which streams ride on lanes, and the moves between link and lane. No I/O happens here.
+//! Lanes: which streams use one, and how a stream moves from the link to its lane. See [`crate::lane`].
 
 use std::{
     collections::{HashMap, VecDeque},
@@ -13,63 +13,67 @@ use tokio::time::Instant;
 use super::{QueuedEvent, State};
 use crate::{config::Role, error::LinkError, lane::Lane};
 
-/// Lanes of a link at a time, open, asked for or in use. More bulk streams than that stay on the link.
-pub(crate) const MAX_LANES: usize = 64;
-/// Lanes kept ready for the next bulk stream, once there was one.
+/// Limit of lanes of a link: spare, asked for, or in use. Further bulk streams stay on the link.
+const MAX_LANES: usize = 64;
+/// Lanes kept ready for the next bulk stream, after the first.
 const SPARE: usize = 1;
-/// After so many failures in a row no more lanes are asked for on this link.
+/// After this many failures in a row the link asks for no more lanes.
 const MAX_FAILURES: u32 = 3;
-/// A spare lane is closed after so long by the server. The client waits twice as long, so that it is never the first.
+/// The server closes a spare lane after this time. The client waits twice as long, so that the server is always first.
 const SPARE_FOR: Duration = Duration::from_secs(20);
-/// A lane that was asked for and did not come in this time is not waited for.
-pub(crate) const LANE_WITHIN: Duration = Duration::from_secs(10);
+/// Timeout for a lane that was asked for.
+const ASKED_FOR: Duration = Duration::from_secs(10);
 
 /// The lanes of a link.
 #[derive(Debug, Default)]
 pub(super) struct Lanes {
-    /// The peer can open them (server), or may be asked to (client).
+    /// The peer can open lanes (server only).
     enabled: bool,
+    /// Open lanes without a stream: number, lane, and since when.
     spare: VecDeque<(u32, Arc<Lane>, Instant)>,
+    /// Lanes that are being opened: number, and since when.
     asked: HashMap<u32, Instant>,
-    /// Streams that were offered a lane which is still being opened here (client), by the lane.
+    /// Streams that were offered a lane which is still being opened here (client), by number of the lane.
     promised: HashMap<u32, u32>,
     in_use: usize,
     failures: u32,
+    /// Number of the newest lane.
     last: u32,
-    /// Streams that want a lane.
+    /// Streams that want a lane, in order.
     waiting: VecDeque<u32>,
 }
 
 /// How far one stream has moved.
 #[derive(Debug, Default)]
 pub(super) struct Moving {
-    /// Offered to the client, no answer yet (server).
+    /// The lane that was offered to the client and not answered yet (server).
     offered: Option<Arc<Lane>>,
     pub(super) lane: Option<Arc<Lane>>,
-    /// It was offered or is waiting for one; it asks only once.
+    /// The stream has asked for a lane. It asks only once.
     wanted: bool,
-    /// Counts as using a lane.
+    /// Counted in [`Lanes::in_use`].
     counted: bool,
     route: Route,
-    /// What we read next comes from the lane once the link's bytes are read.
+    /// The peer's next bytes come on the lane, once those of the link are read.
     pub(super) receiving: bool,
-    /// All bytes of our direction so far, and of the peer's.
+    /// Count of all bytes of our direction, on link and lane.
     pub(super) sent: u64,
+    /// Count of all bytes of the peer's direction, on link and lane.
     pub(super) arrived: u64,
     /// Count of all bytes of the peer, once it has ended.
     total: Option<u64>,
-    /// `sent` and `arrived` when the present exchange began.
+    /// `sent` and `arrived` when the current exchange began.
     since: (u64, u64),
 }
 
-/// Where the new bytes of our direction go.
+/// Where new bytes of our direction go.
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
 enum Route {
     #[default]
     Link,
-    /// New bytes go to the lane; the frame that says so waits until the link's bytes are sent.
+    /// To the lane. The frame that announces it waits until the link's bytes are sent.
     Switching {
-        /// The count of bytes on the link.
+        /// Count of bytes on the link.
         at: u64,
     },
     Lane,
@@ -88,12 +92,12 @@ impl Moving {
 }
 
 impl State {
-    /// Lets streams move: the peer can open lanes.
+    /// Lets streams move, because the peer can open lanes.
     pub(crate) const fn enable_lanes(&mut self) {
         self.lanes.enabled = true;
     }
 
-    /// A new exchange begins on the stream: what it moved before says nothing about the next one.
+    /// A new exchange begins on the stream. Bytes of earlier ones do not count towards a lane.
     pub(crate) fn begin_exchange(&mut self, id: u32) {
         if let Some(stream) = self.streams.get_mut(id) {
             let moving = &mut stream.moving;
@@ -105,7 +109,7 @@ impl State {
         self.streams.get(id).is_some_and(|stream| stream.moving.lane.is_some() || stream.moving.offered.is_some())
     }
 
-    /// Whether the stream has become bulk: then [`Self::want_lane`] has to be called. Asked after each write.
+    /// Whether [`Self::want_lane`] has to be called, because the stream has become bulk. To be called after each write.
     pub(crate) fn lane_is_due(&self, id: u32) -> bool {
         if self.role != Role::Server || !self.lanes.enabled {
             return false;
@@ -116,7 +120,7 @@ impl State {
         !moving.wanted && moved >= self.config.lane_after
     }
 
-    /// The stream is bulk.
+    /// The stream is bulk: it gets a lane as soon as there is one.
     pub(crate) fn want_lane(&mut self, id: u32, now: Instant, wakers: &mut Vec<Waker>) {
         if self.role != Role::Server || !self.lanes.enabled {
             return;
@@ -132,7 +136,7 @@ impl State {
         }
     }
 
-    /// Gives spare lanes to streams that wait for one, and asks for as many as are missing.
+    /// Offers spare lanes to streams that wait for one, and asks for those that are missing.
     fn offer_lanes(&mut self, now: Instant, wakers: &mut Vec<Waker>) {
         while let Some(id) = self.lanes.waiting.front().copied() {
             let Some(stream) = self.streams.get_mut(id).filter(|stream| !stream.is_finished()) else {
@@ -184,7 +188,7 @@ impl State {
         has_room
     }
 
-    /// A lane will not come. Whoever waits for one stays on the link.
+    /// A lane cannot be opened. The stream that waits for it stays on the link.
     pub(crate) fn lane_failed(&mut self, number: u32) {
         if self.lanes.asked.remove(&number).is_some() {
             if let Some(id) = self.lanes.promised.remove(&number) {
@@ -199,11 +203,11 @@ impl State {
     }
 
     pub(super) fn reap_lanes(&mut self, now: Instant) {
-        let patience = if self.role == Role::Server { SPARE_FOR } else { 2 * SPARE_FOR };
-        self.lanes.spare.retain(|(_, _, since)| now.duration_since(*since) < patience);
+        let timeout = if self.role == Role::Server { SPARE_FOR } else { 2 * SPARE_FOR };
+        self.lanes.spare.retain(|(_, _, since)| now.duration_since(*since) < timeout);
         if self.role == Role::Server {
-            // A client hears of the end of each of its attempts.
-            self.lanes.asked.retain(|_, since| now.duration_since(*since) < LANE_WITHIN);
+            // A client needs no timeout: each of its attempts ends in a lane or a failure.
+            self.lanes.asked.retain(|_, since| now.duration_since(*since) < ASKED_FOR);
         }
         let streams = &self.streams;
         self.lanes.waiting.retain(|id| streams.get(*id).is_some_and(|stream| !stream.is_finished()));
@@ -285,7 +289,7 @@ impl State {
             stream.moving.lane = Some(lane);
         }
         if stream.moving.lane.is_none() || stream.moving.receiving || at != stream.moving.arrived {
-            return Err(LinkError::Protocol("a stream moved that was not to move, or at another byte"));
+            return Err(LinkError::Protocol("stream moved without an offer or at the wrong byte"));
         }
         stream.moving.receiving = true;
         wakers.extend(stream.receiving.waker.take());
@@ -307,14 +311,14 @@ impl State {
             return Ok(());
         }
         if !stream.moving.receiving || total < stream.moving.arrived || stream.moving.total.is_some() {
-            return Err(LinkError::Protocol("end of a stream that did not move, or before its bytes"));
+            return Err(LinkError::Protocol("end of a stream that did not move, or before its last byte"));
         }
         stream.moving.total = Some(total);
         wakers.extend(stream.receiving.waker.take());
         if stream.moving.arrived == total {
             self.receive_end(id, wakers);
         } else if stream.detached_until.is_some() {
-            self.reset_here(id, ReasonCode::CANCELLED, "nobody reads the rest", wakers);
+            self.reset_here(id, ReasonCode::CANCELLED, "no reader is left", wakers);
         }
         Ok(())
     }

@@ -74,7 +74,7 @@ impl Outgoing {
     /// Checks that the peer reads what it makes us send.
     pub(super) fn check(&self) -> Result<(), LinkError> {
         if self.small.len() - self.inlined > MAX_SMALL {
-            return Err(LinkError::Protocol("peer makes us answer but does not read"));
+            return Err(LinkError::Protocol("peer does not read the answers that it asks for"));
         }
         Ok(())
     }
@@ -101,7 +101,7 @@ impl Outgoing {
         len
     }
 
-    /// Gives the buffer with all small frames. It has to come back with [`Self::give_back`].
+    /// Takes the buffer with all small frames. Return it with [`Self::give_back`].
     pub(super) fn take_small(&mut self) -> BytesMut {
         self.inlined = 0;
         self.pongs = 0;

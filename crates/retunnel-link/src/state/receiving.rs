@@ -12,12 +12,12 @@ use crate::{error::LinkError, lane::Lane, received::Received};
 /// Result of a read from a stream's buffer.
 #[derive(Debug)]
 pub(crate) enum ReadOutcome {
-    /// So many were read. Follow it with [`State::credit_is_due`].
+    /// The count of bytes read. Call [`State::credit_is_due`] next.
     Bytes(usize),
     End,
     Reset(ReasonCode, String),
     Wait,
-    /// The next bytes come from the lane; at most so many may be read there.
+    /// The next bytes come from the lane. The number limits the bytes to read there.
     Lane(Arc<Lane>, u64),
 }
 
@@ -71,8 +71,8 @@ impl Receiving {
         !self.ended && self.consumed >= self.window / 2
     }
 
-    /// Credit for what was read. A window that was used up `within` less than this time doubles, up to `max_window`:
-    /// then the round trip, not the reader, is what limits the stream.
+    /// Credit for what was read. A window that was used up in less than `within` doubles, up to `max_window`: the round trip
+    /// limits the stream then, not the reader.
     fn take_credit(&mut self, now: Instant, within: Duration, max_window: u32) -> u32 {
         let mut credit = self.consumed;
         if self.window < max_window && now.duration_since(self.credited_at) < within {
@@ -104,8 +104,8 @@ impl State {
         Ok(true)
     }
 
-    /// Bytes of a data frame whose header passed [`Self::begin_data`]. What was under way when the stream was reset here
-    /// is dropped: bytes before it are missing.
+    /// Bytes of a data frame whose header passed [`Self::begin_data`]. Bytes that were under way when the stream was reset
+    /// here are dropped, because bytes before them are missing.
     pub(super) fn receive(&mut self, id: u32, bytes: &[u8], now: Instant, wakers: &mut Vec<Waker>) {
         let Some(stream) = self.streams.get_mut(id).filter(|stream| stream.reset.is_none()) else { return };
         stream.moving.arrived += bytes.len() as u64;
@@ -134,7 +134,7 @@ impl State {
         }
     }
 
-    /// Makes room: the stream with most bytes that wait loses them.
+    /// Makes room: the stream with the most waiting bytes loses them.
     fn reset_fullest(&mut self, wakers: &mut Vec<Waker>) {
         let fullest = self.streams.iter().max_by_key(|(_, stream)| stream.receiving.bytes.len()).map(|(id, _)| id);
         let Some(id) = fullest else { return };
@@ -146,7 +146,7 @@ impl State {
         }
     }
 
-    /// Whether a read would not wait for the link. A lane has to be asked itself.
+    /// Whether a read would return without waiting for the link. Lanes are not included.
     pub(crate) fn is_readable(&self, id: u32) -> bool {
         self.streams
             .get(id)
@@ -174,8 +174,8 @@ impl State {
         ReadOutcome::Bytes(len)
     }
 
-    /// The oldest bytes that wait, without a copy; `None` where [`Self::read`] has to be asked. Follow it with
-    /// [`Self::credit_is_due`].
+    /// The oldest bytes that wait, without a copy; `None` when only [`Self::read`] has an answer. Call
+    /// [`Self::credit_is_due`] next.
     pub(crate) fn read_piece(&mut self, id: u32) -> Option<Bytes> {
         let stream = self.streams.get_mut(id)?;
         if stream.receiving.bytes.is_empty() || (stream.reset.is_some() && !stream.receiving.ended) {
@@ -187,15 +187,16 @@ impl State {
         Some(piece)
     }
 
-    /// The reader of a stream is woken when there are bytes, an end or a reset, or when it has to read elsewhere.
+    /// Registers the reader of a stream. It is woken when there are bytes, an end or a reset, or when it has to read from
+    /// a lane.
     pub(crate) fn wait_to_read(&mut self, id: u32, waker: &Waker) {
         if let Some(stream) = self.streams.get_mut(id) {
             stream.receiving.waker = Some(waker.clone());
         }
     }
 
-    /// Whether enough was read that the peer should get credit: then [`Self::give_credit`] has to be called. Most reads
-    /// do not, and reading the clock costs more than they do.
+    /// Whether [`Self::give_credit`] has to be called, because enough was read. It is a call of its own because few reads
+    /// need it, and reading the clock costs more than a read.
     pub(crate) fn credit_is_due(&self, id: u32) -> bool {
         self.streams.get(id).is_some_and(|stream| stream.receiving.credit_is_due())
     }

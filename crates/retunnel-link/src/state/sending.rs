@@ -16,15 +16,15 @@ const TURN: usize = 16 * 1024;
 /// Payloads from this size on are handed to the socket where they are. Smaller ones are copied one after the other, so
 /// that one slice carries many frames.
 const COPY_BELOW: usize = 2 * 1024;
-/// Credit that the peer may give altogether.
+/// Limit of the credit that the peer can give.
 pub(super) const MAX_CREDIT: u32 = i32::MAX as u32;
 
 /// What became of bytes given to a stream.
 #[derive(Debug)]
 pub(crate) enum WriteOutcome {
-    /// So many were taken; 0 when the writer must wait.
+    /// The count of bytes taken; 0 when the writer must wait. Call [`State::lane_is_due`] next.
     Took(usize),
-    /// They go to the lane.
+    /// The bytes have to be written to the lane.
     Lane(Arc<Lane>),
 }
 
@@ -168,7 +168,7 @@ impl State {
     }
 
     /// Takes bytes of a stream. A small write with nothing before it becomes a frame at once; everything else waits for
-    /// the stream's turn. Follow it with [`State::lane_is_due`].
+    /// the stream's turn.
     pub(crate) fn write(&mut self, id: u32, bytes: &[u8]) -> Result<WriteOutcome, (ReasonCode, String)> {
         if let Some(error) = &self.ended {
             return Err((ReasonCode::CANCELLED, error.to_string()));
@@ -183,7 +183,7 @@ impl State {
             return Err(reset.clone());
         }
         if !stream.sending.is_open() {
-            return Err((ReasonCode::NONE, "written after the end".into()));
+            return Err((ReasonCode::NONE, "written after the half-close".into()));
         }
         if stream.sending.sends_at_once(bytes.len()) && self.outgoing.takes_data() {
             stream.sending.credit -= bytes.len() as u32;
@@ -199,8 +199,7 @@ impl State {
         Ok(WriteOutcome::Took(count))
     }
 
-    /// Takes bytes without a copy where there are enough of them and none waits before them; `bytes` keeps the others.
-    /// Follow it with [`State::lane_is_due`].
+    /// Takes bytes without a copy if there are enough of them and none wait before them. Advances `bytes` by the count.
     pub(crate) fn write_owned(&mut self, id: u32, bytes: &mut Bytes) -> Result<WriteOutcome, (ReasonCode, String)> {
         if bytes.len() >= chunk::OWN_FROM
             && !self.backlog.is_crowded()
@@ -227,7 +226,7 @@ impl State {
         outcome
     }
 
-    /// The writer of a stream is woken when there is room, or when it has to write elsewhere.
+    /// Registers the writer of a stream. It is woken when there is room, or when it has to write to a lane.
     pub(crate) fn wait_to_write(&mut self, id: u32, waker: &Waker) {
         if let Some(stream) = self.streams.get_mut(id) {
             stream.sending.waker = Some(waker.clone());

@@ -40,7 +40,7 @@ impl Socket {
     pub(crate) fn with<T>(&self, with: impl FnOnce(&TcpStream) -> T) -> T {
         match self {
             Self::Plain(socket) => with(socket),
-            Self::Tls(stream) => with(lock(stream).below()),
+            Self::Tls(stream) => with(lock(stream).get_ref()),
         }
     }
 

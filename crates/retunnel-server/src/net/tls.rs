@@ -177,7 +177,7 @@ impl Tls {
 
     async fn handshake(&self, socket: TcpStream) -> io::Result<Arrived> {
         let mut socket = ReadAhead::new(socket);
-        match socket.look().await?.first() {
+        match socket.peek().await?.first() {
             Some(&HANDSHAKE) => {
                 let socket = TlsSocket::accept(&self.acceptor, socket).await?;
                 debug!(kind = ?socket.handshake_kind(), "secure connection");
