@@ -1,7 +1,7 @@
-//! Stable codes of failures: what programs may look at, and what `docs/errors.md` lists. A code exists only as a variant of an
-//! enum, so that no other one can be said.
+//! Stable error codes, for programs to read; `docs/errors.md` lists them. Codes are variants of enums, so that no other
+//! code can be sent.
 
-/// Declares an enum of stable codes with their texts.
+/// Declares an enum of stable codes and their texts.
 ///
 /// ```
 /// retunnel_proto::stable_codes! {
@@ -24,10 +24,10 @@ macro_rules! stable_codes {
         }
 
         impl $enum {
-            /// All of them.
+            /// All codes.
             $visible const ALL: &'static [Self] = &[$(Self::$name),*];
 
-            /// The code as programs see it.
+            /// The text of the code, as programs read it.
             #[must_use]
             $visible const fn as_str(self) -> &'static str {
                 match self {
@@ -39,50 +39,50 @@ macro_rules! stable_codes {
 }
 
 stable_codes! {
-    /// Why a visitor got an answer that is not the local service's: the header `X-Retunnel-Error`, and `error` of a request's
-    /// summary.
+    /// Why the edge answered a visitor instead of the local service: the header `X-Retunnel-Error`, and `error` of
+    /// [`crate::message::RequestSummary`].
     pub enum PageCode {
-        /// The request is not valid HTTP/1.1, or two programs could read it differently.
+        /// The request is not valid HTTP/1.1, or it is ambiguous.
         BadRequest = "bad_request";
-        /// The server speaks TLS only.
+        /// The server accepts HTTPS only.
         HttpsRequired = "https_required";
         /// The tunnel asks for a password.
         Unauthorized = "unauthorized";
-        /// Nothing is served at this name.
+        /// No tunnel has this host name.
         TunnelNotFound = "tunnel_not_found";
-        /// The method CONNECT.
+        /// The method is CONNECT.
         MethodNotAllowed = "method_not_allowed";
         /// The request did not arrive in time.
         RequestTimeout = "request_timeout";
-        /// What lies between cannot carry the body.
+        /// The client's dialect cannot carry a body of this size.
         RequestTooLarge = "request_too_large";
         /// The target is too long.
         UriTooLong = "uri_too_long";
-        /// An expectation that nobody knows.
+        /// The request has an `Expect` header with an unknown value.
         ExpectationFailed = "expectation_failed";
-        /// Too many headers, or too long ones.
+        /// The request has too many headers, or they are too long.
         HeadersTooLarge = "headers_too_large";
-        /// What lies between cannot carry WebSocket.
+        /// The client's dialect cannot carry a WebSocket.
         UpgradeUnsupported = "upgrade_unsupported";
-        /// The local service takes no connection.
+        /// The local service does not accept connections.
         LocalUnreachable = "local_unreachable";
-        /// The local service ended the connection before its answer was complete.
+        /// The local service closed the connection before its response was complete.
         LocalClosedEarly = "local_closed_early";
-        /// The local service's answer is not HTTP/1.1.
+        /// The local service's response is not valid HTTP/1.1.
         LocalInvalidResponse = "local_invalid_response";
         /// The local service did not answer in time.
         LocalTimeout = "local_timeout";
-        /// What lies between cannot carry the answer.
+        /// The client's dialect cannot carry a response of this size.
         ResponseTooLarge = "response_too_large";
-        /// The client lost its session and is expected back.
+        /// The client has lost its session and is expected to reconnect.
         TunnelOffline = "tunnel_offline";
-        /// A bound was met.
+        /// A limit of connections is reached.
         TooManyConnections = "too_many_connections";
-        /// The server stops.
+        /// The server is stopping.
         ShuttingDown = "shutting_down";
-        /// Another version of HTTP.
+        /// The request has an unsupported version of HTTP.
         HttpVersion = "http_version";
-        /// The answer is the local service's: it refused the public host name.
+        /// The local service refused the public host name. The response is its own.
         HostNotAllowed = "host_not_allowed";
     }
 }

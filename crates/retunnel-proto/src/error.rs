@@ -1,8 +1,8 @@
-//! Why bytes from a peer were not understood.
+//! Why bytes of a peer cannot be decoded.
 
 use thiserror::Error;
 
-/// A message or frame that cannot be decoded. The text never quotes the peer's bytes.
+/// A message or frame that cannot be decoded. The text never contains the peer's payload.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
 #[non_exhaustive]
 pub enum DecodeError {
@@ -16,7 +16,7 @@ pub enum DecodeError {
         /// Limit in bytes.
         limit: u64,
     },
-    /// Ended before the value it announced.
+    /// Ended before the end of an announced value.
     #[error("{0} ended early")]
     Truncated(&'static str),
     /// Not valid MessagePack, nested too deeply, or not a map.
@@ -25,10 +25,10 @@ pub enum DecodeError {
     /// A map without a `Type`, or whose `Type` is not text.
     #[error("message has no type")]
     MissingType,
-    /// A type this side does not know; the session may answer with an error and go on.
+    /// A type this side does not know. The session may answer with an error and continue.
     #[error("unknown message type {0:?}")]
     UnknownType(String),
-    /// A known message whose field is absent or of the wrong type.
+    /// A known message with a field that is missing or has the wrong type.
     #[error("message has no valid field {0}")]
     Field(&'static str),
     /// A frame kind that does not exist.

@@ -1,8 +1,7 @@
-//! Identifiers as types, so that no two of them can be swapped.
+//! Identifiers as types, so that they cannot be mixed up.
 //!
-//! Texts follow the published clients: a prefix and random characters from `a-z2-9` without `l`
-//! (`../shared/protocol/retunnel-2.md`, section 3). Identifiers that grant something ([`SessionId`], the
-//! server-issued [`ClientId`]) carry at least 128 random bits.
+//! Their texts have the form of the published clients: a prefix and random characters from `a-z2-9` without `l`.
+//! Identifiers that grant access ([`SessionId`], the server-issued [`ClientId`]) have at least 128 random bits.
 
 use std::fmt;
 
@@ -33,7 +32,7 @@ macro_rules! id {
                 Self(format!(concat!($prefix, "{}"), random_text($length)))
             }
 
-            /// Takes the text of a peer or of a file as it is.
+            /// Takes the text of a peer or of a file unchanged.
             #[must_use]
             pub fn from_text(text: impl Into<String>) -> Self {
                 Self(text.into())
@@ -61,23 +60,23 @@ macro_rules! id {
 }
 
 id! {
-    /// Names one authenticated client towards the server. Issued by the server: on 2.x data sockets it is the
-    /// capability that binds the socket to its session.
+    /// Identifies an authenticated client. The server issues it. On 2.x data sockets it is the capability that binds the
+    /// socket to its session.
     #[doc(alias = "generate_client_id")]
     ClientId, "client-", 32
 }
 id! {
-    /// Names a tunnel inside its session; stable over reconnects.
+    /// Identifies a tunnel within its session; kept over reconnects.
     #[doc(alias = "generate_tunnel_id")]
     TunnelId, "tun-", 16
 }
 id! {
-    /// Pairs a tunnel request with its answer, or names one visitor's request in logs.
+    /// Matches a tunnel request with its answer, or identifies a visitor's request in logs.
     #[doc(alias = "generate_request_id")]
     RequestId, "req-", 8
 }
 id! {
-    /// Names one authenticated control connection.
+    /// Identifies an authenticated control connection.
     #[doc(alias = "generate_session_id")]
     SessionId, "ses-", 26
 }

@@ -1,5 +1,5 @@
-//! What may be on the wire between a ReTunnel client and a ReTunnel server: messages, the published dialects, and
-//! the frames of the native link.
+//! The wire formats between a ReTunnel client and a ReTunnel server: messages, the published dialects, and the frames of
+//! the native link.
 //!
 //! No sockets, no clock, no tasks: everything here maps values to bytes and back, and every decoder is bounded by a
 //! constant of [`limits`]. The byte layouts are described in `docs/protocol.md`.

@@ -1,7 +1,7 @@
-//! The engine's one set of messages, grouped by direction. Each dialect maps to and from them ([`crate::dialect`]);
-//! the native link carries them as MessagePack maps ([`crate::native::control`]).
+//! The messages of client and server, grouped by direction. Each dialect maps to and from them ([`crate::dialect`]); the
+//! native link carries them as MessagePack maps ([`crate::native::control`]).
 //!
-//! Variants keep the names the published clients gave them.
+//! Variants have the names of the published clients.
 
 use std::fmt;
 
@@ -31,7 +31,8 @@ impl Token {
         &self.0
     }
 
-    /// The last four characters behind `****`, as the published clients show it.
+    /// The last four characters after `****`, as the published clients show it. Tokens shorter than 12 characters are
+    /// `****` alone.
     #[must_use]
     pub fn masked(&self) -> String {
         let tail: Vec<char> = self.0.chars().rev().take(4).collect();
@@ -55,7 +56,7 @@ impl fmt::Debug for Token {
 pub enum TunnelProtocol {
     /// HTTP requests, routed by host name.
     Http,
-    /// Raw byte streams on a port of their own.
+    /// Raw byte streams on a dedicated port.
     Tcp,
 }
 
@@ -78,7 +79,7 @@ impl fmt::Display for TunnelProtocol {
 
 macro_rules! refusal_codes {
     ($($(#[$doc:meta])* $name:ident = $text:literal, $is_final:literal;)*) => {
-        /// Why a server refuses an authentication or a tunnel: a stable code, listed in `docs/errors.md`.
+        /// Why a server refuses a session or a tunnel: a stable code, listed in `docs/errors.md`.
         #[derive(Debug, Clone, PartialEq, Eq, Hash)]
         #[non_exhaustive]
         pub enum RefusalCode {
@@ -88,10 +89,10 @@ macro_rules! refusal_codes {
         }
 
         impl RefusalCode {
-            /// Every code this version knows.
+            /// All codes that this version knows.
             pub const KNOWN: &'static [Self] = &[$(Self::$name),*];
 
-            /// The code as it travels.
+            /// The code on the wire.
             #[must_use]
             pub fn as_str(&self) -> &str {
                 match self {
@@ -100,7 +101,7 @@ macro_rules! refusal_codes {
                 }
             }
 
-            /// Whether asking again with the same values cannot help. Codes of newer servers count as temporary.
+            /// Whether a retry with the same values cannot succeed. Codes of newer servers count as temporary.
             #[must_use]
             pub const fn is_final(&self) -> bool {
                 match self {
@@ -124,13 +125,13 @@ macro_rules! refusal_codes {
 refusal_codes! {
     /// The token is unknown, revoked or expired.
     Unauthorized = "unauthorized", true;
-    /// No token was given and the server wants one.
+    /// No token was given, and the server requires one.
     AuthRequired = "auth_required", true;
-    /// Too many attempts from this address; try again after the given time.
+    /// Too many attempts from this address. Try again after the given time.
     RateLimited = "rate_limited", false;
-    /// The account has as many sessions as it may have.
+    /// The account has reached its limit of sessions.
     SessionLimit = "session_limit", false;
-    /// The account has as many tunnels as it may have.
+    /// The account has reached its limit of tunnels.
     TunnelLimit = "tunnel_limit", true;
     /// The requested name is not a valid host label.
     NameInvalid = "name_invalid", true;
@@ -140,11 +141,11 @@ refusal_codes! {
     NameUnavailable = "name_unavailable", true;
     /// The requested host name is not registered for this account.
     HostnameNotRegistered = "hostname_not_registered", true;
-    /// The requested host name is registered, but its DNS records were not seen yet.
+    /// The requested host name is registered, but its DNS records were not found yet.
     HostnameNotVerified = "hostname_not_verified", true;
     /// The requested host name belongs to another account.
     HostnameTaken = "hostname_taken", true;
-    /// The requested host name is none.
+    /// The requested host name is not valid.
     HostnameInvalid = "hostname_invalid", true;
     /// The requested port is outside the server's range.
     PortOutOfRange = "port_out_of_range", true;
@@ -152,21 +153,21 @@ refusal_codes! {
     PortUnavailable = "port_unavailable", true;
     /// No port of the range is free.
     PortsExhausted = "ports_exhausted", false;
-    /// This server has no TCP tunnels.
+    /// TCP tunnels are disabled on this server.
     TcpDisabled = "tcp_disabled", true;
-    /// The request cannot be understood or has fields that exclude each other.
+    /// The request is not valid, or has fields that exclude each other.
     InvalidRequest = "invalid_request", true;
-    /// The client's version of the protocol is not spoken here.
+    /// The server does not support the client's version of the protocol.
     UnsupportedVersion = "unsupported_version", true;
     /// The server opened a tunnel, but not at the requested host name.
     HostnameIgnored = "hostname_ignored", true;
-    /// What the server speaks cannot carry such a tunnel.
+    /// The server's dialect cannot carry such a tunnel.
     DialectUnsupported = "dialect_unsupported", true;
-    /// A newer session of the same account took this tunnel over.
+    /// A newer session of the same account has taken over this tunnel.
     Superseded = "superseded", true;
     /// The server is stopping or restarting.
     ShuttingDown = "shutting_down", false;
-    /// The server failed; its log has the cause.
+    /// The server had an internal error. Its log has the cause.
     Internal = "internal", false;
 }
 
@@ -197,15 +198,15 @@ pub enum ClientMessage {
     Auth(Auth),
     /// Asks for a tunnel.
     ReqTunnel(ReqTunnel),
-    /// Gives a tunnel up (native only).
+    /// Closes a tunnel (native only).
     CloseTunnel(CloseTunnel),
-    /// First message of a 2.x data socket: which session it belongs to.
+    /// First message of a 2.x data socket: the session it belongs to.
     RegProxy(RegProxy),
-    /// Liveness question.
+    /// Asks for a [`Self::Pong`].
     Ping,
-    /// Liveness answer.
+    /// Answer to a [`Self::Ping`].
     Pong,
-    /// Sign of life of one 2.x tunnel.
+    /// Heartbeat of one 2.x tunnel.
     Heartbeat(Heartbeat),
 }
 
@@ -215,34 +216,34 @@ pub enum ClientMessage {
 pub enum ServerMessage {
     /// Answer to [`Auth`].
     AuthResp(AuthResp),
-    /// A tunnel was opened, or why not (2.x clients read refusals here).
+    /// A tunnel was opened. For 2.x clients also a refusal.
     NewTunnel(NewTunnel),
     /// A tunnel was refused.
     ErrorResp(ErrorResp),
-    /// A tunnel ended on the server's side (native only).
+    /// The server closed a tunnel (native only).
     TunnelClosed(TunnelClosed),
-    /// What visitors did on a tunnel since the last report (native only).
+    /// Requests of visitors since the last report (native only).
     Requests(Requests),
     /// Asks a 2.x client for a data socket.
     ReqProxy,
-    /// Tells a 2.x data socket which tunnel its request is for.
+    /// The tunnel that the next request on a 2.x data socket is for.
     StartProxy(StartProxy),
-    /// Liveness question.
+    /// Asks for a [`Self::Pong`].
     Ping,
-    /// Liveness answer.
+    /// Answer to a [`Self::Ping`].
     Pong,
 }
 
-/// Who is connecting.
+/// Identity of a client that connects.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct Auth {
     /// The account's token; `None` asks for anonymous access.
     #[serde(default)]
     pub token: Option<Token>,
-    /// The client's own id, or the one the server gave before a reconnect. A hint for logs, never an identity.
+    /// Id that the client chose, or that the server issued before a reconnect. For logs only: it proves nothing.
     #[serde(default)]
     pub client_id: String,
-    /// Operating system, lower case.
+    /// Operating system in lower case.
     #[serde(default)]
     pub os: String,
     /// Processor architecture.
@@ -253,19 +254,19 @@ pub struct Auth {
     pub version: String,
 }
 
-/// Whether the session stands.
+/// Answer to [`Auth`]: whether the session is established.
 #[derive(Debug, Clone, PartialEq)]
 pub struct AuthResp {
-    /// Facts about the session, or the refusal.
+    /// Details of the session, or the refusal.
     pub result: Result<Welcome, Refusal>,
 }
 
-/// Facts about a new session.
+/// Details of a new session.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Welcome {
-    /// The session's id as a client sees it.
+    /// The id that the server issued to the client.
     pub client_id: ClientId,
-    /// Who the server takes the client for: an account's e-mail address or id.
+    /// The account that the client belongs to: e-mail address or id.
     #[serde(default)]
     pub account: String,
     /// Version of the server program.
@@ -278,16 +279,16 @@ pub struct Welcome {
 pub struct Refusal {
     /// Stable code.
     pub code: RefusalCode,
-    /// What failed and what to do next, for people.
+    /// What failed and what to do next, to show to people.
     #[serde(default)]
     pub message: String,
-    /// Seconds to wait before asking again, when the server knows.
+    /// Seconds to wait before a retry, if the server knows.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub retry_after: Option<u32>,
 }
 
 impl Refusal {
-    /// A refusal without a waiting time.
+    /// A refusal without a time to wait.
     #[must_use]
     pub fn new(code: RefusalCode, message: impl Into<String>) -> Self {
         Self { code, message: message.into(), retry_after: None }
@@ -315,13 +316,13 @@ pub struct ReqTunnel {
     pub request_id: RequestId,
     /// What the tunnel carries.
     pub protocol: TunnelProtocol,
-    /// Wanted name below the base domain; `None` lets the server choose.
+    /// Requested name below the base domain. `None` lets the server choose.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub subdomain: Option<String>,
-    /// Wanted host name of one's own.
+    /// Requested custom host name. `None` for a name below the base domain.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub hostname: Option<String>,
-    /// Wanted public port of a TCP tunnel.
+    /// Requested public port of a TCP tunnel. `None` lets the server choose.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub remote_port: Option<u16>,
     /// What holds for visitors and their requests. A server refuses rules that it does not know.
@@ -386,15 +387,15 @@ impl fmt::Debug for HttpAuth {
 /// A tunnel that was opened.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct NewTunnel {
-    /// Of the [`ReqTunnel`] this answers.
+    /// Id of the [`ReqTunnel`] that this answers.
     pub request_id: RequestId,
-    /// Names the tunnel in this session; stable over reconnects.
+    /// Id of the tunnel in this session; kept over reconnects.
     pub tunnel_id: TunnelId,
     /// What the tunnel carries.
     pub protocol: TunnelProtocol,
     /// Public address to show to people.
     pub url: String,
-    /// Name to ask for after a reconnect; for TCP tunnels a name of the same form.
+    /// Name to request after a reconnect. TCP tunnels have one too.
     #[serde(default)]
     pub subdomain: String,
     /// Public port of a TCP tunnel.
@@ -405,7 +406,7 @@ pub struct NewTunnel {
 /// A tunnel that was refused.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ErrorResp {
-    /// Of the [`ReqTunnel`] this answers; `None` for a message that could not be understood at all.
+    /// Id of the [`ReqTunnel`] that this answers. `None` if the message could not be decoded.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub request_id: Option<RequestId>,
     /// Why.
@@ -413,14 +414,14 @@ pub struct ErrorResp {
     pub refusal: Refusal,
 }
 
-/// Gives a tunnel up.
+/// Closes a tunnel.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct CloseTunnel {
     /// The tunnel.
     pub tunnel_id: TunnelId,
 }
 
-/// A tunnel that ended on the server's side.
+/// A tunnel that the server closed.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct TunnelClosed {
     /// The tunnel.
@@ -443,11 +444,11 @@ pub struct Requests {
 }
 
 impl Requests {
-    /// Most summaries in one batch.
+    /// Limit of summaries in one batch.
     pub const MAX_RECENT: usize = 50;
 }
 
-/// One visitor's request as the edge saw it.
+/// One visitor's request, as the edge recorded it.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct RequestSummary {
     /// Request method; empty for a TCP connection.
@@ -486,18 +487,18 @@ pub struct RegProxy {
     pub client_id: ClientId,
 }
 
-/// Which tunnel a 2.x data socket serves now.
+/// The tunnel that the next request on a 2.x data socket is for.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct StartProxy {
-    /// Holds the tunnel's id as a substring.
+    /// A URL that contains the tunnel's id.
     pub url: String,
     /// Address of the visitor.
     pub client_addr: String,
-    /// Of the visitor's request.
+    /// Id of the visitor's request.
     pub request_id: RequestId,
 }
 
-/// Sign of life of one 2.x tunnel.
+/// Heartbeat of one 2.x tunnel.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Heartbeat {
     /// The tunnel's name.
@@ -517,7 +518,7 @@ pub struct ProxyRequest {
     pub query: String,
     /// One value per name, in order.
     pub headers: Vec<(String, String)>,
-    /// Whole body.
+    /// Complete body.
     pub body: Bytes,
 }
 
@@ -528,6 +529,6 @@ pub struct ProxyResponse {
     pub status: u16,
     /// One value per name; bytes of the local service decoded as Latin-1.
     pub headers: Vec<(String, String)>,
-    /// Whole body, possibly still with chunk framing (`retunnel-2.md`, section 5).
+    /// Complete body. It may still have chunked framing (`docs/protocol.md`, dialect 2).
     pub body: Bytes,
 }

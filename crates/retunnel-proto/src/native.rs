@@ -11,8 +11,8 @@
 //! Streams are opened by the server, one per visitor connection. Ids grow by one and wrap after 2^32; an id is not
 //! reused while either side still knows it.
 //!
-//! A stream that turns out to be bulk may move to a *lane*, a connection of its own, at an exact byte in each direction.
-//! Its half-closes and resets stay on the link, with counts, so that a lane that is cut never looks like an end.
+//! A bulk stream may move to a *lane*, a dedicated connection, at an exact byte in each direction. Its half-closes and
+//! resets stay on the link, with counts of bytes, so that a lane that is cut is never taken for an end.
 
 pub mod control;
 
@@ -27,45 +27,45 @@ pub const MIN_VERSION: u16 = 1;
 /// First version whose servers apply [`crate::message::ReqTunnel::rules`]. Older ones ignore them.
 pub const RULES_VERSION: u16 = 2;
 
-/// Name of a link that rides in a WebSocket, for `Sec-WebSocket-Protocol`.
+/// Name of a link that is carried in a WebSocket, for `Sec-WebSocket-Protocol`.
 pub const SUBPROTOCOL: &str = "retunnel-link.1";
 
 /// Size of a frame header in bytes.
 pub const HEADER_LEN: usize = 8;
 
-/// Flag of [`FrameKind::Data`]: the sender will send nothing more on this stream (half-close).
+/// Flag of [`FrameKind::Data`]: the sender sends nothing more on this stream (half-close).
 pub const FLAG_FIN: u8 = 0x1;
 
-/// Flag of [`FrameKind::Ping`]: this is the answer.
+/// Flag of [`FrameKind::Ping`]: this is the answer to a ping.
 pub const FLAG_ACK: u8 = 0x1;
 
-/// Flag of [`FrameKind::Moved`]: the client has no such lane; the stream stays where it is.
+/// Flag of [`FrameKind::Moved`]: the client has no such lane, and the stream stays on the link.
 pub const FLAG_DECLINED: u8 = 0x1;
 
 /// What a frame is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(u8)]
 pub enum FrameKind {
-    /// Control message, MessagePack, stream 0.
+    /// Control message as MessagePack, on stream 0.
     Control = 0,
-    /// Server opens a stream; payload is an [`control::Open`] as MessagePack.
+    /// The server opens a stream. The payload is a [`control::Open`] as MessagePack.
     Open = 1,
-    /// Bytes of a stream; costs credit.
+    /// Bytes of a stream. They use up credit.
     Data = 2,
-    /// Credit for the peer's data on this stream: 4 bytes, added to what it has.
+    /// Credit for the peer's data on this stream, added to what it has: 4 bytes, a count of bytes.
     Credit = 3,
-    /// Ends a stream at once in both directions: 4 bytes code, then a reason in UTF-8.
+    /// Ends a stream at once in both directions: 4 bytes [`ReasonCode`], then a reason in UTF-8.
     Reset = 4,
-    /// Liveness and round-trip time: 8 opaque bytes, returned with [`FLAG_ACK`].
+    /// Liveness and round-trip time: 8 opaque bytes, which the peer returns with [`FLAG_ACK`].
     Ping = 5,
-    /// The sender wants to end the link: 4 bytes code, then a reason in UTF-8. Streams may finish.
+    /// The sender is about to end the link: 4 bytes [`ReasonCode`], then a reason in UTF-8. Streams may finish.
     GoAway = 6,
-    /// The server offers to carry a stream on a lane, a connection of its own: 4 bytes number of the lane.
+    /// The server offers to carry a stream on a lane: 4 bytes, the number of the lane.
     Move = 7,
-    /// The sender's bytes go on on the lane from here: 8 bytes count of those it sent on the link. The client answers
-    /// [`FrameKind::Move`] with it, then the server follows.
+    /// The sender's further bytes go to the lane: 8 bytes, the count of bytes that it sent on the link. The client answers
+    /// [`FrameKind::Move`] with this, then the server sends it too.
     Moved = 8,
-    /// The sender will send nothing more on a stream that moved (half-close): 8 bytes count of all it sent.
+    /// The sender sends nothing more on a stream that moved (half-close): 8 bytes, the count of all bytes it sent.
     End = 9,
 }
 
@@ -101,7 +101,7 @@ pub struct FrameHeader {
 }
 
 impl FrameHeader {
-    /// The header on the wire.
+    /// The header as bytes.
     #[must_use]
     pub fn encode(self) -> [u8; HEADER_LEN] {
         debug_assert!(self.len < 1 << 24, "payload length has 24 bits");
@@ -112,8 +112,8 @@ impl FrameHeader {
         out
     }
 
-    /// Reads a header and checks everything that can be checked without the payload: kind, stream id, and the
-    /// length against the limit of the kind (`max_control` for control messages and opens).
+    /// Decodes a header and checks everything that can be checked without the payload: kind, stream id, and the length
+    /// against the limit of the kind (`max_control` bytes for control messages and opens).
     ///
     /// # Errors
     /// [`DecodeError::UnknownFrame`], [`DecodeError::TooLarge`], [`DecodeError::InvalidFrame`].
@@ -155,14 +155,14 @@ impl FrameHeader {
     }
 }
 
-/// Why a stream was reset or a link ends. Unknown numbers are kept: they may come from a newer peer.
+/// Why a stream was reset or a link ends. Unknown numbers are kept, because a newer peer may send them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct ReasonCode(pub u32);
 
 impl ReasonCode {
     /// No error: the sender is done or stopping.
     pub const NONE: Self = Self(0);
-    /// The sender gave the stream up: the visitor or the local service is gone.
+    /// The sender abandoned the stream: the visitor or the local service is gone.
     pub const CANCELLED: Self = Self(1);
     /// The local service refused the connection or cannot be reached.
     pub const LOCAL_UNREACHABLE: Self = Self(2);
@@ -170,15 +170,15 @@ impl ReasonCode {
     pub const UNKNOWN_TUNNEL: Self = Self(3);
     /// The peer broke the protocol.
     pub const PROTOCOL: Self = Self(4);
-    /// More streams, frames or bytes than agreed.
+    /// A limit of streams, frames or bytes was exceeded.
     pub const LIMIT: Self = Self(5);
-    /// The sender is stopping; open a new link somewhere else or later.
+    /// The sender is stopping. Open a new link elsewhere or later.
     pub const SHUTTING_DOWN: Self = Self(6);
     /// A newer session of the same account took over.
     pub const SUPERSEDED: Self = Self(7);
-    /// The account's access ended (token revoked or rotated).
+    /// The account's token was revoked or rotated.
     pub const REVOKED: Self = Self(8);
-    /// The sender failed.
+    /// The sender had an internal error.
     pub const INTERNAL: Self = Self(9);
 }
 
@@ -200,7 +200,7 @@ impl std::fmt::Display for ReasonCode {
     }
 }
 
-/// Payload of a reset or go-away frame: code and reason, the reason cut at [`limits::MAX_REASON`].
+/// Encodes the payload of a reset or go-away frame: code and reason, the reason cut to [`limits::MAX_REASON`] bytes.
 #[must_use]
 pub fn encode_reason(code: ReasonCode, reason: &str) -> Vec<u8> {
     let mut end = reason.len().min(limits::MAX_REASON);
@@ -213,7 +213,7 @@ pub fn encode_reason(code: ReasonCode, reason: &str) -> Vec<u8> {
     out
 }
 
-/// Reads what [`encode_reason`] wrote. Bytes that are not UTF-8 and control characters are replaced.
+/// Decodes the payload of a reset or go-away frame. Invalid UTF-8 and control characters are replaced.
 ///
 /// # Errors
 /// [`DecodeError::Truncated`] with fewer than four bytes.

@@ -1,4 +1,4 @@
-//! Whatever a stranger sends is a message or an error; whatever we send is read as it was meant.
+//! Any bytes decode to a message or an error, and everything we encode decodes to the same message.
 
 use bytes::Bytes;
 use proptest::prelude::*;
@@ -20,7 +20,7 @@ fn text() -> impl Strategy<Value = String> {
     "[ -~äß漢]{0,40}"
 }
 
-/// Texts that mean something only when they are not empty.
+/// Texts whose empty form counts as missing.
 fn optional() -> impl Strategy<Value = Option<String>> {
     prop::option::of("[ -~]{1,30}")
 }
@@ -105,7 +105,7 @@ fn headers() -> impl Strategy<Value = Vec<(String, String)>> {
 
 proptest! {
     #[test]
-    fn bytes_of_a_stranger_never_panic(bytes in prop::collection::vec(any::<u8>(), 0..200)) {
+    fn arbitrary_bytes_never_panic(bytes in prop::collection::vec(any::<u8>(), 0..200)) {
         let shared = Bytes::from(bytes.clone());
         let _ = v2::decode_client(&bytes);
         let _ = v2::decode_server(&bytes);

@@ -1,5 +1,5 @@
-//! MessagePack maps as the published dialects write them: one map for each message, fields found by name. Sizes come from
-//! what arrived, never from what a length says.
+//! MessagePack maps as the published dialects write them: one map for each message, with fields by name. Memory is allocated
+//! for bytes that have arrived, never for a length that a peer announces.
 
 use bytes::Bytes;
 use rmpv::ValueRef;
@@ -20,7 +20,7 @@ impl<'a> Fields<'a> {
             .map_err(|error| DecodeError::MessagePack(error.to_string()))?;
         match value {
             ValueRef::Map(fields) if rest.is_empty() => Ok(Self(fields)),
-            ValueRef::Map(_) => Err(DecodeError::MessagePack("bytes behind the message".into())),
+            ValueRef::Map(_) => Err(DecodeError::MessagePack("bytes after the message".into())),
             _ => Err(DecodeError::MessagePack("not a map".into())),
         }
     }
@@ -46,7 +46,7 @@ impl<'a> Fields<'a> {
         self.given(name).map_or(Ok(default), |value| text_of(value).ok_or(DecodeError::Field(name)))
     }
 
-    /// A text that means something only when it is not empty.
+    /// A text; an empty one counts as missing.
     pub(super) fn optional(&self, name: &'static str) -> Result<Option<String>, DecodeError> {
         Ok(Some(self.text(name)?).filter(|text| !text.is_empty()).map(str::to_owned))
     }
@@ -66,7 +66,7 @@ impl<'a> Fields<'a> {
         }
     }
 
-    /// A port; 0 counts as none.
+    /// A port; 0 counts as missing.
     pub(super) fn port(&self, name: &'static str) -> Result<Option<u16>, DecodeError> {
         let port = self.number(name)?.filter(|port| *port != 0);
         port.map(|port| u16::try_from(port).map_err(|_| DecodeError::Field(name))).transpose()

@@ -1,5 +1,5 @@
-//! Dialect 2: what the published Python clients 2.0.0 to 2.5.3 speak. One MessagePack map per WebSocket message, behind
-//! an 8-byte big-endian length that receivers accept as missing. `docs/protocol.md` has the fields.
+//! Dialect 2, of the published Python clients 2.0.0 to 2.5.3: one MessagePack map per WebSocket message, after an 8-byte
+//! big-endian length, which may be missing. `docs/protocol.md` lists the fields.
 
 mod decode;
 mod encode;
@@ -7,14 +7,13 @@ mod encode;
 pub use decode::{decode_client, decode_request, decode_response, decode_server};
 pub use encode::{encode_client, encode_request, encode_response, encode_server};
 
-/// Bytes of the length in front of a message.
+/// Size in bytes of the length before a message.
 pub const PREFIX_LEN: usize = 8;
 
-/// The only authentication failure after which clients from 2.0.1 on ask for another token.
+/// The only text of an authentication failure after which clients since 2.0.1 ask for another token.
 const INVALID_TOKEN: &str = "Invalid auth token";
 
-/// The message behind its length. As the published clients do it: the length counts only when it is right, otherwise
-/// the whole is the message.
+/// The message without its length. As in the published clients, a length that is not correct is part of the message.
 #[must_use]
 pub fn strip_prefix(message: &[u8]) -> &[u8] {
     match message.split_first_chunk::<PREFIX_LEN>() {

@@ -1,8 +1,8 @@
-//! Dialect 3: what the published Python clients 3.0.0 to 3.3.2 speak. One WebSocket carries everything; each binary
-//! message is one MessagePack map without a length. `docs/protocol.md` has the fields.
+//! Dialect 3, of the published Python clients 3.0.0 to 3.3.2: one WebSocket carries everything, and each binary message is
+//! one MessagePack map without a length. `docs/protocol.md` lists the fields.
 //!
-//! There are two wire versions. The server names the one in force in its answer to `Auth`; they differ in how requests
-//! are written and in that messages longer than a chunk are cut in version 2 only.
+//! There are two wire versions. The server announces the one in force in its answer to `Auth`. They differ in the form of
+//! requests, and only version 2 cuts messages longer than a chunk.
 
 mod assemble;
 mod decode;
@@ -18,17 +18,17 @@ pub use assemble::{Assembly, chunks};
 pub use meta::{HttpMeta, SocketMeta};
 pub use refusal::{error_code, refusal_code};
 
-/// The form of requests and messages. The lower one of both sides is in force.
+/// The form of requests and messages. The lower version of the two sides is in force.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum WireVersion {
-    /// Clients 3.0.x: headers are a map with the method in front, bodies come whole, a frame is a message.
+    /// Clients 3.0.x: headers are a map that begins with the method, bodies are not cut, and a frame is a message.
     One,
-    /// Clients from 3.1.0 on: headers are pairs, bodies and messages come in chunks that end with `fin`.
+    /// Clients since 3.1.0: headers are pairs, bodies and messages come in chunks, the last one with `fin`.
     Two,
 }
 
 impl WireVersion {
-    /// A version that is absent or cannot be understood is the first; one that is newer than ours is ours.
+    /// The version for an announced number: the first if it is missing or invalid, ours if it is newer.
     const fn announced(number: Option<u64>) -> Self {
         match number {
             Some(2..) => Self::Two,
@@ -36,7 +36,7 @@ impl WireVersion {
         }
     }
 
-    /// As it travels: the first version is told by saying nothing.
+    /// The number to announce: nothing stands for the first version.
     const fn number(self) -> Option<u8> {
         match self {
             Self::One => None,
@@ -57,30 +57,30 @@ pub enum FromClient {
     },
     /// Asks for a tunnel.
     TunnelCreate(TunnelCreate),
-    /// Answer to a heartbeat, in the order of the frames: whatever was sent before the heartbeat has been read.
+    /// Answer to a heartbeat, in the order of the frames: the client has read all frames before the heartbeat.
     HeartbeatAck,
-    /// Clients open no streams; whoever tries is answered with a reset.
+    /// Opens a stream, which clients must not do. The answer is a reset.
     StreamOpen {
         /// The stream.
         stream_id: u64,
     },
-    /// What happens on a stream.
+    /// An event of a stream.
     Stream(StreamFrame),
 }
 
 /// What a server sends.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum FromServer {
-    /// Answer to `Auth`: the session stands.
+    /// Answer to `Auth`: the session is established.
     HeartbeatAck {
         /// Version in force.
         version: WireVersion,
     },
-    /// A refused session or tunnel. The connection is closed behind it.
+    /// A refused session or tunnel. The server then closes the connection.
     Error {
         /// One of the published codes ([`error_code`]).
         code: String,
-        /// What failed and what to do next, for people.
+        /// What failed and what to do next, to show to people.
         message: String,
     },
     /// A tunnel was opened.
@@ -89,7 +89,7 @@ pub enum FromServer {
     StreamOpen(StreamOpen),
     /// Asks for a [`FromClient::HeartbeatAck`].
     Heartbeat,
-    /// What happens on a stream.
+    /// An event of a stream.
     Stream(StreamFrame),
 }
 
@@ -98,24 +98,24 @@ pub enum FromServer {
 pub struct TunnelCreate {
     /// What the tunnel carries.
     pub protocol: TunnelProtocol,
-    /// Wanted name; of a TCP tunnel the one it was given before.
+    /// Requested name. For a TCP tunnel, the name it had before a reconnect.
     pub subdomain: Option<String>,
-    /// Asks for a path tunnel: empty lets the server choose the name.
+    /// Requested path of a path tunnel. An empty one lets the server choose.
     pub path: Option<String>,
-    /// Wanted public port.
+    /// Requested public port.
     pub remote_port: Option<u16>,
-    /// Wanted host name of one's own.
+    /// Requested custom host name.
     pub hostname: Option<String>,
 }
 
 /// A tunnel that was opened.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TunnelCreated {
-    /// Public address, shown to people as it is.
+    /// Public address, shown to people unchanged.
     pub url: String,
-    /// The tunnel's id in this session, never empty; asked for again after a reconnect.
+    /// The tunnel's id in this session, never empty. The client requests it again after a reconnect.
     pub subdomain: String,
-    /// The same for a path tunnel, and only for one.
+    /// The same for a path tunnel; `None` for others.
     pub path: Option<String>,
     /// Public port of a TCP tunnel.
     pub remote_port: Option<u16>,
@@ -145,34 +145,34 @@ impl StreamMode {
 /// A visitor's stream.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct StreamOpen {
-    /// Never used before in this session.
+    /// Id that was not used before in this session.
     pub stream_id: u64,
     /// The tunnel's `subdomain`, or its `path`.
     pub tunnel_id: String,
     /// What it carries.
     pub mode: StreamMode,
-    /// Request method; `GET` when the sender names none.
+    /// Request method; `GET` if the message has none.
     pub method: String,
     /// Target with its query, as received.
     pub path: String,
-    /// In order, duplicates kept. Version 1 joins them, because it carries one value per name.
+    /// Headers in order, with duplicates. Version 1 joins duplicates, because it carries one value per name.
     pub headers: Vec<(String, String)>,
-    /// The whole body, or nothing.
+    /// The complete body, or empty.
     pub body: Bytes,
-    /// The body follows in frames up to the one with `fin` (version 2).
+    /// Whether the body follows in frames, up to the one with `fin` (version 2).
     pub has_body: bool,
 }
 
-/// What happens on a stream.
+/// An event of a stream.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct StreamFrame {
     /// The stream.
     pub stream_id: u64,
-    /// What happens.
+    /// The event.
     pub event: StreamEvent,
 }
 
-/// One step of a stream.
+/// Something that happens on a stream.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum StreamEvent {
     /// Bytes.
@@ -184,21 +184,21 @@ pub enum StreamEvent {
         /// Whether this frame ends its message; `None` where frames are not cut.
         fin: Option<bool>,
     },
-    /// The end: complete.
+    /// The stream ended and is complete.
     Close {
-        /// Of a WebSocket.
+        /// Close code of a WebSocket.
         code: Option<u16>,
-        /// Of a WebSocket.
+        /// Close reason of a WebSocket.
         reason: Option<String>,
     },
-    /// The end: failed.
+    /// The stream failed.
     Reset {
-        /// Why, for people; may be empty.
+        /// Reason to show to people; may be empty.
         reason: String,
     },
 }
 
-/// Kind of a WebSocket's message. What has none is binary.
+/// Kind of a WebSocket's message. A message without a kind is binary.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum MessageKind {
     /// UTF-8.
@@ -207,8 +207,8 @@ pub enum MessageKind {
     Binary,
 }
 
-/// Whether the first message on the endpoint that both dialects share comes from a 3.x client: it begins with the map
-/// itself, where 2.x begins with a length.
+/// Whether the first message on the endpoint that both dialects share is from a 3.x client: it begins with the map, where
+/// 2.x begins with a length.
 #[must_use]
 pub fn is_dialect_3(first_message: &[u8]) -> bool {
     matches!(first_message.first(), Some(0x80..=0x8f | 0xde | 0xdf))

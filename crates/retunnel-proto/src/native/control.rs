@@ -1,6 +1,6 @@
-//! Control messages of the native link: MessagePack maps with text keys, one per [`super::FrameKind::Control`]
-//! frame, told apart by the key `type`. Unknown keys are ignored, so that messages can gain fields; unknown types
-//! are an error the session answers and survives.
+//! Control messages of the native link: MessagePack maps with text keys, one per [`super::FrameKind::Control`] frame. The
+//! key `type` names the message. Unknown keys are ignored, so that messages can gain fields. An unknown type is an error
+//! that does not end the session.
 
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
@@ -36,12 +36,12 @@ pub struct HelloResp {
     pub link_version: u16,
     /// Bytes the client may send on each new stream before it gets credit.
     pub window: u32,
-    /// Facts about the session.
+    /// Details of the session.
     #[serde(flatten)]
     pub welcome: Welcome,
 }
 
-/// Payload of an open frame: whose bytes the new stream carries.
+/// Payload of an open frame: what the new stream carries.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Open {
     /// The tunnel.
@@ -74,7 +74,7 @@ impl Open {
 pub struct OpenLane {
     /// The lane's number on this link.
     pub lane: u32,
-    /// Good for one connection of this session.
+    /// Secret that the client presents once, on the new connection.
     pub nonce: Token,
 }
 
@@ -113,18 +113,18 @@ pub enum FromClient {
     Hello(Hello),
     /// A lane was not opened.
     LaneFailed(LaneFailed),
-    /// Anything later.
+    /// Any later message.
     Message(ClientMessage),
 }
 
 /// A control message of a server.
 #[derive(Debug, Clone, PartialEq)]
 pub enum FromServer {
-    /// First message: the session stands.
+    /// First message: the session is established.
     Hello(HelloResp),
     /// A lane is wanted.
     OpenLane(OpenLane),
-    /// Anything else, a refusal of the session included.
+    /// Any other message, including a refusal of the session.
     Message(ServerMessage),
 }
 
@@ -207,7 +207,7 @@ fn known_type(payload: &[u8], known: &[&str]) -> Result<(), DecodeError> {
 }
 
 fn to_map<T: Serialize>(value: &T) -> Vec<u8> {
-    rmp_serde::to_vec_named(value).expect("own messages have text keys and plain values")
+    rmp_serde::to_vec_named(value).expect("our messages have text keys and plain values")
 }
 
 fn from_map<T: DeserializeOwned>(payload: &[u8]) -> Result<T, DecodeError> {

@@ -51,7 +51,7 @@ enum Wire<'a> {
         req_id: &'a str,
         error_code: &'a str,
         message: &'a str,
-        // The client that prints refusals reads these spellings.
+        // Clients that print refusals know these spellings.
         #[serde(rename = "error_code")]
         code_again: &'a str,
         #[serde(rename = "message")]
@@ -96,7 +96,7 @@ struct Response<'a> {
 
 fn framed<T: Serialize>(message: &T) -> Vec<u8> {
     let mut bytes = vec![0; PREFIX_LEN];
-    rmp_serde::encode::write_named(&mut bytes, message).expect("own messages have text keys and plain values");
+    rmp_serde::encode::write_named(&mut bytes, message).expect("our messages have text keys and plain values");
     let length = (bytes.len() - PREFIX_LEN) as u64;
     bytes[..PREFIX_LEN].copy_from_slice(&length.to_be_bytes());
     bytes
@@ -136,8 +136,8 @@ pub fn encode_client(message: &ClientMessage) -> Option<Vec<u8>> {
 
 /// A server's message with its length; `None` for a message of another dialect.
 ///
-/// A refused tunnel travels as `NewTunnel` with an `Error`, which every client understands; only the two codes that
-/// clients have an own text for travel as `ErrorResp`.
+/// A refused tunnel is sent as `NewTunnel` with an `Error`, which every client understands; only the two codes that
+/// clients have a text of their own for are sent as `ErrorResp`.
 #[must_use]
 pub fn encode_server(message: &ServerMessage) -> Option<Vec<u8>> {
     let refusal_text;
@@ -194,7 +194,7 @@ pub fn encode_server(message: &ServerMessage) -> Option<Vec<u8>> {
 
 fn authentication_error(refusal: &Refusal) -> String {
     match refusal.code {
-        // With this text clients ask for another token and try once more.
+        // After this text clients ask for another token and try once more.
         RefusalCode::Unauthorized | RefusalCode::AuthRequired => INVALID_TOKEN.into(),
         _ => refusal.to_string(),
     }
@@ -228,6 +228,6 @@ pub fn encode_response(response: &ProxyResponse) -> Vec<u8> {
 }
 
 fn envelope<T: Serialize>(inner: &T) -> Vec<u8> {
-    let data = rmp_serde::to_vec_named(inner).expect("own messages have text keys and plain values");
+    let data = rmp_serde::to_vec_named(inner).expect("our messages have text keys and plain values");
     framed(&Wire::Proxy { data: Bin(&data) })
 }

@@ -1,10 +1,10 @@
-//! Messages of version 2 are cut into chunks and put together again.
+//! Cuts messages of version 2 into chunks, and joins chunks.
 
 use bytes::{Bytes, BytesMut};
 
 use crate::{DecodeError, limits::V3_CHUNK};
 
-/// The chunks of a message with their `fin`. An empty message is one empty chunk.
+/// The chunks of a message, each with its `fin`. An empty message is one empty chunk.
 pub fn chunks(mut message: Bytes) -> impl Iterator<Item = (Bytes, bool)> {
     let mut is_done = false;
     std::iter::from_fn(move || {
@@ -17,7 +17,7 @@ pub fn chunks(mut message: Bytes) -> impl Iterator<Item = (Bytes, bool)> {
     })
 }
 
-/// A message that is being put together.
+/// A message that is joined from chunks.
 #[derive(Debug)]
 pub struct Assembly {
     begun: BytesMut,
@@ -31,10 +31,10 @@ impl Assembly {
         Self { begun: BytesMut::new(), limit }
     }
 
-    /// Takes a chunk and gives the message that it completes. Without `fin` every frame is a message.
+    /// Adds a chunk and returns the message that it completes. Without `fin` every frame is a message.
     ///
     /// # Errors
-    /// [`DecodeError::TooLarge`]; the message is lost then.
+    /// [`DecodeError::TooLarge`]. The message is lost then.
     pub fn push(&mut self, chunk: Bytes, fin: Option<bool>) -> Result<Option<Bytes>, DecodeError> {
         let size = self.begun.len() + chunk.len();
         if size > self.limit {

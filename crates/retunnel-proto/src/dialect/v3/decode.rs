@@ -14,7 +14,7 @@ use crate::{
 };
 
 impl FromClient {
-    /// Reads a message of a client. What 3.0.0 leaves out because it is empty counts as empty.
+    /// Decodes a message of a client. Fields that 3.0.0 omits because they are empty count as empty.
     ///
     /// # Errors
     /// [`DecodeError::UnknownType`] for other messages, [`DecodeError::Field`] for a field of another type.
@@ -38,7 +38,7 @@ impl FromClient {
 }
 
 impl FromServer {
-    /// Reads a message of a server.
+    /// Decodes a message of a server.
     ///
     /// # Errors
     /// [`DecodeError::UnknownType`] for other messages, [`DecodeError::Field`] for a field of another type.
@@ -91,7 +91,7 @@ fn frame(fields: &Fields<'_>, message: &Bytes) -> Result<StreamFrame, DecodeErro
             fin: fields.flag("fin")?,
         },
         "StreamClose" => StreamEvent::Close {
-            // A code that is none is as good as no code.
+            // An invalid code counts as missing.
             code: fields.number("code").ok().flatten().and_then(|code| u16::try_from(code).ok()),
             reason: fields.given("reason").map(|_| reason(fields)).transpose()?,
         },
@@ -100,7 +100,7 @@ fn frame(fields: &Fields<'_>, message: &Bytes) -> Result<StreamFrame, DecodeErro
     Ok(StreamFrame { stream_id: stream_id(fields)?, event })
 }
 
-/// A reason, cut to what anybody reads.
+/// A reason, cut to a length that people read.
 fn reason(fields: &Fields<'_>) -> Result<String, DecodeError> {
     let text = fields.long_text("reason", "")?;
     Ok(text[..text.floor_char_boundary(MAX_REASON)].to_owned())

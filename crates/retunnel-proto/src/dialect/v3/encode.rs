@@ -8,7 +8,7 @@ use crate::{
     message::Token,
 };
 
-/// Room for everything of a frame but its data.
+/// Capacity in bytes for everything of a frame except its data.
 const OVERHEAD: usize = 80;
 
 #[derive(Serialize)]
@@ -118,7 +118,7 @@ struct Reset<'a> {
 
 fn packed<T: Serialize>(message: &T, payload: usize) -> Vec<u8> {
     let mut bytes = Vec::with_capacity(OVERHEAD + payload);
-    rmp_serde::encode::write_named(&mut bytes, message).expect("own messages have text keys and plain values");
+    rmp_serde::encode::write_named(&mut bytes, message).expect("our messages have text keys and plain values");
     bytes
 }
 
@@ -223,7 +223,7 @@ impl StreamOpen {
         }
     }
 
-    /// One value per name, behind the method. A header that clients would take for the method is left out.
+    /// One value per name, after the method. A header that clients would take for the method is omitted.
     fn joined(&self) -> Vec<(String, String)> {
         let mut joined: Vec<(String, String)> = Vec::with_capacity(self.headers.len() + 1);
         if self.mode == StreamMode::Http {

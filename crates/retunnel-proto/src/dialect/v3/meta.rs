@@ -1,4 +1,4 @@
-//! The first message of a client's stream: how the local service answered.
+//! The first message of a client's stream: the head of the local service's response.
 
 use bytes::Bytes;
 use serde::Serialize;
@@ -10,14 +10,14 @@ use crate::{DecodeError, dialect::msgpack::Fields};
 pub struct HttpMeta {
     /// Status code.
     pub status: u16,
-    /// As the local service sent them; clients 3.0.x keep the first of a name.
+    /// Headers as the local service sent them. Clients 3.0.x keep only the first of a name.
     pub headers: Vec<(String, String)>,
 }
 
-/// What the local service said to a WebSocket's handshake (version 2).
+/// The local service's answer to a WebSocket handshake (version 2).
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum SocketMeta {
-    /// It agreed.
+    /// It accepted.
     Accepted {
         /// The subprotocol it chose.
         subprotocol: Option<String>,
@@ -26,9 +26,9 @@ pub enum SocketMeta {
     Refused {
         /// Status code.
         status: u16,
-        /// For people; may be empty.
+        /// Text to show to people; may be empty.
         reason: String,
-        /// Of its answer.
+        /// Headers of its response.
         headers: Vec<(String, String)>,
     },
 }
@@ -39,11 +39,11 @@ fn status(fields: &Fields<'_>) -> Result<u16, DecodeError> {
 }
 
 fn packed<T: Serialize>(meta: &T) -> Bytes {
-    rmp_serde::to_vec_named(meta).expect("own messages have text keys and plain values").into()
+    rmp_serde::to_vec_named(meta).expect("our messages have text keys and plain values").into()
 }
 
 impl HttpMeta {
-    /// Reads the data of the first message of an HTTP stream, its headers as a map (3.0.x) or as pairs.
+    /// Decodes the data of the first message of an HTTP stream, with headers as a map (3.0.x) or as pairs.
     ///
     /// # Errors
     /// [`DecodeError`].
@@ -52,7 +52,7 @@ impl HttpMeta {
         Ok(Self { status: status(&fields)?, headers: fields.headers()? })
     }
 
-    /// As clients from 3.1.0 on write it.
+    /// Encodes it in the form of clients since 3.1.0.
     #[must_use]
     pub fn encode(&self) -> Bytes {
         #[derive(Serialize)]
@@ -65,7 +65,7 @@ impl HttpMeta {
 }
 
 impl SocketMeta {
-    /// Reads the data of the first message of a WebSocket stream.
+    /// Decodes the data of the first message of a WebSocket stream.
     ///
     /// # Errors
     /// [`DecodeError`].
@@ -79,7 +79,7 @@ impl SocketMeta {
         })
     }
 
-    /// As clients from 3.1.0 on write it.
+    /// Encodes it in the form of clients since 3.1.0.
     #[must_use]
     pub fn encode(&self) -> Bytes {
         #[derive(Serialize)]

@@ -1,9 +1,9 @@
-//! Refusals as the published clients tell them apart: some end the client, some are tried again for ever, all others a few
-//! times (`docs/protocol.md`, dialect 3).
+//! Refusals by the codes of the published clients. A client stops after some of them, retries some without a limit, and all
+//! others a few times (`docs/protocol.md`, dialect 3).
 
 use crate::message::RefusalCode;
 
-/// The published code for a refusal. `by_path`: a path tunnel was asked for, which has codes of its own.
+/// The published code for a refusal. `by_path`: a path tunnel was requested, which has separate codes.
 #[must_use]
 pub fn error_code(code: &RefusalCode, by_path: bool) -> &str {
     match code {
@@ -12,14 +12,14 @@ pub fn error_code(code: &RefusalCode, by_path: bool) -> &str {
         RefusalCode::NameInvalid if by_path => "INVALID_PATH",
         RefusalCode::NameReserved | RefusalCode::NameUnavailable if by_path => "PATH_TAKEN",
         RefusalCode::TunnelLimit if by_path => "PATH_LIMIT",
-        // The only code for "not that one" that ends every version at once.
+        // The only code for an unavailable name after which every version stops at once.
         RefusalCode::NameInvalid
         | RefusalCode::NameReserved
         | RefusalCode::NameUnavailable
         | RefusalCode::TunnelLimit
         | RefusalCode::PortOutOfRange
         | RefusalCode::PortUnavailable => "SUBDOMAIN_UNAVAILABLE",
-        // The second one is said by clients only, and never travels.
+        // `HostnameIgnored` is found by clients and is never sent.
         RefusalCode::HostnameNotRegistered | RefusalCode::HostnameIgnored => "HOSTNAME_NOT_REGISTERED",
         RefusalCode::HostnameNotVerified => "HOSTNAME_NOT_VERIFIED",
         RefusalCode::HostnameTaken => "HOSTNAME_TAKEN",
@@ -36,7 +36,7 @@ pub fn error_code(code: &RefusalCode, by_path: bool) -> &str {
     }
 }
 
-/// What a published code means. Codes that say nothing final are kept as they are, and count as temporary.
+/// The meaning of a published code. Codes that are not final are kept unchanged and count as temporary.
 #[must_use]
 pub fn refusal_code(code: &str) -> RefusalCode {
     match code {

@@ -104,7 +104,7 @@ fn version_1_joins_headers_behind_the_method() {
     sent.headers.push(("Method".into(), "DELETE".into()));
     let bytes = FromServer::StreamOpen(sent).encode(WireVersion::One);
     let text = String::from_utf8_lossy(&bytes).into_owned();
-    assert!(text.contains("headers\u{fffd}\u{fffd}:method\u{fffd}POST"), "a map with the method in front: {text}");
+    assert!(text.contains("headers\u{fffd}\u{fffd}:method\u{fffd}POST"), "a map that begins with the method: {text}");
     let Ok(FromServer::StreamOpen(read)) = FromServer::decode(&bytes.into()) else { panic!("not StreamOpen") };
     let pair = |name: &str, value: &str| (name.to_owned(), value.to_owned());
     assert_eq!(read.method, "POST");
@@ -146,8 +146,8 @@ fn what_3_0_0_leaves_out_is_empty() {
 }
 
 #[test]
-fn versions_that_make_no_sense_are_the_first() {
-    for (told, meant) in [
+fn invalid_versions_count_as_the_first() {
+    for (announced, meant) in [
         (rmpv::Value::Nil, WireVersion::One),
         (0.into(), WireVersion::One),
         ((-3).into(), WireVersion::One),
@@ -155,13 +155,13 @@ fn versions_that_make_no_sense_are_the_first() {
         (2.into(), WireVersion::Two),
         (9.into(), WireVersion::Two),
     ] {
-        let auth = FromClient::decode(&raw(&[("Type", "Auth".into()), ("version", told.clone())]));
-        assert_eq!(auth, Ok(FromClient::Auth { token: None, version: meant }), "{told}");
+        let auth = FromClient::decode(&raw(&[("Type", "Auth".into()), ("version", announced.clone())]));
+        assert_eq!(auth, Ok(FromClient::Auth { token: None, version: meant }), "{announced}");
     }
 }
 
 #[test]
-fn first_messages_tell_the_dialects_apart() {
+fn the_first_message_shows_the_dialect() {
     let mut three = FromClient::Auth { token: None, version: WireVersion::Two }.encode();
     assert!(is_dialect_3(&three));
     three.splice(..0, (three.len() as u64).to_be_bytes());
@@ -184,7 +184,7 @@ fn metas_survive_a_round_trip() {
 }
 
 #[test]
-fn messages_are_cut_and_put_together() {
+fn messages_are_cut_and_joined() {
     for size in [0, 1, V3_CHUNK, V3_CHUNK + 1, 3 * V3_CHUNK] {
         let message = Bytes::from((0..size).map(|n| (n % 251) as u8).collect::<Vec<_>>());
         let parts: Vec<_> = chunks(message.clone()).collect();
@@ -202,9 +202,9 @@ fn messages_are_cut_and_put_together() {
     assert!(matches!(assembly.push(Bytes::from_static(b"789ab"), Some(true)), Err(DecodeError::TooLarge { .. })));
 }
 
-/// Section 9 of the facts about 3.x: which codes end every version at once.
+/// Codes after which every version stops at once (`docs/protocol.md`, dialect 3).
 #[test]
-fn refusals_have_the_class_that_they_mean() {
+fn refusals_are_final_or_temporary_in_both_forms() {
     const ENDING: [&str; 11] = [
         "UNAUTHORIZED",
         "AUTH_REQUIRED",
