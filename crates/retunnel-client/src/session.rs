@@ -146,10 +146,10 @@ struct Established {
 impl Established {
     /// Serves until the session ends, and says why it did.
     async fn run(self, shared: &Arc<Shared>, commands: &mut mpsc::UnboundedReceiver<Command>) -> LinkError {
-        let support = match &self.session {
-            Session::Native(session) => session.rule_support(),
-            Session::V3(_) => RuleSupport::Dialect3,
-            Session::V2(_) => RuleSupport::Dialect2,
+        let support = match (&self.session, self.info.dialect) {
+            (Session::Native(session), _) => session.rule_support(),
+            (Session::Published(_), Dialect::V2) => RuleSupport::Dialect2,
+            (Session::Published(_), _) => RuleSupport::Dialect3,
         };
         let tunnels = Tunnels::new(Arc::clone(shared), self.info, support, self.asked);
         match self.session {
