@@ -2,13 +2,13 @@
 
 use std::{sync::Arc, time::Duration};
 
-use retunnel_proto::message::Token;
 use tokio::{
     sync::{mpsc, oneshot, watch},
     task::JoinSet,
 };
 
 use crate::{
+    credentials::Credentials,
     dialect::Dialect,
     endpoint::ServerEndpoint,
     error::{ConnectError, TunnelError},
@@ -30,13 +30,10 @@ use crate::{
 #[derive(Debug, Clone)]
 pub struct ClientBuilder {
     server: ServerEndpoint,
-    token: Option<Token>,
+    credentials: Credentials,
     trust: Trust,
     local_trust: Trust,
     proxies: Proxies,
-    register: bool,
-    replace_refused_token: bool,
-    token_is_of_server: bool,
     keep_trying: bool,
     observer: Option<Arc<dyn Observer>>,
     dialect: Option<Dialect>,
@@ -50,10 +47,10 @@ impl ClientBuilder {
         self
     }
 
-    /// The account's token. Default none.
+    /// The account's token, and what may happen without a valid one. Default [`Credentials::Register`].
     #[must_use]
-    pub fn token(mut self, token: Option<Token>) -> Self {
-        self.token = token;
+    pub fn credentials(mut self, credentials: impl Into<Credentials>) -> Self {
+        self.credentials = credentials.into();
         self
     }
 
@@ -80,29 +77,6 @@ impl ClientBuilder {
     #[must_use]
     pub fn proxies(mut self, proxies: Proxies) -> Self {
         self.proxies = proxies;
-        self
-    }
-
-    /// Makes an account when there is no token ([`Event::Registered`] has the new one). Default yes.
-    #[must_use]
-    pub const fn register(mut self, register: bool) -> Self {
-        self.register = register;
-        self
-    }
-
-    /// Makes an account also when the server does not know the token: for tokens that may belong to another server.
-    /// Default no.
-    #[must_use]
-    pub const fn replace_refused_token(mut self, replace: bool) -> Self {
-        self.replace_refused_token = replace;
-        self
-    }
-
-    /// The token was issued by this very server, as one that was saved for it. Then it may be shown before the server has
-    /// answered, also without TLS, which spares a round trip. Default no.
-    #[must_use]
-    pub const fn token_is_of_server(mut self, is_of_server: bool) -> Self {
-        self.token_is_of_server = is_of_server;
         self
     }
 
@@ -135,13 +109,8 @@ impl ClientBuilder {
         let shared = Arc::new(Shared::new(commands, self.observer.clone()));
         let dialer = self.dialer();
         let stats = Arc::new(Stats::default());
-        let config = session::Config {
-            token: self.token,
-            register: self.register,
-            replace_refused_token: self.replace_refused_token,
-            keep_trying: self.keep_trying,
-            dialect: self.dialect,
-        };
+        let config =
+            session::Config { credentials: self.credentials, keep_trying: self.keep_trying, dialect: self.dialect };
         let mut tasks = JoinSet::new();
         tasks.spawn(session::supervise(Arc::clone(&shared), dialer, config, receiver));
         Client { shared, stats, local_trust: self.local_trust, tasks }
@@ -149,7 +118,7 @@ impl ClientBuilder {
 
     fn dialer(&self) -> Dialer {
         let dialer = Dialer::new(self.server.clone(), self.trust.clone(), &self.proxies);
-        if self.token_is_of_server {
+        if self.credentials.is_of_server() {
             dialer.trust();
         }
         dialer
@@ -184,8 +153,7 @@ impl ClientBuilder {
             dialer: self.dialer(),
             proxies: &self.proxies,
             dialect: self.dialect,
-            token: self.token.as_ref(),
-            replaces_token: self.replace_refused_token,
+            credentials: &self.credentials,
         };
         subject.diagnose(report).await;
     }
@@ -218,13 +186,10 @@ impl Client {
     pub fn builder() -> ClientBuilder {
         ClientBuilder {
             server: ServerEndpoint::default(),
-            token: None,
+            credentials: Credentials::default(),
             trust: Trust::default(),
             local_trust: Trust::default(),
             proxies: Proxies::default(),
-            register: true,
-            replace_refused_token: false,
-            token_is_of_server: false,
             keep_trying: false,
             observer: None,
             dialect: None,
@@ -239,12 +204,12 @@ impl Client {
         loop {
             let changed = self.shared.changed.notified();
             {
-                let mut state = self.shared.lock();
+                let state = self.shared.lock();
                 if let Some(session) = &state.session {
                     return Ok(session.clone());
                 }
-                if state.ended.is_some() {
-                    return Err(state.failure.take().unwrap_or(ConnectError::Closed));
+                if let Some(cause) = &state.ended {
+                    return Err(cause.clone());
                 }
             }
             changed.await;
@@ -297,9 +262,10 @@ impl Client {
         };
         let mut guard = Unopened { shared: &self.shared, key: Some(key) };
         let _ = self.shared.commands.send(Command::Open(key));
-        let info = opened
-            .await
-            .unwrap_or_else(|_| Err(TunnelError::SessionEnded(self.shared.lock().ended.clone().unwrap_or_default())))?;
+        let info = match opened.await {
+            Ok(opened) => opened?,
+            Err(_) => return Err(TunnelError::SessionEnded(self.shared.ended())),
+        };
         guard.key = None;
         Ok(Tunnel { shared: Arc::clone(&self.shared), key, info, stats, closed })
     }
@@ -353,10 +319,10 @@ impl Client {
         self.shared.lock().link.as_ref()?.rtt()
     }
 
-    /// Waits until the client gave up for good, and says why.
-    pub async fn ended(&self) -> String {
+    /// Waits until the client has ended, and returns the cause. Cancel-safe.
+    pub async fn ended(&self) -> ConnectError {
         self.shared.done.cancelled().await;
-        self.shared.lock().ended.clone().unwrap_or_default()
+        self.shared.ended()
     }
 
     /// Says goodbye, so that the server frees the addresses, and ends. Takes well under a second, also without a

@@ -7,7 +7,6 @@ mod server;
 
 use std::time::Duration;
 
-use retunnel_proto::message::Token;
 use serde_json::json;
 use tokio::time::{Instant, timeout};
 
@@ -15,6 +14,7 @@ use self::check::Finding;
 pub use self::check::{Check, Outcome, Problem, Step};
 use crate::{
     connection,
+    credentials::Credentials,
     dialect::Dialect,
     stats::Stats,
     target::LocalTarget,
@@ -31,9 +31,7 @@ pub(crate) struct Subject<'a> {
     pub(crate) dialer: Dialer,
     pub(crate) proxies: &'a Proxies,
     pub(crate) dialect: Option<Dialect>,
-    pub(crate) token: Option<&'a Token>,
-    /// An account is made when the server does not know the token.
-    pub(crate) replaces_token: bool,
+    pub(crate) credentials: &'a Credentials,
 }
 
 impl Subject<'_> {
@@ -109,7 +107,7 @@ impl<F: FnMut(Check)> Walk<F> {
         let Some(server) = self.check(Step::Api, server::api(&dialer, socket)).await else { return Step::Api };
         self.check(Step::Upgrade, server::upgrade(&dialer, subject.dialect, &server)).await;
         self.check(Step::Clock, async { (server.clock(), Some(())) }).await;
-        self.check(Step::Token, server::token(&dialer, subject.token, subject.replaces_token, &server)).await;
+        self.check(Step::Token, server::token(&dialer, subject.credentials, &server)).await;
         Step::Token
     }
 }

@@ -6,6 +6,7 @@ use crate::validation::ValidationError;
 
 /// What client and server speak. Without a choice a client tries them in this order.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[non_exhaustive]
 pub enum Dialect {
     /// Streams over one link: everything there is, with the least overhead.
     Native,

@@ -9,21 +9,21 @@ use thiserror::Error;
 pub use crate::validation::ValidationError;
 use crate::{dialect::Dialect, endpoint::ServerEndpoint};
 
-/// Anything this library can fail with.
+/// Any error of this library.
 #[doc(alias = "ReTunnelError")]
 #[derive(Debug, Error)]
 #[non_exhaustive]
 pub enum Error {
-    /// No session.
+    /// There is no session.
     #[error(transparent)]
     Connect(#[from] ConnectError),
-    /// No tunnel.
+    /// There is no tunnel.
     #[error(transparent)]
     Tunnel(#[from] TunnelError),
-    /// A value given by the caller.
+    /// A value from the caller is not valid.
     #[error(transparent)]
     Validation(#[from] ValidationError),
-    /// A call of the REST API.
+    /// A call of the REST API failed.
     #[error(transparent)]
     Api(#[from] ApiError),
 }
@@ -32,35 +32,35 @@ pub enum Error {
 #[doc(alias = "ConnectionError")]
 #[doc(alias = "AuthenticationError")]
 #[doc(alias = "ProtocolError")]
-#[derive(Debug, Error)]
+#[derive(Debug, Clone, Error)]
 #[non_exhaustive]
 pub enum ConnectError {
-    /// The server's name has no address.
+    /// The server's name cannot be resolved.
     #[error("cannot find the address of {endpoint}: {source}")]
     Resolve {
         /// The server.
         endpoint: ServerEndpoint,
-        /// Why.
-        source: io::Error,
+        /// The cause.
+        source: Arc<io::Error>,
     },
-    /// Nobody answers there.
+    /// The server does not answer at its address.
     #[error("cannot reach {endpoint}: {source}")]
     Unreachable {
         /// The server.
         endpoint: ServerEndpoint,
-        /// Why.
-        source: io::Error,
+        /// The cause.
+        source: Arc<io::Error>,
     },
-    /// The proxy in between does not open the way.
+    /// The proxy does not connect to the server.
     #[error("the proxy {proxy} {reason} (on the way to {endpoint})")]
     Proxy {
         /// The proxy, without its password.
         proxy: String,
         /// The server.
         endpoint: ServerEndpoint,
-        /// What it did, as the rest of a sentence.
+        /// What the proxy did, as the rest of a sentence.
         reason: String,
-        /// Whether asking again cannot help, as with a wrong password.
+        /// Whether trying again cannot help, for example after a wrong password.
         is_final: bool,
     },
     /// The TLS handshake failed. The token was not sent.
@@ -68,24 +68,24 @@ pub enum ConnectError {
     Tls {
         /// The server.
         endpoint: ServerEndpoint,
-        /// Why.
-        source: io::Error,
+        /// The cause.
+        source: Arc<io::Error>,
     },
-    /// The server speaks TLS only, and this connection was not encrypted.
-    #[error("{endpoint} speaks TLS only; with TLS it is https://{}", endpoint.authority())]
+    /// The server accepts TLS only, and this connection was not encrypted.
+    #[error("{endpoint} accepts TLS only; use https://{}", endpoint.authority())]
     TlsRequired {
         /// The server.
         endpoint: ServerEndpoint,
     },
     /// A handshake took too long.
-    #[error("{endpoint} did not answer within {} s", patience.as_secs())]
+    #[error("{endpoint} did not answer within {} s", timeout.as_secs())]
     Timeout {
         /// The server.
         endpoint: ServerEndpoint,
-        /// How long it had.
-        patience: Duration,
+        /// The time limit.
+        timeout: Duration,
     },
-    /// Something answers there, but not a ReTunnel server.
+    /// Something answers there, but it is not a ReTunnel server.
     #[error("{endpoint} is not a ReTunnel server, or speaks another dialect: it answered `{answer}`")]
     NotAServer {
         /// The server.
@@ -93,40 +93,52 @@ pub enum ConnectError {
         /// First line of its answer.
         answer: String,
     },
-    /// The server does not let this client in.
+    /// The server refused the session.
     #[doc(alias = "AuthenticationError")]
     #[error("{endpoint} refused the session: {refusal}")]
     Refused {
         /// The server.
         endpoint: ServerEndpoint,
-        /// Why.
+        /// The reason.
         refusal: Refusal,
     },
-    /// No account could be made.
+    /// The server created no account.
     #[error("cannot register with {endpoint}: {source}")]
     Register {
         /// The server.
         endpoint: ServerEndpoint,
-        /// Why.
+        /// The cause.
         source: ApiError,
     },
-    /// The link was lost.
+    /// The session was lost.
     #[error("connection to {endpoint} lost: {source}")]
     Lost {
         /// The server.
         endpoint: ServerEndpoint,
-        /// Why.
+        /// The cause.
         source: LinkError,
     },
     /// This build does not speak the chosen dialect.
     #[error("this build does not speak dialect {0}; it needs the feature `dialects` of `retunnel-client`")]
     DialectNotIncluded(Dialect),
-    /// The client was closed meanwhile.
+    /// The client was closed.
     #[error("the client was closed")]
     Closed,
 }
 
 impl ConnectError {
+    pub(crate) fn resolve(endpoint: &ServerEndpoint, source: io::Error) -> Self {
+        Self::Resolve { endpoint: endpoint.clone(), source: Arc::new(source) }
+    }
+
+    pub(crate) fn unreachable(endpoint: &ServerEndpoint, source: io::Error) -> Self {
+        Self::Unreachable { endpoint: endpoint.clone(), source: Arc::new(source) }
+    }
+
+    pub(crate) fn tls(endpoint: &ServerEndpoint, source: io::Error) -> Self {
+        Self::Tls { endpoint: endpoint.clone(), source: Arc::new(source) }
+    }
+
     /// Whether trying again with the same values cannot help.
     #[must_use]
     pub fn is_final(&self) -> bool {
@@ -149,12 +161,12 @@ impl ConnectError {
         matches!(self, Self::Unreachable { source, .. } if source.kind() == io::ErrorKind::ConnectionRefused)
     }
 
-    /// Whether the server may be restarting: nothing listens, or what stands in front of it lets connections go.
+    /// Whether the server may be restarting: nothing listens, or a proxy in front of it ends the connections.
     pub(crate) const fn may_be_restart(&self) -> bool {
         matches!(self, Self::Unreachable { .. } | Self::Lost { .. })
     }
 
-    /// When the server wants to be asked again.
+    /// How long the server asks clients to wait before the next attempt.
     #[must_use]
     pub fn retry_after(&self) -> Option<Duration> {
         let seconds = match self {
@@ -170,12 +182,12 @@ impl ConnectError {
 #[derive(Debug, Clone, Error)]
 #[non_exhaustive]
 pub enum TunnelError {
-    /// The server does not open it, or closed it.
+    /// The server did not open the tunnel, or closed it.
     #[error("{0}")]
     Refused(Refusal),
-    /// The session ended for good.
+    /// The client gave up for this reason.
     #[error("the session ended: {0}")]
-    SessionEnded(String),
+    SessionEnded(ConnectError),
     /// The client was closed.
     #[error("the client was closed")]
     Closed,
@@ -186,15 +198,15 @@ pub enum TunnelError {
 #[derive(Debug, Error)]
 #[non_exhaustive]
 pub enum RelayError {
-    /// The local service does not take connections.
+    /// The local service does not accept connections.
     #[error("{reason}: {target}")]
     LocalUnreachable {
-        /// Where the local service should be.
+        /// Address of the local service.
         target: String,
-        /// Why, in a few words.
+        /// The cause in a few words.
         reason: String,
     },
-    /// One of both connections failed midway.
+    /// One of the two connections failed.
     #[error("{0}")]
     Io(#[from] io::Error),
     /// The local service's answer is not HTTP/1.1.
@@ -219,28 +231,28 @@ impl RelayError {
 
 /// A failed call of the REST API.
 #[doc(alias = "APIError")]
-#[derive(Debug, Error)]
+#[derive(Debug, Clone, Error)]
 #[non_exhaustive]
 pub enum ApiError {
-    /// The server answered with a failure.
+    /// The server answered with an error.
     #[error("API Error {status}: {detail}")]
     Status {
-        /// HTTP status.
+        /// Status of the answer.
         status: u16,
         /// Stable code; empty when the server gave none.
         code: String,
-        /// For people.
+        /// The reason for people.
         detail: String,
-        /// Seconds to wait.
+        /// Seconds to wait before the next attempt.
         retry_after: Option<u32>,
     },
-    /// The answer is not what the API promises.
-    #[error("unexpected answer of the server: {0}")]
+    /// The answer is not one that the API describes.
+    #[error("unexpected answer from the server: {0}")]
     Answer(String),
-    /// The call failed on its way.
+    /// No connection to the server.
     #[error("{0}")]
     Connect(Box<ConnectError>),
-    /// The connection failed midway.
+    /// The connection failed during the call.
     #[error("connection failed: {0}")]
     Http(#[source] Arc<dyn StdError + Send + Sync>),
 }

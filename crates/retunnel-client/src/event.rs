@@ -1,95 +1,130 @@
-//! What happens to a client, for whoever shows it.
+//! What happens to a client, for programs that show it.
 
 use std::time::Duration;
 
 use retunnel_proto::message::{Refusal, RequestSummary, Token};
 use tokio::sync::broadcast;
 
-use crate::{dialect::Dialect, spec::TunnelInfo};
+use crate::{dialect::Dialect, error::ConnectError, spec::TunnelInfo};
 
-/// Events a slow listener may miss.
+/// Events that are kept for a listener that is slow; it misses older ones.
 pub(crate) const QUEUE: usize = 1024;
 
 /// Something happened.
 #[derive(Debug, Clone)]
 #[non_exhaustive]
 pub enum Event {
-    /// A try to reach the server begins; 1 is the first.
+    /// An attempt to reach the server begins.
+    #[non_exhaustive]
     Connecting {
-        /// Number of the try.
+        /// Number of the attempt; 1 is the first.
         attempt: u32,
     },
-    /// An account was made; keep its token.
+    /// An account was created; save its token.
+    #[non_exhaustive]
     Registered {
         /// The account's token.
         token: Token,
     },
-    /// The session stands.
+    /// A session is established.
+    #[non_exhaustive]
     Connected {
         /// The session.
         session: SessionInfo,
     },
-    /// The session was lost, or could not be made.
+    /// The session was lost, or could not be established.
+    #[non_exhaustive]
     Disconnected {
-        /// Why.
-        cause: String,
-        /// When the next try begins.
+        /// The cause.
+        cause: ConnectError,
+        /// Time until the next attempt.
         retry_in: Duration,
-        /// Nothing listens at the server's address.
-        refused: bool,
     },
     /// A tunnel is open for the first time.
     TunnelOpened(TunnelInfo),
     /// A tunnel is open again.
     TunnelRestored(TunnelInfo),
-    /// A tunnel could not be opened again; it is tried again when `is_final` is not set.
+    /// The server refused to open a tunnel again. The client tries again unless the refusal's code is final
+    /// ([`RefusalCode::is_final`](crate::RefusalCode::is_final)).
+    #[non_exhaustive]
     TunnelFailed {
         /// The tunnel's name in this client.
         name: String,
-        /// Why.
+        /// The reason.
         refusal: Refusal,
     },
     /// The server closed a tunnel.
+    #[non_exhaustive]
     TunnelClosed {
         /// The tunnel's name in this client.
         name: String,
-        /// Why.
+        /// The reason.
         refusal: Refusal,
     },
     /// A visitor's request is done.
+    #[non_exhaustive]
     Request {
         /// The tunnel's name in this client.
         tunnel: String,
         /// The request.
         request: RequestSummary,
     },
-    /// The local service did not take a connection.
+    /// The local service did not accept a connection.
+    #[non_exhaustive]
     LocalUnreachable {
         /// The tunnel's name in this client.
         tunnel: String,
-        /// Why.
+        /// The cause.
         reason: String,
     },
-    /// The client ended for good.
+    /// The client gave up, or was closed.
+    #[non_exhaustive]
     Ended {
-        /// Why.
-        cause: String,
+        /// The cause.
+        cause: ConnectError,
     },
+}
+
+/// Constructors for tests of programs that show events: a later version may add fields to any event.
+impl Event {
+    /// [`Event::Disconnected`].
+    #[must_use]
+    pub const fn disconnected(cause: ConnectError, retry_in: Duration) -> Self {
+        Self::Disconnected { cause, retry_in }
+    }
+
+    /// [`Event::TunnelFailed`].
+    #[must_use]
+    pub fn tunnel_failed(name: impl Into<String>, refusal: Refusal) -> Self {
+        Self::TunnelFailed { name: name.into(), refusal }
+    }
+
+    /// [`Event::Request`].
+    #[must_use]
+    pub fn request(tunnel: impl Into<String>, request: RequestSummary) -> Self {
+        Self::Request { tunnel: tunnel.into(), request }
+    }
+
+    /// [`Event::LocalUnreachable`].
+    #[must_use]
+    pub fn local_unreachable(tunnel: impl Into<String>, reason: impl Into<String>) -> Self {
+        Self::LocalUnreachable { tunnel: tunnel.into(), reason: reason.into() }
+    }
 }
 
 /// An authenticated session.
 #[derive(Debug, Clone)]
 #[non_exhaustive]
 pub struct SessionInfo {
-    /// Account the server took this client for; empty when the dialect does not tell it.
+    /// The account of this client; empty when the dialect does not report it.
     pub account: String,
     /// The session's id.
     pub client_id: String,
     /// The server.
     pub server: String,
-    /// The server's version; empty when the dialect does not tell it.
+    /// The server's version; empty when the dialect does not report it.
     pub server_version: String,
-    /// What both speak.
+    /// What client and server speak.
     pub dialect: Dialect,
 }
 

@@ -24,6 +24,7 @@
 pub mod api;
 mod client;
 mod connection;
+mod credentials;
 #[cfg(feature = "diagnose")]
 pub mod diagnose;
 mod dialect;
@@ -49,11 +50,13 @@ mod validation;
 mod version;
 
 pub use client::{Client, ClientBuilder};
+pub use credentials::{Credentials, Issuer};
 pub use dialect::Dialect;
 pub use endpoint::ServerEndpoint;
 pub use error::{ApiError, ConnectError, Error, RelayError, TunnelError, ValidationError};
 pub use event::{Event, Events, SessionInfo};
 pub use local::LocalConnection;
+pub use retunnel_link::LinkError;
 pub use retunnel_proto::{
     PageCode, RequestId,
     message::{Refusal, RefusalCode, RequestSummary, Token, TunnelProtocol},

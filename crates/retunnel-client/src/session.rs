@@ -26,6 +26,7 @@ use tokio::{
 
 use self::tunnels::Tunnels;
 use crate::{
+    credentials::Credentials,
     dialect::Dialect,
     error::{ApiError, ConnectError, TunnelError},
     event::{Event, SessionInfo},
@@ -39,9 +40,7 @@ use crate::{
 /// What a supervisor goes by.
 #[derive(Debug)]
 pub(crate) struct Config {
-    pub(crate) token: Option<Token>,
-    pub(crate) register: bool,
-    pub(crate) replace_refused_token: bool,
+    pub(crate) credentials: Credentials,
     pub(crate) keep_trying: bool,
     pub(crate) dialect: Option<Dialect>,
 }
@@ -54,14 +53,15 @@ pub(crate) async fn supervise(
     mut commands: mpsc::UnboundedReceiver<Command>,
 ) {
     let closing = shared.closing.clone();
-    let mut token = config.token.clone();
-    let mut may_replace = config.replace_refused_token;
+    let registers = config.credentials.may_register();
+    let mut token = config.credentials.token().cloned();
+    let mut may_replace = registers;
     let mut backoff = Backoff::default();
     let mut stood = false;
     let mut dialects = config.dialect.map_or_else(|| Dialect::ALL.to_vec(), |only| vec![only]);
-    let failure = loop {
+    let cause = loop {
         shared.emit(Event::Connecting { attempt: backoff.attempts() + 1 });
-        let attempt = establish(&shared, &dialer, &mut token, config.register, &dialects);
+        let attempt = establish(&shared, &dialer, &mut token, registers, &dialects);
         let outcome = tokio::select! {
             outcome = attempt => outcome,
             () = closing.cancelled() => break ConnectError::Closed,
@@ -83,7 +83,7 @@ pub(crate) async fn supervise(
         };
         let unknown_token =
             matches!(&cause, ConnectError::Refused { refusal, .. } if refusal.code == RefusalCode::Unauthorized);
-        if unknown_token && may_replace && config.register {
+        if unknown_token && may_replace {
             may_replace = false;
             token = None;
             continue;
@@ -96,13 +96,13 @@ pub(crate) async fn supervise(
             break cause;
         }
         let retry_in = backoff.next(cause.may_be_restart(), cause.retry_after());
-        shared.emit(Event::Disconnected { cause: cause.to_string(), retry_in, refused: cause.is_connection_refused() });
+        shared.emit(Event::Disconnected { cause, retry_in });
         tokio::select! {
             () = sleep(retry_in) => {}
             () = closing.cancelled() => break ConnectError::Closed,
         }
     };
-    end(&shared, failure);
+    end(&shared, cause);
 }
 
 /// The native dialect is always tried first, in case the server learned it; behind it the one that worked.
@@ -110,13 +110,11 @@ fn prefer(dialects: &mut [Dialect], worked: Dialect) {
     dialects.sort_by_key(|dialect| (*dialect != Dialect::Native, *dialect != worked));
 }
 
-fn end(shared: &Shared, failure: ConnectError) {
-    let cause = failure.to_string();
+fn end(shared: &Shared, cause: ConnectError) {
     {
         let mut state = shared.lock();
         state.session = None;
         state.ended = Some(cause.clone());
-        state.failure = Some(failure);
         // Whoever waits for a tunnel, or for its end, learns of it.
         for entry in std::mem::take(&mut state.tunnels).into_values() {
             if let Some(waiter) = entry.waiter {

@@ -48,9 +48,8 @@ pub(crate) struct State {
     pub(crate) session: Option<SessionInfo>,
     /// The native session's link, for its measurements.
     pub(crate) link: Option<Link>,
-    /// Why the supervisor gave up, and the same for [`Client::connected`] to take.
-    pub(crate) ended: Option<String>,
-    pub(crate) failure: Option<ConnectError>,
+    /// Why the supervisor gave up.
+    pub(crate) ended: Option<ConnectError>,
 }
 
 /// Shared by the client, its tunnels and the supervisor.
@@ -92,6 +91,11 @@ impl Shared {
     pub(crate) fn emit(&self, event: Event) {
         // Nobody listening is fine.
         let _ = self.events.send(event);
+    }
+
+    /// Why the client ended.
+    pub(crate) fn ended(&self) -> ConnectError {
+        self.lock().ended.clone().unwrap_or(ConnectError::Closed)
     }
 
     pub(crate) fn remove(&self, key: u64) {

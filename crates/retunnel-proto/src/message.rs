@@ -53,6 +53,7 @@ impl fmt::Debug for Token {
 /// What a tunnel carries.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
+#[non_exhaustive]
 pub enum TunnelProtocol {
     /// HTTP requests, routed by host name.
     Http,
@@ -276,6 +277,7 @@ pub struct Welcome {
 
 /// A refusal with its reason.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[non_exhaustive]
 pub struct Refusal {
     /// Stable code.
     pub code: RefusalCode,
@@ -294,7 +296,7 @@ impl Refusal {
         Self { code, message: message.into(), retry_after: None }
     }
 
-    /// The same with a time to wait, in seconds.
+    /// Asks the client to wait for so many seconds before it tries again.
     #[must_use]
     pub const fn after(mut self, seconds: u32) -> Self {
         self.retry_after = Some(seconds);
@@ -450,6 +452,7 @@ impl Requests {
 
 /// One visitor's request, as the edge recorded it.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[non_exhaustive]
 pub struct RequestSummary {
     /// Request method; empty for a TCP connection.
     #[serde(default)]

@@ -117,7 +117,7 @@ impl Registry {
         let usage = inner.usage.entry(account).or_default();
         if usage.sessions >= self.quota.sessions {
             let message = format!("this account has reached its limit of {} sessions; end one", usage.sessions);
-            return Err(Refusal { code: RefusalCode::SessionLimit, message, retry_after: Some(5) });
+            return Err(Refusal::new(RefusalCode::SessionLimit, message).after(5));
         }
         usage.sessions += 1;
         drop(inner);

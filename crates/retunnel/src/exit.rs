@@ -159,6 +159,7 @@ fn connect(error: &ConnectError) -> (u8, Option<String>) {
 fn tunnel(error: &TunnelError) -> (u8, Option<String>) {
     match error {
         TunnelError::Refused(refusal) => (refused(&refusal.code), hint(&refusal.code)),
+        TunnelError::SessionEnded(cause) => connect(cause),
         _ => (UNAVAILABLE, None),
     }
 }
@@ -189,7 +190,7 @@ fn hint(code: &RefusalCode) -> Option<String> {
 
 #[cfg(test)]
 mod tests {
-    use std::io;
+    use std::{io, sync::Arc};
 
     use retunnel_client::ServerEndpoint;
 
@@ -204,7 +205,7 @@ mod tests {
     fn an_unreachable_default_server_suggests_server_and_demo() {
         let error = ConnectError::Unreachable {
             endpoint: ServerEndpoint::default(),
-            source: io::ErrorKind::ConnectionRefused.into(),
+            source: Arc::new(io::ErrorKind::ConnectionRefused.into()),
         };
         let (code, hint) = of(&anyhow::Error::from(error).context("connecting"));
         let hint = hint.expect("a hint");

@@ -7,7 +7,7 @@ use std::{
 };
 
 use anyhow::{Context, Result};
-use retunnel_client::{Client, ClientBuilder, Proxies, Proxy, ServerEndpoint, Token};
+use retunnel_client::{Client, ClientBuilder, Credentials, Issuer, Proxies, Proxy, ServerEndpoint, Token};
 use retunnel_config::{ConfigFile, saved::FILE_NAME};
 
 use crate::{
@@ -182,17 +182,18 @@ impl Settings {
         };
         // A saved token may belong to another server, or to an earlier installation of this one; then a new account is
         // created. A token that was given is never replaced.
-        let is_guess = given.is_none();
-        let of_server = file.token_for(&server.authority()).filter(|_| is_guess);
-        let is_of_server = of_server.is_some();
-        let (token, from) = match given {
-            Some((token, from)) => (Some(Token::new(token)), from),
-            None => match of_server {
-                Some(token) => (Some(token), format!("{shown}, saved for this server")),
-                None => (file.auth_token(), shown.clone()),
+        let (credentials, from) = match given {
+            Some((token, from)) => (Credentials::Token(Token::new(token)), from),
+            None => match (file.token_for(&server.authority()), file.auth_token()) {
+                (Some(token), _) => (
+                    Credentials::Saved { token, issuer: Issuer::ThisServer },
+                    format!("{shown}, saved for this server"),
+                ),
+                (None, Some(token)) => (Credentials::Saved { token, issuer: Issuer::Unknown }, shown.clone()),
+                (None, None) => (Credentials::Register, shown.clone()),
             },
         };
-        match &token {
+        match credentials.token() {
             Some(token) => note("token", token.masked(), &from),
             None => note("token", "none".into(), &format!("not set in an option, a variable or {shown}")),
         }
@@ -216,9 +217,7 @@ impl Settings {
         }
         let builder = Client::builder()
             .server(server.clone())
-            .token(token)
-            .replace_refused_token(is_guess)
-            .token_is_of_server(is_of_server)
+            .credentials(credentials)
             .keep_trying(!server.is_default())
             .dialect(dialect)
             .proxies(proxies);

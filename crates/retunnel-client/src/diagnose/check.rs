@@ -10,6 +10,7 @@ const MAX_TEXT: usize = 200;
 
 /// What is looked at, in this order.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+#[non_exhaustive]
 pub enum Step {
     /// Options, variables and files; looked at by the program.
     Configuration,
@@ -146,6 +147,7 @@ impl Outcome {
 
 /// One check and what it found.
 #[derive(Debug, Clone)]
+#[non_exhaustive]
 pub struct Check {
     /// What was looked at.
     pub step: Step,
@@ -157,6 +159,14 @@ pub struct Check {
     pub found: String,
     /// The same for programs; an object.
     pub details: Value,
+}
+
+impl Check {
+    /// A check that was done elsewhere, for example by the program that shows the others. `details` is an object.
+    #[must_use]
+    pub fn new(step: Step, outcome: Outcome, took: Duration, found: impl Into<String>, details: Value) -> Self {
+        Self { step, outcome, took, found: found.into(), details }
+    }
 }
 
 /// What a check found, while nobody knows how long it took.

@@ -9,6 +9,7 @@ use serde_json::{Value, json};
 use super::check::{Finding, Problem, plain};
 use crate::{
     api::{self, ApiClient},
+    credentials::Credentials,
     dialect::Dialect,
     error::{ApiError, ConnectError},
     transport::{Dialer, Socket, upgrade::HTTPS_REQUIRED, websocket},
@@ -175,12 +176,8 @@ impl Server {
 }
 
 /// Whether the server knows the token; without one, whether it would make an account.
-pub(super) async fn token(
-    dialer: &Dialer,
-    token: Option<&Token>,
-    is_replaced: bool,
-    server: &Server,
-) -> (Finding, Option<()>) {
+pub(super) async fn token(dialer: &Dialer, credentials: &Credentials, server: &Server) -> (Finding, Option<()>) {
+    let token = credentials.token();
     let registration = server.about["registration"].as_str().map(plain);
     let details = json!({ "token": token.map(Token::masked), "registration": registration });
     let is_open = match registration.as_deref() {
@@ -208,7 +205,7 @@ pub(super) async fn token(
     }
     let finding = match answer {
         Ok(account) => Finding::fine(format!("{shown} is accepted: {}", plain(&account.email))),
-        Err(ApiError::Status { status: 401, .. }) if is_replaced && is_open => {
+        Err(ApiError::Status { status: 401, .. }) if credentials.may_register() && is_open => {
             let found = format!("{shown}, which was saved, is not known to this server; a new account is made instead");
             Finding::warning(Problem::TokenRefused, found)
         }

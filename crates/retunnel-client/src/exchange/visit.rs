@@ -21,13 +21,12 @@ impl Visit {
     /// A request begins. A TCP connection has neither method nor path.
     pub(crate) fn new(served: Service, method: &str, path: &str, visitor: &str) -> Self {
         let started = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-        let summary = RequestSummary {
-            method: method.chars().take(MAX_PATH).collect(),
-            path: path.chars().take(MAX_PATH).collect(),
-            started_ms: u64::try_from(started.as_millis()).unwrap_or(u64::MAX),
-            visitor: visitor.chars().take(MAX_PATH).collect(),
-            ..RequestSummary::default()
-        };
+        let shortened = |text: &str| text.chars().take(MAX_PATH).collect();
+        let mut summary = RequestSummary::default();
+        summary.method = shortened(method);
+        summary.path = shortened(path);
+        summary.visitor = shortened(visitor);
+        summary.started_ms = u64::try_from(started.as_millis()).unwrap_or(u64::MAX);
         Self { served, summary, began: Instant::now() }
     }
 

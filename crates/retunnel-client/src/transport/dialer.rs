@@ -63,7 +63,7 @@ impl Dialer {
         if !self.endpoint.is_tls() {
             return Ok(socket);
         }
-        let failed = |source| ConnectError::Tls { endpoint: self.endpoint.clone(), source };
+        let failed = |source| ConnectError::tls(&self.endpoint, source);
         match timeout(ANSWER_WITHIN, tls::handshake(&self.trust, self.endpoint.host(), socket)).await {
             Ok(Ok(socket)) => Ok(socket),
             Ok(Err(source)) if tls::speaks_no_tls(&source) => {
@@ -73,7 +73,7 @@ impl Dialer {
             Ok(Err(source)) if matches!(source.kind(), io::ErrorKind::InvalidData | io::ErrorKind::Other) => {
                 Err(failed(source))
             }
-            Ok(Err(source)) => Err(ConnectError::Unreachable { endpoint: self.endpoint.clone(), source }),
+            Ok(Err(source)) => Err(ConnectError::unreachable(&self.endpoint, source)),
             Err(_) => Err(self.too_slow(ANSWER_WITHIN)),
         }
     }
@@ -82,9 +82,8 @@ impl Dialer {
     pub(crate) async fn dial(&self) -> Result<Socket, ConnectError> {
         let Some(proxy) = &self.proxy else {
             let addresses = self.addresses().await?;
-            let socket = dial_any(&addresses)
-                .await
-                .map_err(|source| ConnectError::Unreachable { endpoint: self.endpoint.clone(), source })?;
+            let socket =
+                dial_any(&addresses).await.map_err(|source| ConnectError::unreachable(&self.endpoint, source))?;
             return Ok(Socket::Plain(for_a_link(socket)));
         };
         let failed = |reason: String, is_final| ConnectError::Proxy {
@@ -128,11 +127,11 @@ impl Dialer {
             .await
             .map_err(|_| self.too_slow(DIAL_WITHIN))?
             .map(Iterator::collect)
-            .map_err(|source| ConnectError::Resolve { endpoint: self.endpoint.clone(), source })
+            .map_err(|source| ConnectError::resolve(&self.endpoint, source))
     }
 
-    pub(crate) fn too_slow(&self, patience: Duration) -> ConnectError {
-        ConnectError::Timeout { endpoint: self.endpoint.clone(), patience }
+    pub(crate) fn too_slow(&self, timeout: Duration) -> ConnectError {
+        ConnectError::Timeout { endpoint: self.endpoint.clone(), timeout }
     }
 }
 

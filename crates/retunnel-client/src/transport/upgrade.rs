@@ -118,7 +118,7 @@ impl Dialer {
     /// A connection behind its upgrade. `behind` follows the request without waiting for the answer.
     pub(crate) async fn upgraded(&self, authorization: Option<String>, behind: &[u8]) -> Result<Socket, ConnectError> {
         let mut socket = self.connect().await?;
-        let lost = |source| ConnectError::Unreachable { endpoint: self.endpoint.clone(), source };
+        let lost = |source| ConnectError::unreachable(&self.endpoint, source);
         let authorization = authorization.map(|value| format!("Authorization: {value}\r\n")).unwrap_or_default();
         let mut request = format!(
             "GET {PATH} HTTP/1.1\r\nHost: {}\r\nConnection: Upgrade\r\nUpgrade: retunnel\r\n\

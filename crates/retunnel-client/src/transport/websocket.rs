@@ -43,7 +43,7 @@ impl Dialer {
     ) -> Result<WebSocket, ConnectError> {
         let mut headers = Vec::new();
         if let Some(token) = token {
-            let lost = |source| ConnectError::Unreachable { endpoint: self.endpoint.clone(), source };
+            let lost = |source| ConnectError::unreachable(&self.endpoint, source);
             let mut value = HeaderValue::try_from(format!("Bearer {}", token.expose()))
                 .map_err(|_| lost(io::Error::other("the token has characters that no header can carry")))?;
             value.set_sensitive(true);
@@ -76,7 +76,7 @@ impl Dialer {
         headers: Vec<(HeaderName, HeaderValue)>,
         (config, limits): (Config, Limits),
     ) -> Result<(WebSocket, Option<String>), ConnectError> {
-        let lost = |source| ConnectError::Unreachable { endpoint: self.endpoint.clone(), source };
+        let lost = |source| ConnectError::unreachable(&self.endpoint, source);
         let not_a_server = |answer| ConnectError::NotAServer { endpoint: self.endpoint.clone(), answer };
         let mut builder = ClientBuilder::new()
             .uri(&format!("ws://{}{path}", self.endpoint.authority()))

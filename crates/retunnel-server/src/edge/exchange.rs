@@ -296,16 +296,18 @@ impl Exchange<'_> {
 
     /// Reports the request to the tunnel's session.
     fn report(&self, tunnel: &Tunnel, outcome: &Outcome, duration: Duration) {
-        tunnel.activity.record(|| RequestSummary {
-            method: String::from_utf8_lossy(&self.head.method).into_owned(),
-            path: shortened(&self.head.target),
-            status: outcome.status(),
-            duration_ms: u32::try_from(duration.as_millis()).unwrap_or(u32::MAX),
-            bytes_out: outcome.bytes_out,
-            bytes_in: outcome.bytes_in,
-            started_ms: unix_millis().saturating_sub(milliseconds(duration)),
-            visitor: self.visitor.to_string(),
-            error: outcome.code().to_owned(),
+        tunnel.activity.record(|| {
+            let mut summary = RequestSummary::default();
+            summary.method = String::from_utf8_lossy(&self.head.method).into_owned();
+            summary.path = shortened(&self.head.target);
+            summary.status = outcome.status();
+            summary.duration_ms = u32::try_from(duration.as_millis()).unwrap_or(u32::MAX);
+            summary.bytes_out = outcome.bytes_out;
+            summary.bytes_in = outcome.bytes_in;
+            summary.started_ms = unix_millis().saturating_sub(milliseconds(duration));
+            summary.visitor = self.visitor.to_string();
+            summary.error = outcome.code().to_owned();
+            summary
         });
     }
 

@@ -127,16 +127,15 @@ async fn serve_visitor(edge: &Edge, mut visitor: Socket, peer: SocketAddr, port:
             }
         }
     };
-    tunnel.activity.record(|| RequestSummary {
-        method: String::new(),
-        path: String::new(),
-        status: 0,
-        duration_ms: u32::try_from(started.0.elapsed().as_millis()).unwrap_or(u32::MAX),
-        bytes_out: moved.down(),
-        bytes_in: moved.up(),
-        started_ms: started.1,
-        visitor: peer.to_string(),
-        error,
+    tunnel.activity.record(|| {
+        let mut summary = RequestSummary::default();
+        summary.duration_ms = u32::try_from(started.0.elapsed().as_millis()).unwrap_or(u32::MAX);
+        summary.bytes_out = moved.down();
+        summary.bytes_in = moved.up();
+        summary.started_ms = started.1;
+        summary.visitor = peer.to_string();
+        summary.error = error;
+        summary
     });
 }
 

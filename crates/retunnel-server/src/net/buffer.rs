@@ -55,8 +55,14 @@ impl Buffer {
 
 /// A buffer for bytes that are collected before they leave, empty at first. It grows as needed; its memory is reused by the
 /// next one.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct Draft(BytesMut);
+
+impl Default for Draft {
+    fn default() -> Self {
+        Self::new()
+    }
+}
 
 impl Draft {
     pub(crate) fn new() -> Self {

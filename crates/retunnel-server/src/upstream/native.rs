@@ -94,7 +94,7 @@ impl NativeUpstream {
             debug!(tunnel = %self.id, %error, "no stream");
             if matches!(error, OpenError::TooMany(_)) { Failure::Busy } else { Failure::Lost }
         })?;
-        Ok(NativeExchange::new(self, head, stream, unsent, false))
+        Ok(NativeExchange::boxed(self, head, stream, unsent, false))
     }
 
     /// An idle connection, if one is alive. A request that is not `repeatable` gets one that was used a moment ago, or none.
@@ -148,7 +148,7 @@ impl Upstream for NativeUpstream {
         let mut unsent = Draft::new();
         write::request(head, visitor, &mut unsent);
         if may_reuse && let Some(stream) = self.reuse(is_repeatable(head)) {
-            return Soon::now(Ok(NativeExchange::new(self, head, stream, unsent, true)));
+            return Soon::now(Ok(NativeExchange::boxed(self, head, stream, unsent, true)));
         }
         if self.announced.is_cancelled() {
             return Soon::now(self.begin(head, unsent));
@@ -242,7 +242,7 @@ impl Receiving {
 }
 
 impl<'a> NativeExchange<'a> {
-    fn new(
+    fn boxed(
         upstream: &'a NativeUpstream,
         request: &'a RequestHead,
         stream: LinkStream,
@@ -362,7 +362,7 @@ impl PollFor<Result<Part, Failure>> for NativeExchange<'_> {
 impl Exchange for NativeExchange<'_> {
     fn send(&self, piece: Bytes, end: Option<Trailers>) -> Soon<'_, Result<(), Closed>> {
         let unsent = self.unsent.lock().expect("no code panics while it holds the head").take();
-        let mut out = unsent.unwrap_or_else(Draft::new);
+        let mut out = unsent.unwrap_or_default();
         let mut body = Bytes::new();
         if self.request.body == Framing::Chunked {
             if !piece.is_empty() {

@@ -64,7 +64,7 @@ async fn check_all(args: DiagnoseArgs, global: &Global, variables: &Variables, r
         }
         Err(error) => (Outcome::Failed(Problem::ConfigurationInvalid), exit::text(error), json!({})),
     };
-    report.add(Check { step: Step::Configuration, outcome, took: began.elapsed(), found, details });
+    report.add(Check::new(Step::Configuration, outcome, began.elapsed(), found, details));
     let Plan { settings, locals } = match plan {
         Ok(plan) => plan,
         Err(error) => {

@@ -11,26 +11,26 @@ const VERSION: u32 = 1;
 /// The line for an event of the client; `None` if another line covers it.
 pub(crate) fn of(event: &Event) -> Option<Value> {
     Some(match event {
-        Event::Connecting { attempt } => line("connecting", json!({ "attempt": attempt })),
-        Event::Connected { session } => {
+        Event::Connecting { attempt, .. } => line("connecting", json!({ "attempt": attempt })),
+        Event::Connected { session, .. } => {
             line("connected", json!({ "server": session.server, "account": session.account }))
         }
         Event::Disconnected { cause, retry_in, .. } => {
             let retry_in = u64::try_from(retry_in.as_millis()).unwrap_or(u64::MAX);
-            line("disconnected", json!({ "cause": cause, "retry_in_ms": retry_in }))
+            line("disconnected", json!({ "cause": cause.to_string(), "retry_in_ms": retry_in }))
         }
         Event::TunnelOpened(info) => line("tunnel_opened", json!({ "tunnel": info.name, "url": info.url })),
         Event::TunnelRestored(info) => line("tunnel_restored", json!({ "tunnel": info.name, "url": info.url })),
-        Event::TunnelFailed { name, refusal } => refused("tunnel_failed", name, refusal),
-        Event::TunnelClosed { name, refusal } => refused("tunnel_closed", name, refusal),
-        Event::Request { tunnel, request } if request.method.is_empty() => line(
+        Event::TunnelFailed { name, refusal, .. } => refused("tunnel_failed", name, refusal),
+        Event::TunnelClosed { name, refusal, .. } => refused("tunnel_closed", name, refusal),
+        Event::Request { tunnel, request, .. } if request.method.is_empty() => line(
             "connection",
             json!({
                 "tunnel": tunnel, "visitor": request.visitor, "duration_ms": request.duration_ms,
                 "bytes_in": request.bytes_in, "bytes_out": request.bytes_out, "started_ms": request.started_ms,
             }),
         ),
-        Event::Request { tunnel, request } => line(
+        Event::Request { tunnel, request, .. } => line(
             "request",
             json!({
                 "tunnel": tunnel, "method": request.method, "path": request.path, "status": request.status,
@@ -39,7 +39,7 @@ pub(crate) fn of(event: &Event) -> Option<Value> {
                 "error": if request.error.is_empty() { Value::Null } else { request.error.clone().into() },
             }),
         ),
-        Event::LocalUnreachable { tunnel, reason } => {
+        Event::LocalUnreachable { tunnel, reason, .. } => {
             line("local_unreachable", json!({ "tunnel": tunnel, "reason": reason }))
         }
         _ => return None,

@@ -1,7 +1,6 @@
 //! What `http`, `tcp`, `start` and `demo` share: connect, open tunnels, show them, and close in order.
 
 mod display;
-mod end;
 mod handler;
 mod live;
 mod open;

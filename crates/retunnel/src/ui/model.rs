@@ -211,38 +211,39 @@ impl Model {
                     self.status = Status::Connecting(cause.clone());
                 }
             }
-            Event::Connected { session } => {
+            Event::Connected { session, .. } => {
                 self.status = Status::Online;
                 self.server.clone_from(&session.server);
                 self.account.clone_from(&session.account);
                 self.note(Severity::Good, format!("connected to {}", session.server));
             }
             Event::Disconnected { cause, retry_in, .. } => {
+                let cause = cause.to_string();
                 // A server that restarts takes many attempts; one line is enough.
                 if self.status == Status::Online {
                     self.note(Severity::Bad, cause.clone());
                 }
-                self.status = Status::Waiting(cause.clone(), Instant::now() + *retry_in);
+                self.status = Status::Waiting(cause, Instant::now() + *retry_in);
             }
             Event::TunnelOpened(info) => self.note(Severity::Good, format!("{} is open", info.url)),
             Event::TunnelRestored(info) => {
                 self.trouble(&info.name, None);
                 self.note(Severity::Good, format!("{} is open again", info.url));
             }
-            Event::TunnelFailed { name, refusal } | Event::TunnelClosed { name, refusal } => {
+            Event::TunnelFailed { name, refusal, .. } | Event::TunnelClosed { name, refusal, .. } => {
                 self.trouble(name, Some(refusal.to_string()));
                 if let Some(row) = self.tunnels.iter_mut().find(|row| row.name == *name) {
                     row.is_closed = matches!(event, Event::TunnelClosed { .. });
                 }
                 self.note(Severity::Bad, format!("tunnel {name}: {refusal}"));
             }
-            Event::LocalUnreachable { tunnel, reason } => {
+            Event::LocalUnreachable { tunnel, reason, .. } => {
                 let is_news = self.trouble(tunnel, Some(format!("local service: {reason}")));
                 if is_news {
                     self.note(Severity::Bad, format!("the local service of {tunnel} does not answer: {reason}"));
                 }
             }
-            Event::Request { tunnel, request } => {
+            Event::Request { tunnel, request, .. } => {
                 if request.error.is_empty() && self.trouble(tunnel, None) {
                     self.note(Severity::Good, format!("the local service of {tunnel} answers again"));
                 }

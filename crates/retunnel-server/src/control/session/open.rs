@@ -77,6 +77,7 @@ impl Session {
             (TunnelProtocol::Tcp, Some(_)) => {
                 Err(Refusal::new(RefusalCode::InvalidRequest, "a TCP tunnel has a port, not a host name"))
             }
+            (other, _) => Err(Refusal::new(RefusalCode::InvalidRequest, format!("this server has no {other} tunnels"))),
         }
     }
 

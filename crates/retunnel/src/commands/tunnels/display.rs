@@ -4,7 +4,7 @@ use anyhow::Result;
 use retunnel_client::{Client, Tunnel, TunnelProtocol};
 use serde_json::{Value, json};
 
-use super::{end::end_error, handler::EventHandler, live, open::OpenTunnels};
+use super::{handler::EventHandler, live, open::OpenTunnels};
 use crate::{
     commands::{json_events, signals::Signals},
     output::{self, Output},
@@ -77,7 +77,7 @@ async fn lines(
                 None => return Ok(()),
             },
             step = tunnels.next() => step?,
-            cause = client.ended() => return Err(end_error(client, cause).await),
+            cause = client.ended() => return Err(cause.into()),
             () = signals.next() => return Ok(()),
         };
         tunnels.apply(step, handler);

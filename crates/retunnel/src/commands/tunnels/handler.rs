@@ -142,9 +142,10 @@ impl EventHandler {
             self.json_event(&line);
         }
         match event {
-            Event::Registered { token } => self.save_token(&token),
-            Event::Connecting { attempt } => self.reconnects.attempt = attempt,
+            Event::Registered { token, .. } => self.save_token(&token),
+            Event::Connecting { attempt, .. } => self.reconnects.attempt = attempt,
             Event::Disconnected { cause, retry_in, .. } => {
+                let cause = cause.to_string();
                 self.trouble = Some(cause.clone());
                 let line = self.reconnects.line(&cause, retry_in);
                 match (&mut self.spinner, line) {
@@ -159,13 +160,15 @@ impl EventHandler {
                 }
                 self.trouble = None;
             }
-            Event::TunnelFailed { name, refusal } => self.warn(format!("cannot open tunnel `{name}`: {refusal}")),
-            Event::TunnelClosed { name, refusal } => self.warn(format!("the server closed tunnel `{name}`: {refusal}")),
-            Event::LocalUnreachable { tunnel, reason } => {
+            Event::TunnelFailed { name, refusal, .. } => self.warn(format!("cannot open tunnel `{name}`: {refusal}")),
+            Event::TunnelClosed { name, refusal, .. } => {
+                self.warn(format!("the server closed tunnel `{name}`: {refusal}"))
+            }
+            Event::LocalUnreachable { tunnel, reason, .. } => {
                 self.unreachable.insert(tunnel);
                 self.warn(format!("the local service does not answer: {reason}"));
             }
-            Event::Request { tunnel, request } => {
+            Event::Request { tunnel, request, .. } => {
                 if request.error == HOST_NOT_ALLOWED && self.hinted.insert(tunnel.clone()) {
                     self.json_event(&json_events::line("hint", json!({ "code": HOST_NOT_ALLOWED, "text": HOST_HINT })));
                     self.warn(HOST_HINT.into());

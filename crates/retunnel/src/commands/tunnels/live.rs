@@ -8,7 +8,7 @@ use futures_util::StreamExt;
 use retunnel_client::Client;
 use tokio::time::{MissedTickBehavior, interval};
 
-use super::{end::end_error, handler::EventHandler, open::OpenTunnels};
+use super::{handler::EventHandler, open::OpenTunnels};
 use crate::{
     commands::{reload::Report, signals::Signals},
     ui::{
@@ -83,7 +83,7 @@ async fn show(
             step = tunnels.next() => if let Some(report) = tunnels.apply(step?, handler) {
                 show_reload(&mut model, &report);
             },
-            cause = client.ended() => return Err(end_error(client, cause).await),
+            cause = client.ended() => return Err(cause.into()),
             () = signals.next() => return Ok(()),
         }
         refresh(&mut model, client);

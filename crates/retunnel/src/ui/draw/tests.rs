@@ -2,7 +2,7 @@ use std::time::Duration;
 
 use qrcode::{EcLevel, QrCode};
 use ratatui::{Terminal, backend::TestBackend};
-use retunnel_client::{Event, Refusal, RefusalCode, RequestSummary, StatsSnapshot};
+use retunnel_client::{ConnectError, Event, LinkError, Refusal, RefusalCode, RequestSummary, StatsSnapshot};
 use tokio::time::advance;
 
 use super::{qr::squares, *};
@@ -12,18 +12,11 @@ const PLAIN: Theme = Theme { color: false, unicode: false };
 const RICH: Theme = Theme { color: true, unicode: true };
 
 fn request(method: &str, path: &str, status: u16, duration_ms: u32, bytes_out: u64, error: &str) -> Event {
-    let request = RequestSummary {
-        method: method.into(),
-        path: path.into(),
-        status,
-        duration_ms,
-        bytes_out,
-        bytes_in: 0,
-        started_ms: 0,
-        visitor: "192.0.2.7:50123".into(),
-        error: error.into(),
-    };
-    Event::Request { tunnel: "web".into(), request }
+    let mut request = RequestSummary::default();
+    (request.method, request.path, request.error) = (method.into(), path.into(), error.into());
+    (request.status, request.duration_ms, request.bytes_out) = (status, duration_ms, bytes_out);
+    request.visitor = "192.0.2.7:50123".into();
+    Event::request("web", request)
 }
 
 fn tunnel(name: &str, url: &str, target: &str, requests: u64) -> TunnelRow {
@@ -61,7 +54,7 @@ async fn model() -> Model {
         model.handle(&event);
     }
     let refusal = Refusal::new(RefusalCode::PortsExhausted, "no port of 20000-20100 is free");
-    model.handle(&Event::TunnelFailed { name: "ssh".into(), refusal });
+    model.handle(&Event::tunnel_failed("ssh", refusal));
     model
 }
 
@@ -123,9 +116,10 @@ async fn a_status_has_its_colour() {
 #[tokio::test(start_paused = true)]
 async fn a_loss_shows_its_cause_and_when_the_next_attempt_is() {
     let mut model = model().await;
-    let cause = "connection to https://tunnel.example.com:443 lost: no sign of life for 10 s";
+    let endpoint = "https://tunnel.example.com".parse().expect("an address");
+    let cause = ConnectError::Lost { endpoint, source: LinkError::Silent(Duration::from_secs(10)) };
     let retry_in = Duration::from_secs(4);
-    model.handle(&Event::Disconnected { cause: cause.into(), retry_in, refused: false });
+    model.handle(&Event::disconnected(cause, retry_in));
     advance(Duration::from_millis(1_500)).await;
     model.go_to(Tab::Events);
     insta::assert_snapshot!(drawn(&model, RICH, (80, 24)));
@@ -150,9 +144,9 @@ async fn filter_scroll_and_the_local_service() {
     model.scroll(isize::MAX);
     assert!(model.back < model.shown().count());
 
-    let reason = "connection refused: localhost:8080".to_owned();
-    model.handle(&Event::LocalUnreachable { tunnel: "web".into(), reason: reason.clone() });
-    model.handle(&Event::LocalUnreachable { tunnel: "web".into(), reason });
+    let reason = "connection refused: localhost:8080";
+    model.handle(&Event::local_unreachable("web", reason));
+    model.handle(&Event::local_unreachable("web", reason));
     assert!(drawn(&model, RICH, (60, 15)).contains("local service: connection refused"));
     model.handle(&request("GET", "/", 200, 1, 1, ""));
     model.go_to(Tab::Events);
