@@ -22,7 +22,7 @@ use crate::{
     stats::Stats,
     tap::{Tap, TappedSocket},
     target::{Address, LocalTarget},
-    transport::Socket,
+    transport::{Socket, race},
 };
 
 /// How long the local service may take to accept.
@@ -99,16 +99,7 @@ async fn dial(host: &str, port: u16) -> io::Result<TcpStream> {
     } else {
         lookup_host((host, port)).await?.collect()
     };
-    let mut first_error = None;
-    for address in addresses {
-        match TcpStream::connect(address).await {
-            Ok(socket) => return Ok(socket),
-            Err(error) => {
-                first_error.get_or_insert(error);
-            }
-        }
-    }
-    Err(first_error.unwrap_or_else(|| io::ErrorKind::NotFound.into()))
+    race::connect(&addresses, DIAL_WITHIN).await
 }
 
 /// A connection to the local service whose bytes are counted.

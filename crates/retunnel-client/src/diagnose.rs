@@ -95,7 +95,7 @@ impl<F: FnMut(Check)> Walk<F> {
         let Some(socket) = self.check(Step::Tcp, network::connect(&dialer, &addresses)).await else { return Step::Tcp };
         let socket = match watched {
             Ok((trust, watch)) => {
-                dialer = Dialer { trust, ..dialer };
+                dialer = dialer.with_trust(trust);
                 self.check(Step::Tls, network::secure(&dialer, socket, &watch)).await
             }
             Err(error) => {

@@ -4,6 +4,8 @@
 pub(crate) mod dialer;
 pub(crate) mod path;
 pub(crate) mod proxy;
+pub(crate) mod race;
+mod resolver;
 pub(crate) mod socket;
 pub(crate) mod tls;
 pub(crate) mod upgrade;

@@ -2,14 +2,6 @@
 
 use std::{io, net::IpAddr, net::SocketAddr, time::Duration};
 
-use futures_util::future::join_all;
-use rustls::CertificateError;
-use serde_json::json;
-use tokio::{
-    net::{TcpStream, lookup_host},
-    time::{Instant, timeout},
-};
-
 use super::{
     certificate,
     check::{Finding, Problem, plain},
@@ -21,11 +13,14 @@ use crate::{
         Dialer, Socket,
         dialer::for_a_link,
         proxy::{Proxies, Route},
+        race::{Attempt, Race},
     },
     trust::Watch,
 };
+use rustls::CertificateError;
+use serde_json::json;
 
-/// How long one address may take; less than the whole check, so that the others are told of.
+/// How long the attempts may take together; less than the whole check, so that each one is reported.
 const ADDRESS_WITHIN: Duration = Duration::from_secs(4);
 /// Addresses that are tried.
 const MAX_ADDRESSES: usize = 16;
@@ -48,8 +43,8 @@ pub(super) async fn look_up(dialer: &Dialer) -> (Finding, Option<Vec<SocketAddr>
         Some(proxy) => proxy.address(),
         None => (dialer.endpoint.host(), dialer.endpoint.port()),
     };
-    let addresses: Vec<SocketAddr> = match lookup_host((host, port)).await {
-        Ok(found) => found.take(MAX_ADDRESSES).collect(),
+    let addresses: Vec<SocketAddr> = match dialer.look_up(host, port).await {
+        Ok(found) => found.into_iter().take(MAX_ADDRESSES).collect(),
         Err(error) => {
             let (problem, whose) = match &dialer.proxy {
                 Some(_) => (Problem::ProxyFailed, "the proxy's name "),
@@ -69,7 +64,8 @@ pub(super) async fn look_up(dialer: &Dialer) -> (Finding, Option<Vec<SocketAddr>
         Some(_) if is_number(dialer.endpoint.host()) => format!("the proxy {host}: {list}"),
         Some(proxy) if proxy.wants_address() => {
             // A connection asks for it again, for the proxy's sake.
-            if let Err(error) = dialer.addresses().await {
+            if let Err(source) = dialer.look_up(dialer.endpoint.host(), dialer.endpoint.port()).await {
+                let error = ConnectError::resolve(&dialer.endpoint, source);
                 return (Finding::failed(Problem::NameNotFound, error.to_string()), None);
             }
             format!("the proxy {host}: {list}; {} is looked up here as well", dialer.endpoint.host())
@@ -97,28 +93,27 @@ pub(super) async fn connect(dialer: &Dialer, addresses: &[SocketAddr]) -> (Findi
             Err(error) => (Finding::failed(Problem::Unreachable, error.to_string()), None),
         };
     }
-    let tries = addresses.iter().map(|address| async move {
-        let began = Instant::now();
-        let result = match timeout(ADDRESS_WITHIN, TcpStream::connect(address)).await {
-            Ok(result) => result,
-            Err(_) => Err(io::ErrorKind::TimedOut.into()),
-        };
-        (*address, result, began.elapsed())
-    });
-    let mut results = join_all(tries).await;
-    let told: Vec<String> = results.iter().map(|(address, result, took)| tell(*address, result, *took)).collect();
-    let details = json!({ "addresses": results.iter().map(|(address, result, took)| json!({
+    let mut race = Race::new(addresses, ADDRESS_WITHIN);
+    let mut results = Vec::with_capacity(addresses.len());
+    while let Some(attempt) = race.next().await {
+        if attempt.result.is_ok() {
+            // A session would stop here; the others are checked as well.
+            race.start_all();
+        }
+        results.push(attempt);
+    }
+    let found = results.iter().map(described).collect::<Vec<_>>().join("; ");
+    let details = json!({ "addresses": results.iter().map(|Attempt { address, result, took }| json!({
         "address": address.to_string(), "connected": result.is_ok(), "took_ms": took.as_secs_f64() * 1e3,
         "error": result.as_ref().err().map(ToString::to_string),
     })).collect::<Vec<_>>() });
     let all = results.len();
-    let answered = results.iter().filter(|(_, result, _)| result.is_ok()).count();
+    let answered = results.iter().filter(|attempt| attempt.result.is_ok()).count();
     let all_refuse = results
         .iter()
-        .all(|(_, result, _)| result.as_ref().is_err_and(|error| error.kind() == io::ErrorKind::ConnectionRefused));
-    let found = told.join("; ");
-    let socket =
-        results.drain(..).find_map(|(_, result, _)| result.ok()).map(|socket| Socket::Plain(for_a_link(socket)));
+        .all(|attempt| attempt.result.as_ref().is_err_and(|error| error.kind() == io::ErrorKind::ConnectionRefused));
+    let socket = results.into_iter().find_map(|attempt| attempt.result.ok());
+    let socket = socket.map(|socket| Socket::Plain(for_a_link(socket)));
     let finding = match answered {
         0 if all_refuse => Finding::failed(Problem::ConnectionRefused, found),
         0 => Finding::failed(Problem::Unreachable, found),
@@ -131,12 +126,12 @@ pub(super) async fn connect(dialer: &Dialer, addresses: &[SocketAddr]) -> (Findi
     (finding.with(details), socket)
 }
 
-fn tell(address: SocketAddr, result: &io::Result<TcpStream>, took: Duration) -> String {
+fn described(Attempt { address, result, took }: &Attempt) -> String {
     match result {
         Ok(_) => format!("{address} answers in {:.1} ms", took.as_secs_f64() * 1e3),
         Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => format!("nothing listens at {address}"),
         Err(error) if error.kind() == io::ErrorKind::TimedOut => {
-            format!("{address} does not answer within {} s", ADDRESS_WITHIN.as_secs())
+            format!("{address} does not answer within {:.0} s", took.as_secs_f64())
         }
         Err(error) => format!("{address}: {error}"),
     }

@@ -9,19 +9,21 @@ use std::{
 
 use socket2::SockRef;
 use tokio::{
-    net::{TcpStream, lookup_host},
-    time::timeout,
+    net::TcpStream,
+    time::{Instant, timeout, timeout_at},
 };
 
 use super::{
     path::PathState,
     proxy::{Proxies, Proxy, Refused},
+    race,
+    resolver::{Resolver, System},
     socket::Socket,
     tls,
 };
 use crate::{endpoint::ServerEndpoint, error::ConnectError, trust::Trust};
 
-/// How long one address may take to accept.
+/// How long finding the addresses of a name and connecting to one of them may take together.
 const DIAL_WITHIN: Duration = Duration::from_secs(8);
 /// How long the server may take for the upgrade.
 pub(crate) const ANSWER_WITHIN: Duration = Duration::from_secs(10);
@@ -38,18 +40,24 @@ pub(crate) struct Dialer {
     /// What stands between here and the server.
     pub(crate) proxy: Option<Proxy>,
     pub(crate) path: Arc<Mutex<PathState>>,
+    resolver: Arc<dyn Resolver>,
 }
 
 impl Dialer {
     pub(crate) fn new(endpoint: ServerEndpoint, trust: Trust, proxies: &Proxies) -> Self {
         let proxy = proxies.choose(endpoint.host(), endpoint.port(), endpoint.is_tls()).cloned();
         let path = Arc::new(Mutex::new(PathState::new(endpoint.is_tls())));
-        Self { endpoint, trust, proxy, path }
+        Self { endpoint, trust, proxy, path, resolver: Arc::new(System) }
     }
 
     /// Without a proxy.
     pub(crate) fn direct(endpoint: ServerEndpoint, trust: Trust) -> Self {
-        Self { endpoint, trust, proxy: None, path: Arc::default() }
+        Self { endpoint, trust, proxy: None, path: Arc::default(), resolver: Arc::new(System) }
+    }
+
+    /// The same with other trust in certificates.
+    pub(crate) fn with_trust(self, trust: Trust) -> Self {
+        Self { trust, ..self }
     }
 
     /// A connection, encrypted when the endpoint says so.
@@ -80,10 +88,12 @@ impl Dialer {
 
     /// A connection whose bytes reach the server.
     pub(crate) async fn dial(&self) -> Result<Socket, ConnectError> {
+        let deadline = Instant::now() + DIAL_WITHIN;
+        let left = || deadline.saturating_duration_since(Instant::now());
         let Some(proxy) = &self.proxy else {
-            let addresses = self.addresses().await?;
-            let socket =
-                dial_any(&addresses).await.map_err(|source| ConnectError::unreachable(&self.endpoint, source))?;
+            let addresses = self.addresses(deadline).await?;
+            let connected = race::connect(&addresses, left()).await;
+            let socket = connected.map_err(|source| ConnectError::unreachable(&self.endpoint, source))?;
             return Ok(Socket::Plain(for_a_link(socket)));
         };
         let failed = |reason: String, is_final| ConnectError::Proxy {
@@ -93,13 +103,13 @@ impl Dialer {
             is_final,
         };
         let (host, port) = proxy.address();
-        let found = timeout(DIAL_WITHIN, lookup_host((host, port))).await.map_err(|_| self.too_slow(DIAL_WITHIN))?;
-        let addresses: Vec<SocketAddr> =
-            found.map_err(|error| failed(format!("has no address: {error}"), false))?.collect();
-        let socket =
-            dial_any(&addresses).await.map_err(|error| failed(format!("cannot be reached: {error}"), false))?;
+        let found = timeout_at(deadline, self.resolver.addresses(host, port)).await;
+        let found = found.map_err(|_| self.too_slow(DIAL_WITHIN))?;
+        let addresses = found.map_err(|error| failed(format!("has no address: {error}"), false))?;
+        let connected = race::connect(&addresses, left()).await;
+        let socket = connected.map_err(|error| failed(format!("cannot be reached: {error}"), false))?;
         let server = if proxy.wants_address() && self.endpoint.host().parse::<IpAddr>().is_err() {
-            self.addresses()
+            self.addresses(Instant::now() + DIAL_WITHIN)
                 .await?
                 .first()
                 .map_or_else(|| self.endpoint.host().to_owned(), |first| first.ip().to_string())
@@ -121,13 +131,17 @@ impl Dialer {
         }
     }
 
-    /// The server's addresses, in the order to try.
-    pub(crate) async fn addresses(&self) -> Result<Vec<SocketAddr>, ConnectError> {
-        timeout(DIAL_WITHIN, lookup_host((self.endpoint.host(), self.endpoint.port())))
+    /// The server's addresses.
+    async fn addresses(&self, deadline: Instant) -> Result<Vec<SocketAddr>, ConnectError> {
+        timeout_at(deadline, self.resolver.addresses(self.endpoint.host(), self.endpoint.port()))
             .await
             .map_err(|_| self.too_slow(DIAL_WITHIN))?
-            .map(Iterator::collect)
             .map_err(|source| ConnectError::resolve(&self.endpoint, source))
+    }
+
+    /// The addresses of a host.
+    pub(crate) async fn look_up(&self, host: &str, port: u16) -> io::Result<Vec<SocketAddr>> {
+        self.resolver.addresses(host, port).await
     }
 
     pub(crate) fn too_slow(&self, timeout: Duration) -> ConnectError {
@@ -152,15 +166,71 @@ fn untrusted(error: &io::Error) -> Refused {
     Refused::new(format!("is not trusted: {error}"), error.kind() == io::ErrorKind::InvalidData)
 }
 
-/// A connection to the first address that takes one.
-pub(crate) async fn dial_any(addresses: &[SocketAddr]) -> io::Result<TcpStream> {
-    let mut last = io::Error::new(io::ErrorKind::NotFound, "the name has no address");
-    for address in addresses {
-        match timeout(DIAL_WITHIN, TcpStream::connect(address)).await {
-            Ok(Ok(socket)) => return Ok(socket),
-            Ok(Err(error)) => last = error,
-            Err(_) => last = io::ErrorKind::TimedOut.into(),
+#[cfg(all(test, target_os = "linux"))]
+mod tests {
+    use std::net::Ipv4Addr;
+
+    use futures_util::{FutureExt, future::BoxFuture};
+    use socket2::{Domain, Socket as RawSocket, Type};
+    use tokio::net::TcpListener;
+
+    use super::*;
+
+    /// Knows one name.
+    #[derive(Debug)]
+    struct Fixed(Vec<SocketAddr>);
+
+    impl Resolver for Fixed {
+        fn addresses<'a>(&'a self, _: &'a str, _: u16) -> BoxFuture<'a, io::Result<Vec<SocketAddr>>> {
+            async { Ok(self.0.clone()) }.boxed()
         }
     }
-    Err(last)
+
+    /// An address that never answers: its queue of connections is full, so Linux drops what asks for another one.
+    fn dead() -> (SocketAddr, Vec<RawSocket>) {
+        let new = || RawSocket::new(Domain::IPV4, Type::STREAM, None).expect("a socket");
+        let listener = new();
+        listener.bind(&SocketAddr::from((Ipv4Addr::LOCALHOST, 0)).into()).expect("a port");
+        listener.listen(0).expect("listening");
+        let address = listener.local_addr().expect("bound").as_socket().expect("an IP address");
+        let mut held = vec![listener];
+        for _ in 0..4 {
+            let socket = new();
+            socket.set_nonblocking(true).expect("set");
+            let _ = socket.connect(&address.into());
+            held.push(socket);
+        }
+        (address, held)
+    }
+
+    fn dialer(addresses: Vec<SocketAddr>) -> Dialer {
+        let endpoint = "http://several.test:80".parse().expect("an address");
+        Dialer { resolver: Arc::new(Fixed(addresses)), ..Dialer::direct(endpoint, Trust::default()) }
+    }
+
+    #[tokio::test]
+    async fn a_dead_first_address_costs_a_quarter_of_a_second() {
+        let (dead, _held) = dead();
+        let alive = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+        let address = alive.local_addr().expect("bound");
+        let began = Instant::now();
+        let socket = dialer(vec![dead, address]).dial().await.expect("connected");
+        let took = began.elapsed();
+        assert!((Duration::from_millis(240)..Duration::from_secs(2)).contains(&took), "{took:?}");
+        let Socket::Plain(socket) = socket else { panic!("not TCP") };
+        assert_eq!(socket.peer_addr().expect("connected"), address);
+        // And where the first address answers, the others are not tried.
+        let began = Instant::now();
+        dialer(vec![address, dead]).dial().await.expect("connected");
+        assert!(began.elapsed() < Duration::from_millis(240));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn addresses_that_do_not_answer_share_one_time_limit() {
+        let (dead, _held) = dead();
+        let began = Instant::now();
+        let error = dialer(vec![dead; 5]).dial().await.expect_err("no answer");
+        assert!(matches!(&error, ConnectError::Unreachable { source, .. } if source.kind() == io::ErrorKind::TimedOut));
+        assert_eq!(began.elapsed().as_secs(), DIAL_WITHIN.as_secs());
+    }
 }
