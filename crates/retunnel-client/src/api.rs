@@ -20,7 +20,7 @@ use crate::{
 /// Largest answer that is read.
 const MAX_ANSWER: usize = 64 * 1024;
 
-/// An account as the server tells it.
+/// An account as the server reports it.
 #[derive(Debug, Clone)]
 #[non_exhaustive]
 pub struct AccountInfo {

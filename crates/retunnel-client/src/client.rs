@@ -88,7 +88,7 @@ impl ClientBuilder {
         self
     }
 
-    /// Looks at what passes on HTTP tunnels, except where [`TunnelSpec::inspect`] says no. Default nobody.
+    /// Observes the exchanges of HTTP tunnels, except where [`TunnelSpec::inspect`] is off. Default none.
     #[must_use]
     pub fn observer(mut self, observer: Arc<dyn Observer>) -> Self {
         self.observer = Some(observer);
@@ -173,7 +173,7 @@ impl ClientBuilder {
 pub struct Client {
     shared: Arc<Shared>,
     stats: Arc<Stats>,
-    /// Vouches for local services that are reached by TLS.
+    /// The trust in local services that are reached by TLS.
     local_trust: Trust,
     /// The supervisor; aborted with the client.
     #[expect(dead_code, reason = "owned so that dropping the client ends its task")]

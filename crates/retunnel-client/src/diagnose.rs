@@ -1,4 +1,4 @@
-//! Goes the way to a server step by step, as sessions go it, and tells what is there. Makes neither an account nor a session.
+//! Takes the same steps to a server as a session, one by one, and reports the results. Creates neither an account nor a session.
 
 mod certificate;
 mod check;
@@ -73,12 +73,12 @@ struct Walk<F> {
 }
 
 impl<F: FnMut(Check)> Walk<F> {
-    /// Does one check and tells of it. What it hands on is for the next one; `None` when that cannot be done.
+    /// Does one check and reports it. Its result is for the next one; `None` when that one cannot be done.
     async fn check<T>(&mut self, step: Step, work: impl Future<Output = (Finding, Option<T>)>) -> Option<T> {
         let began = Instant::now();
-        let patience = STEP_WITHIN.min(self.end.duration_since(began));
-        let (finding, handed_on) = timeout(patience, work).await.unwrap_or_else(|_| {
-            let found = format!("no result within {:.0} s", patience.as_secs_f64());
+        let limit = STEP_WITHIN.min(self.end.duration_since(began));
+        let (finding, handed_on) = timeout(limit, work).await.unwrap_or_else(|_| {
+            let found = format!("no result within {:.0} s", limit.as_secs_f64());
             (Finding::failed(Problem::TooSlow, found), None)
         });
         let Finding { outcome, found, details } = finding;

@@ -23,7 +23,7 @@ impl Default for ServerEndpoint {
 }
 
 impl ServerEndpoint {
-    /// Nobody named a server: this is `localhost:6400`.
+    /// The default, because no server was named: `localhost:6400`.
     #[must_use]
     pub const fn is_default(&self) -> bool {
         self.is_default

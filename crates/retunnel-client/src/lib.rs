@@ -13,7 +13,7 @@
 //! ```
 //!
 //! A [`Client`] keeps one session up: it reconnects with growing, random pauses and opens its tunnels again at the same
-//! addresses. What happens is told by [`Client::events`] and counted by [`Tunnel::stats`].
+//! addresses. [`Client::events`] reports what happens, [`Tunnel::stats`] counts it.
 
 #![cfg_attr(
     not(all(feature = "dialects", feature = "diagnose")),

@@ -1,4 +1,4 @@
-//! A connection of one's own to a local service, seen by an observer like a visitor's: replays come this way.
+//! A separate connection to a local service that an observer sees like a visitor's: replays use it.
 
 use std::{
     io,

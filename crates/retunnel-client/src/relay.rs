@@ -23,14 +23,14 @@ use crate::{
     target::LocalTarget,
 };
 
-/// Bytes of a request that are shown when the local service takes no connection. They come right behind the stream's beginning.
+/// Bytes of a request that are shown when the local service takes no connection. They follow the start of the stream.
 const HEAD_SHOWN: usize = 16 * 1024;
 const HEAD_WITHIN: Duration = Duration::from_millis(100);
 
 /// Serves one stream until both sides are done. `tap` sees what passes.
 ///
 /// # Errors
-/// [`RelayError::LocalUnreachable`] when the local service takes no connection; the visitor is told then.
+/// [`RelayError::LocalUnreachable`] when the local service accepts no connection; the visitor gets an error page then.
 pub(crate) async fn serve(
     stream: LinkStream,
     target: &LocalTarget,
@@ -77,7 +77,7 @@ pub(crate) async fn serve(
     Ok(())
 }
 
-/// Shows the tap the request that nobody takes.
+/// Shows the tap a request that the local service did not accept.
 async fn show_failed(mut stream: &LinkStream, tap: &mut Tap, reason: &str) {
     let mut head = vec![0; HEAD_SHOWN];
     if let Ok(Ok(len)) = timeout(HEAD_WITHIN, stream.read(&mut head)).await {

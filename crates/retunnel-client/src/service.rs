@@ -23,7 +23,7 @@ pub(crate) struct Service {
     pub(crate) name: String,
     pub(crate) target: LocalTarget,
     pub(crate) stats: Arc<Stats>,
-    /// Looks at the tunnel's exchanges.
+    /// Observes the tunnel's exchanges.
     pub(crate) observer: Option<Arc<dyn Observer>>,
     pub(crate) protocol: TunnelProtocol,
     /// The rules that the client applies.
@@ -32,7 +32,7 @@ pub(crate) struct Service {
 }
 
 impl Service {
-    /// What looks at a new connection to the local service.
+    /// What observes a new connection to the local service.
     pub(crate) fn tap(&self) -> Option<Box<Tap>> {
         Some(Box::new(Tap::new(Arc::clone(self.observer.as_ref()?), self.name.clone())))
     }

@@ -90,7 +90,7 @@ pub(crate) async fn supervise(
         }
         let refused_for_good =
             matches!(cause, ConnectError::Refused { .. } | ConnectError::Register { .. }) && cause.is_final();
-        // No account yet and none to be had now: whoever started us decides when to ask again.
+        // No account, and none can be created now: the caller decides when to ask again.
         let no_account = matches!(&cause, ConnectError::Register { source: ApiError::Status { .. }, .. });
         if refused_for_good || (!stood && (no_account || cause.is_final() || !config.keep_trying)) {
             break cause;
@@ -105,7 +105,7 @@ pub(crate) async fn supervise(
     end(&shared, cause);
 }
 
-/// The native dialect is always tried first, in case the server learned it; behind it the one that worked.
+/// The native dialect is always tried first, in case the server learned it; then the one that worked.
 fn prefer(dialects: &mut [Dialect], worked: Dialect) {
     dialects.sort_by_key(|dialect| (*dialect != Dialect::Native, *dialect != worked));
 }
@@ -115,7 +115,7 @@ fn end(shared: &Shared, cause: ConnectError) {
         let mut state = shared.lock();
         state.session = None;
         state.ended = Some(cause.clone());
-        // Whoever waits for a tunnel, or for its end, learns of it.
+        // Callers that wait for a tunnel, or for its end, are notified.
         for entry in std::mem::take(&mut state.tunnels).into_values() {
             if let Some(waiter) = entry.waiter {
                 let _ = waiter.send(Err(TunnelError::SessionEnded(cause.clone())));

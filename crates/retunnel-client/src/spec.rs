@@ -87,7 +87,7 @@ impl TunnelSpec {
         Ok(self)
     }
 
-    /// Asks for a host name of one's own.
+    /// Asks for a custom host name.
     #[must_use]
     pub fn hostname(mut self, hostname: impl Into<String>) -> Self {
         self.hostname = Some(hostname.into());
@@ -146,7 +146,7 @@ impl TunnelSpec {
     }
 
     /// What the local service sees as `Host`, `Origin`, `X-Forwarded-Host` and `X-Forwarded-Proto` instead of the public
-    /// address: `rewrite` stands for its own address, anything else for itself, as `app.test`. Default: the public one.
+    /// address: `rewrite` is its own address, anything else is used as it is, for example `app.test`. Default: the public one.
     /// Redirects to it are turned back; the public address is in `X-Original-Host` and `X-Original-Proto`.
     ///
     /// # Errors

@@ -55,7 +55,7 @@ pub(crate) struct State {
 /// Shared by the client, its tunnels and the supervisor.
 pub(crate) struct Shared {
     state: Mutex<State>,
-    /// Told when `session` or `ended` changes.
+    /// Notified when `session` or `ended` changes.
     pub(crate) changed: Notify,
     /// As many commands as the caller has tunnels.
     pub(crate) commands: mpsc::UnboundedSender<Command>,
@@ -89,7 +89,7 @@ impl Shared {
     }
 
     pub(crate) fn emit(&self, event: Event) {
-        // Nobody listening is fine.
+        // No listener is fine.
         let _ = self.events.send(event);
     }
 

@@ -41,7 +41,7 @@ impl LocalTarget {
     }
 
     fn tcp(host: &str, port: u16, tls: bool) -> Self {
-        // What runs on this machine has a certificate that nobody vouches for, and its bytes do not leave the machine.
+        // A service on this machine has a certificate that no authority signed, and its bytes do not leave the machine.
         let trust = (tls && is_loopback(host)).then(Trust::anybody);
         Self::new(Address::Tcp { host: host.to_owned(), port, remembered: Arc::default() }, tls, trust)
     }

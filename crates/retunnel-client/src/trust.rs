@@ -1,4 +1,4 @@
-//! Whom TLS connections trust: the system's roots, further ones of a network, or anybody.
+//! What TLS connections trust: the system's roots, additional ones, or any certificate.
 
 use std::{
     io,
@@ -76,7 +76,7 @@ impl Trust {
     /// Who vouches for certificates, in words.
     pub(crate) fn vouched_by(&self) -> &'static str {
         match (self.0.anybody, self.0.roots.is_empty()) {
-            (true, _) => "nobody: any certificate is accepted",
+            (true, _) => "no authority: any certificate is accepted",
             (false, true) => "the system's authorities",
             (false, false) => "the system's authorities and the named ones",
         }
@@ -164,7 +164,7 @@ impl ServerCertVerifier for Watch {
     }
 }
 
-/// Accepts every certificate: for `--insecure`, and for local services, whose certificates nobody else vouches for.
+/// Accepts every certificate: for `--insecure`, and for local services, whose certificates no authority signed.
 #[derive(Debug)]
 struct AcceptAll(WebPkiSupportedAlgorithms);
 

@@ -32,7 +32,7 @@ pub enum LinkError {
     #[error("connection lost: {0}")]
     Io(Arc<io::Error>),
     /// Nothing has arrived, or a ping has had no answer, for this long.
-    #[error("no sign of life for {0:?}")]
+    #[error("no sign of life for {} s", .0.as_secs_f64())]
     Silent(Duration),
     /// The peer sent bytes that are not frames.
     #[error("invalid frame from the peer: {0}")]

@@ -541,7 +541,7 @@ mod with_server {
             for part in [
                 "server.yml has 6 errors",
                 "server.yml:1:1: unknown key `listne`; did you mean `listen`?",
-                "server.yml:2:9: `domain`: expected a domain, as tunnel.example.com (got `a b`)",
+                "server.yml:2:9: `domain`: expected a domain, for example tunnel.example.com (got `a b`)",
                 "server.yml:3:15: `registration`: expected open, invite or closed (got `maybe`)",
                 "server.yml:4:12: `tcp-ports`: invalid type",
                 "server.yml:6:15: limits: `hold_lease`: invalid type",

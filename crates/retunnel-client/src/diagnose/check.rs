@@ -8,11 +8,11 @@ use serde_json::{Value, json};
 /// Characters of a peer's text that are shown.
 const MAX_TEXT: usize = 200;
 
-/// What is looked at, in this order.
+/// The checks, in this order.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 #[non_exhaustive]
 pub enum Step {
-    /// Options, variables and files; looked at by the program.
+    /// Options, variables and files; checked by the program.
     Configuration,
     /// Which proxy applies.
     Proxy,
@@ -39,7 +39,7 @@ impl Step {
     pub(super) const OF_SERVER: [Self; 8] =
         [Self::Proxy, Self::Dns, Self::Tcp, Self::Tls, Self::Api, Self::Upgrade, Self::Clock, Self::Token];
 
-    /// A word for it.
+    /// Its stable name.
     #[must_use]
     pub const fn as_str(self) -> &'static str {
         match self {
@@ -110,7 +110,7 @@ stable_codes! {
         ClockDiffers = "clock_differs";
         /// The server does not know the token.
         TokenRefused = "token_refused";
-        /// There is no token, and the server registers nobody without an invitation.
+        /// There is no token, and the server requires an invitation to register.
         TokenMissing = "token_missing";
         /// The server did not say whether it knows the token.
         TokenNotChecked = "token_not_checked";
@@ -149,7 +149,7 @@ impl Outcome {
 #[derive(Debug, Clone)]
 #[non_exhaustive]
 pub struct Check {
-    /// What was looked at.
+    /// What was checked.
     pub step: Step,
     /// How it ended.
     pub outcome: Outcome,
@@ -169,7 +169,7 @@ impl Check {
     }
 }
 
-/// What a check found, while nobody knows how long it took.
+/// What a check found, before its duration is known.
 pub(super) struct Finding {
     pub(super) outcome: Outcome,
     pub(super) found: String,

@@ -159,7 +159,7 @@ pub(super) async fn secure(dialer: &Dialer, socket: Socket, watch: &Watch) -> (F
     });
     let finding = match &result {
         Ok(_) if dialer.trust.is_anybody() => {
-            let found = format!("{}, {shown}; nobody vouches for it", seen.version.unwrap_or("TLS"));
+            let found = format!("{}, {shown}; its certificate is not checked", seen.version.unwrap_or("TLS"));
             Finding::warning(Problem::CertificateNotChecked, found)
         }
         Ok(_) => {

@@ -22,7 +22,7 @@ const SESSION: &str = "/api/v1/ws/tunnel";
 /// Largest message of a WebSocket that is opened to see whether it opens.
 const MAX_MESSAGE: usize = 1024;
 
-/// A server as it told of itself.
+/// A server as it describes itself.
 pub(super) struct Server {
     /// Its answer about itself; null when it does not know the question.
     about: Value,
@@ -96,7 +96,7 @@ fn version(about: &Value) -> Finding {
     }
 }
 
-/// Opens a session's WebSocket and closes it again without a word.
+/// Opens a session's WebSocket and closes it again without a message.
 async fn opens_websocket(dialer: &Dialer) -> Result<(), ConnectError> {
     let socket = dialer.websocket(SESSION, None, MAX_MESSAGE).await?;
     websocket::close(socket).await;
@@ -161,7 +161,7 @@ impl Server {
         };
         let sign = if direction == "behind" { -1.0 } else { 1.0 };
         let details = json!({ "ahead_of_server_seconds": sign * apart.as_secs_f64().round() });
-        // The server tells whole seconds.
+        // The server reports whole seconds.
         if apart < Duration::from_secs(2) {
             return Finding::fine("as the server's").with(details);
         }
@@ -182,7 +182,7 @@ pub(super) async fn token(dialer: &Dialer, credentials: &Credentials, server: &S
     let details = json!({ "token": token.map(Token::masked), "registration": registration });
     let is_open = match registration.as_deref() {
         Some(policy) => policy == "open",
-        // Published servers register whoever asks, or none who asks can know.
+        // Published servers register every client, or give no way to find out.
         None => true,
     };
     let Some(token) = token else {

@@ -54,7 +54,7 @@ pub(crate) async fn establish(
         let messages = hello.into_iter().chain(requests.map(request_of));
         match begin(dialer, socket, messages).await {
             Err(ConnectError::Lost { .. } | ConnectError::Timeout { .. }) if was_early => {
-                // Somebody on the way may have passed the request on, and lost what came behind it.
+                // An intermediary may have passed the request on and lost what came after it.
                 dialer.mind_early();
                 early = None;
             }
@@ -63,7 +63,7 @@ pub(crate) async fn establish(
     }
 }
 
-/// What may be said before anybody has answered. What is taken for a request of its own may end in a log, so that there are
+/// What may be sent before the server has answered. Bytes that are mistaken for a request may end in a log, so that there are
 /// no secrets in it.
 fn early(hello: &Hello, requests: &[ReqTunnel]) -> Option<Early> {
     let token = hello.auth.token.clone();
@@ -102,7 +102,7 @@ async fn begin(
     for message in messages {
         send(&link, message).await.map_err(lost)?;
     }
-    // A farewell may overtake the refusal it belongs to.
+    // A goodbye may overtake the refusal that it belongs to.
     let first_message = async {
         loop {
             match events.next().await {

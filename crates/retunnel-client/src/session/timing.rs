@@ -6,5 +6,5 @@ use std::time::Duration;
 pub(super) const AUTH_WITHIN: Duration = Duration::from_secs(10);
 /// Time between questions whether the server is there, where the transport does not ask by itself.
 pub(super) const TICK: Duration = Duration::from_secs(3);
-/// Without a word for so long, the server is gone.
+/// After this silence the server is gone.
 pub(super) const SILENCE: Duration = Duration::from_secs(9);

@@ -1,4 +1,4 @@
-//! What a session knows about its tunnels: which were asked for, which are open, and what their owners are told.
+//! What a session knows about its tunnels: which were requested, which are open, and what their owners learn.
 
 use std::{collections::HashMap, sync::Arc, time::Duration};
 
@@ -104,7 +104,7 @@ impl Tunnels {
         self.shared.changed.notify_waiters();
     }
 
-    /// The request for a tunnel, again or for the first time; `None` when nobody wants it, it was asked for, or it has a
+    /// The request for a tunnel, again or for the first time; `None` when it is not wanted, it was asked for, or it has a
     /// rule that no side can apply.
     pub(crate) fn request(&mut self, key: u64) -> Option<ReqTunnel> {
         let request = {
@@ -147,7 +147,7 @@ impl Tunnels {
         let open =
             self.open.entry(tunnel.tunnel_id.clone()).insert_entry(Open { key, rules: Arc::default() }).into_mut();
         let mut state = self.shared.lock();
-        // Kept also when nobody wants it any more: the `Close` that follows ends it.
+        // Kept also when it is no longer wanted: the `Close` that follows ends it.
         let Some(entry) = state.tunnels.get_mut(&key) else {
             drop(state);
             let _ = self.shared.commands.send(Command::Close(key));
@@ -176,7 +176,7 @@ impl Tunnels {
         let was_open = entry.info.replace(info.clone()).is_some();
         let waiter = entry.waiter.take();
         drop(state);
-        // Told first, so that whoever waited has heard of it when the wait is over.
+        // Reported first, so that the waiting caller finds the event when the wait ends.
         self.shared.emit(if was_open {
             Event::TunnelRestored(info.clone())
         } else {
@@ -187,7 +187,7 @@ impl Tunnels {
         }
     }
 
-    /// The server does not open a tunnel; `false` when nobody asked for it.
+    /// The server does not open a tunnel; `false` when it was not requested.
     pub(crate) fn refused(&mut self, request_id: &RequestId, refusal: Refusal) -> bool {
         let Some(key) = self.asked.remove(request_id) else { return false };
         self.refuse(key, refusal);
@@ -385,6 +385,6 @@ mod tests {
             subdomain: String::new(),
             remote_port: Some(1),
         });
-        assert!(shared.lock().tunnels[&KEY].retry.is_none(), "what was open begins anew");
+        assert!(shared.lock().tunnels[&KEY].retry.is_none(), "what was open starts again");
     }
 }

@@ -1,5 +1,5 @@
 //! Finds requests and answers in the two byte streams of an HTTP/1.1 connection, piece by piece and without holding the bytes
-//! up. It trusts both sides: the edge has checked the requests, and what cannot be understood is no longer looked at.
+//! up. It trusts both sides: the edge has checked the requests, and what cannot be parsed is ignored from then on.
 
 use std::{collections::VecDeque, mem::MaybeUninit, sync::Arc};
 
@@ -49,9 +49,9 @@ enum Next {
     Chunked(Chunk),
     /// Until the connection ends.
     Rest,
-    /// Behind a 101.
+    /// After a 101.
     Upgraded,
-    /// Not understood, or nobody's.
+    /// Not parsed, or without an exchange.
     Ignored,
 }
 
@@ -60,13 +60,13 @@ enum Chunk {
     /// In the line with the size; `true` once the digits are over.
     Size(u64, bool),
     Data(u64),
-    /// In the line end behind the data.
+    /// In the line end after the data.
     DataEnd,
     /// In the trailers; `true` when the line has something in it.
     Trailer(bool),
 }
 
-/// What a head says about the bytes behind it.
+/// What a head says about the bytes after it.
 struct Framing {
     len: usize,
     status: u16,
@@ -192,7 +192,7 @@ impl Tap {
         }
     }
 
-    /// Nothing that follows can be told apart.
+    /// Nothing that follows can be parsed.
     fn give_up(&mut self) {
         self.request.next = Next::Ignored;
         self.response.next = Next::Ignored;

@@ -11,7 +11,7 @@ pub enum Side {
     Response,
 }
 
-/// Looks at the HTTP exchanges of a client's tunnels. It is called on the thread that moves the bytes, so it must neither
+/// Observes the HTTP exchanges of a client's tunnels. It is called on the thread that moves the bytes, so it must neither
 /// wait nor do much.
 pub trait Observer: fmt::Debug + Send + Sync + 'static {
     /// A request's head went, or should go, to the local service of a tunnel: request line, headers and the empty line, as HTTP/1.1 has
@@ -25,7 +25,7 @@ pub trait Exchange: fmt::Debug + Send {
     /// The head of the answer, in the same form as the request's. Interim answers are not shown, but 101 is.
     fn response(&mut self, head: &[u8]);
 
-    /// Bytes of a body without its transfer coding, or of the connection behind a 101.
+    /// Bytes of a body without its transfer coding, or of the connection after a 101.
     fn body(&mut self, side: Side, bytes: &[u8]);
 
     /// Whether bytes of this side must still be shown; if not, they may be counted with [`Exchange::passed`] alone.

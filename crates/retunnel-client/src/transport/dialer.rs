@@ -27,7 +27,7 @@ use crate::{endpoint::ServerEndpoint, error::ConnectError, trust::Trust};
 const DIAL_WITHIN: Duration = Duration::from_secs(8);
 /// How long the server may take for the upgrade.
 pub(crate) const ANSWER_WITHIN: Duration = Duration::from_secs(10);
-/// How long a farewell may take.
+/// How long a goodbye may take.
 pub(crate) const CLOSE_WITHIN: Duration = Duration::from_millis(500);
 /// Bytes of a link that may wait in its socket; the rest waits where streams take turns.
 const NOTSENT_LOWAT: u32 = 32 * 1024;

@@ -7,7 +7,7 @@ use tokio::time::Instant;
 use crate::error::ConnectError;
 
 /// How long a refusal of the upgrade is remembered. Then, when the link is lost, it is tried again: machines move between
-/// networks, and proxies get mended.
+/// networks, and proxies get fixed.
 const REMEMBERED: Duration = Duration::from_secs(600);
 
 /// What is known about the way to the server.
@@ -17,9 +17,9 @@ pub(crate) struct PathState {
     pub(super) passed: bool,
     /// Only a WebSocket passed, at this time.
     pub(super) refused: Option<Instant>,
-    /// Whoever listens there may see the token before it has answered: by TLS it is the server, or the token is its own.
+    /// The peer may see the token before it has answered: by TLS it is the server, or the token is its own.
     pub(super) trusted: bool,
-    /// Somebody on the way could not bear, or lost, what came behind a request.
+    /// An intermediary rejected or lost what came after a request.
     pub(super) minds_early: bool,
 }
 
@@ -47,7 +47,7 @@ impl PathState {
         }
     }
 
-    /// Whether a failed upgrade is the work of somebody in between, or of a server that has no links at all.
+    /// Whether a failed upgrade is caused by an intermediary, or of a server that has no links at all.
     pub(super) fn is_refusal(&self, error: &ConnectError) -> bool {
         matches!(error, ConnectError::NotAServer { .. }) || (is_silent(error) && !self.passed)
     }

@@ -263,7 +263,7 @@ impl Proxy {
         if let Some(reason) = reason {
             return Err(Refused::new(format!("does not connect to {host}:{port}: {reason}"), head[1] == 2));
         }
-        // The address it connected from, which nobody needs.
+        // The address it connected from; not needed.
         let length = match head[3] {
             1 => 4,
             4 => 16,
@@ -487,7 +487,7 @@ mod tests {
         assert_eq!(nothing.choose("a.test", 1, true), None);
     }
 
-    /// What a proxy is told, and what becomes of its answer.
+    /// What a proxy receives, and what its answer leads to.
     async fn talk(proxy: &str, host: &str, answer: &'static [u8]) -> (Vec<u8>, Result<(), Refused>) {
         let (mut ours, mut theirs) = duplex(4096);
         theirs.write_all(answer).await.expect("room");

@@ -1,4 +1,4 @@
-//! The HTTP upgrade that turns a connection into a link or a lane. Where somebody in between refuses it, the same bytes ride
+//! The HTTP upgrade that turns a connection into a link or a lane. Where an intermediary refuses it, the same bytes travel
 //! in a WebSocket, which almost everybody lets through (`docs/decisions/0007-websocket-fallback.md`).
 
 use std::{io, sync::MutexGuard};
@@ -31,7 +31,7 @@ pub(crate) struct Early {
     pub(crate) frames: Vec<u8>,
 }
 
-/// Whether somebody may have taken what came behind a request for a part of it, or for the next one.
+/// Whether an intermediary may have mistaken what came after a request for a part of it, or for the next one.
 fn may_mind_early(error: &ConnectError) -> bool {
     is_silent(error)
         || matches!(error, ConnectError::NotAServer { answer, .. } if answer.split(' ').nth(1) == Some("400"))
@@ -47,7 +47,7 @@ impl Dialer {
         self.path().trusted = true;
     }
 
-    /// What came behind a request was lost.
+    /// What came after a request was lost.
     pub(crate) fn mind_early(&self) {
         self.path().minds_early = true;
     }
@@ -77,7 +77,7 @@ impl Dialer {
             }
             Err(error) => {
                 if matches!(error, ConnectError::NotAServer { .. }) {
-                    // The way has changed: the next try begins anew.
+                    // The path has changed: the next attempt starts again.
                     self.path().refused = None;
                 }
                 // The first answer names the server best.
@@ -109,7 +109,7 @@ impl Dialer {
             By::WebSocket => self.in_messages(Some(nonce)).await?,
         };
         if let Socket::Plain(socket) = &socket {
-            // Nothing waits behind a lane's bytes, and the kernel moves many at a time.
+            // Nothing waits for a lane's bytes, and the kernel moves many at a time.
             let _ = SockRef::from(socket).set_tcp_notsent_lowat(u32::MAX);
         }
         Ok(socket)

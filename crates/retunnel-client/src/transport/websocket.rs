@@ -136,7 +136,7 @@ pub(crate) async fn next(socket: &mut WebSocket) -> Result<Bytes, LinkError> {
     }
 }
 
-/// Ends a WebSocket with a word.
+/// Closes a WebSocket with a reason.
 pub(crate) async fn close(mut socket: WebSocket) {
     let _ = timeout(CLOSE_WITHIN, async {
         let _ = socket.close().await;

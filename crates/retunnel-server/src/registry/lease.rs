@@ -14,7 +14,7 @@ use tokio::time::Instant;
 
 use crate::tunnel::address::PublicAddress;
 
-/// What an address stands for now. `H` is the holder: whatever serves the visitors.
+/// What an address stands for now. `H` is the holder: what serves the visitors.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Found<H> {
     /// Served.

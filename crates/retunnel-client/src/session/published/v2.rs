@@ -109,7 +109,7 @@ fn not_2(dialer: &Dialer, answer: &str) -> ConnectError {
     ConnectError::NotAServer { endpoint: dialer.endpoint.clone(), answer: answer.to_owned() }
 }
 
-/// The dialect has one text for everything; our servers put the code behind it.
+/// The dialect has one text for everything; our servers append the code.
 fn spelled_out(refusal: Refusal) -> Refusal {
     let code = refusal.message.rsplit_once(" [").and_then(|(text, code)| Some((text, code.strip_suffix(']')?)));
     match code.map(|(text, code)| (text, RefusalCode::from(code))) {
@@ -289,8 +289,8 @@ impl Running {
     }
 }
 
-/// The tunnel that a `StartProxy` is for. Its URL has the tunnel's id somewhere; whoever takes the first id that occurs
-/// takes `app` for `app2`. So: the fragment, then the first label of the host, then the id as a word of its own.
+/// The tunnel that a `StartProxy` is for. Its URL has the tunnel's id somewhere; taking the first id that occurs
+/// would confuse `app` and `app2`. So: the fragment, then the first label of the host, then the id as a separate word.
 fn tunnel_of<'a>(url: &str, ids: impl Iterator<Item = &'a TunnelId> + Clone) -> Option<TunnelId> {
     let address = url.split_once("://").map_or(url, |(_, rest)| rest);
     let fragment = address.rsplit_once('#').map(|(_, fragment)| fragment);

@@ -62,7 +62,7 @@ const TUNNEL_WITHIN: Duration = Duration::from_secs(20);
 /// An answer to a heartbeat lets the server send on. While a stream is far behind it waits, but not longer than this:
 /// the other streams' frames wait for it too.
 const ACK_WITHIN: Duration = Duration::from_secs(2);
-/// How often a stream that is far behind is looked at.
+/// How often a stream that is far behind is checked.
 const LOOK_EVERY: Duration = Duration::from_millis(20);
 
 /// A session that stands.
@@ -165,7 +165,7 @@ impl Session {
             Some(ended) = writer.join_next() => ended.unwrap_or(LinkError::Dropped),
             () = closing.cancelled() => LinkError::Dropped,
         };
-        // The streams learn that nobody listens any more and reset their local connections.
+        // The streams notice that no one listens any more and reset their local connections.
         running.streams.clear();
         let Running { urgent, outgoing, mut relays, .. } = running;
         drop((urgent, outgoing));
@@ -388,7 +388,7 @@ impl Running {
         Ok(())
     }
 
-    /// Frames of streams that are over are nobody's.
+    /// Frames of streams that have ended are dropped.
     fn frame(&mut self, frame: StreamFrame) {
         if let Some(entrance) = self.streams.get(&frame.stream_id)
             && !entrance.push(frame.event)

@@ -177,7 +177,7 @@ fn own(visit: &mut Visit, status: StatusCode, code: PageCode, text: &str) -> Pro
     }
 }
 
-/// A local service that is not there is told by silence, as servers expect it.
+/// A local service that cannot be reached is reported by silence, as servers expect it.
 fn failed(visit: &mut Visit, error: &RelayError) -> Option<ProxyResponse> {
     debug!(tunnel = visit.served.name, %error, "no answer of the local service");
     if matches!(error, RelayError::LocalUnreachable { .. }) {
@@ -219,7 +219,7 @@ async fn collect(
 }
 
 /// The dialect has one value per name. Lists are joined; a cookie's values must not be, so that each further one gets
-/// another spelling of the name, which is the same to whoever receives it.
+/// another spelling of the name, which means the same to the receiver.
 fn one_per_name(headers: Vec<(String, String)>) -> Vec<(String, String)> {
     let mut out: Vec<(String, String)> = Vec::with_capacity(headers.len());
     let mut cookies = 0;

@@ -1,8 +1,8 @@
-//! The password of a tunnel. In this dialect the server is never told, so the client asks visitors.
+//! The password of a tunnel. In this dialect the server does not know it, so the client asks visitors.
 
 use retunnel_proto::rules::BasicAuth;
 
-/// What a visitor without the password is told to give.
+/// What a visitor without the password is asked for.
 pub(super) const CHALLENGE: (&str, &str) = ("www-authenticate", "Basic realm=\"retunnel\"");
 
 /// Whether a visitor's headers have the credentials. They are removed: the local service does not receive them.

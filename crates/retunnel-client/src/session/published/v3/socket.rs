@@ -96,7 +96,7 @@ pub(super) async fn serve(mut open: StreamOpen, stream: Stream, served: Service)
     relay(local, &mut inbox, &outbox, &mut visit).await;
 }
 
-/// Tells how the local service refused. Version 1 has no place for the status but the reason.
+/// Reports how the local service refused. In version 1 only the reason has room for the status.
 async fn refuse(outbox: &Outbox, status: StatusCode, headers: Vec<(String, String)>) {
     if outbox.version == WireVersion::One {
         return outbox.reset(&format!("server rejected WebSocket connection: HTTP {}", status.as_u16())).await;
@@ -169,7 +169,7 @@ enum End {
         code: Option<u16>,
         reason: Option<String>,
     },
-    /// The visitor did; the local service has been told.
+    /// The visitor did; the local service was notified.
     Visitor,
     Gone(Gone),
     Failed(String),

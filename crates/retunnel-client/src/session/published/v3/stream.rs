@@ -106,7 +106,7 @@ impl Inbox {
         Some(event)
     }
 
-    /// Cancelled when the queue runs over. Who waits for the local service does not look at what comes next, so it must be told.
+    /// Cancelled when the queue overflows. A task that waits for the local service does not read the queue, so this wakes it.
     pub(super) fn overflow(&self) -> CancellationToken {
         self.waiting.overflow.clone()
     }
@@ -117,7 +117,7 @@ impl Inbox {
     }
 }
 
-/// Why nobody wants what the local service still says.
+/// Why the rest of the local service's answer is not wanted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Gone {
     /// The visitor has left.
@@ -179,7 +179,7 @@ impl Outbox {
         let _ = self.send(StreamEvent::Reset { reason }).await;
     }
 
-    /// Tells the server that the stream ended on this side, if it did.
+    /// Notifies the server that the stream ended on this side, if it did.
     pub(super) async fn gone(&self, gone: Gone) {
         if gone == Gone::Overflow {
             self.reset("buffer overflow: the local service reads too slowly").await;

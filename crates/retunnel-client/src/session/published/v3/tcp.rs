@@ -41,7 +41,7 @@ pub(super) async fn serve(stream: Stream, served: Service) {
     match end {
         End::Closed => {}
         End::Local => outbox.close(None, None).await,
-        // Nobody may take a cut connection for a complete one.
+        // A cut connection must not look complete.
         End::Gone(gone) => {
             local.abort();
             outbox.gone(gone).await;
