@@ -67,6 +67,7 @@ async fn connect(target: &LocalTarget) -> io::Result<Socket> {
         Address::Unix(path) => tokio::net::UnixStream::connect(path).await.map(Socket::Unix),
         #[cfg(not(unix))]
         Address::Unix(_) => Err(io::ErrorKind::Unsupported.into()),
+        Address::Listener(connector) => connector.connect().await.map(|stream| Socket::Other(Box::new(stream))),
         Address::Tcp { host, port, remembered } => {
             let known = *remembered.lock().expect("no code panics while it holds the address");
             let socket = match dial_known(known).await {

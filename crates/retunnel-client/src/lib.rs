@@ -33,6 +33,7 @@ pub mod error;
 mod event;
 #[cfg(feature = "dialects")]
 mod exchange;
+mod listener;
 mod local;
 mod reconnect;
 mod relay;
@@ -55,6 +56,7 @@ pub use dialect::Dialect;
 pub use endpoint::ServerEndpoint;
 pub use error::{ApiError, ConnectError, Error, RelayError, TunnelError, ValidationError};
 pub use event::{Event, Events, SessionInfo};
+pub use listener::{LocalListener, LocalStream};
 pub use local::LocalConnection;
 pub use retunnel_link::LinkError;
 pub use retunnel_proto::{

@@ -9,9 +9,15 @@ use std::{
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
-use crate::{endpoint::is_loopback, trust::Trust, validation::ValidationError};
+use crate::{
+    endpoint::is_loopback,
+    listener::{Connector, LocalListener},
+    trust::Trust,
+    validation::ValidationError,
+};
 
-/// A local service: `8080`, `host:port`, `http(s)://host:port` or `unix:/path`.
+/// A local service: `8080`, `host:port`, `http(s)://host:port`, `unix:/path`, or a [`listener`](Self::listener) within this
+/// program.
 #[derive(Debug, Clone)]
 pub struct LocalTarget {
     pub(crate) address: Address,
@@ -31,6 +37,7 @@ pub(crate) enum Address {
         remembered: Arc<Mutex<Option<SocketAddr>>>,
     },
     Unix(PathBuf),
+    Listener(Connector),
 }
 
 impl LocalTarget {
@@ -38,6 +45,14 @@ impl LocalTarget {
     #[must_use]
     pub fn port(port: u16) -> Self {
         Self::tcp("localhost", port, false)
+    }
+
+    /// A service within this program that needs no port: each visitor's connection arrives at the returned listener. `name`
+    /// is shown as the target.
+    #[must_use]
+    pub fn listener(name: &str) -> (Self, LocalListener) {
+        let (connector, listener) = Connector::new(name);
+        (Self::new(Address::Listener(connector), false, None), listener)
     }
 
     fn tcp(host: &str, port: u16, tls: bool) -> Self {
@@ -55,14 +70,14 @@ impl LocalTarget {
     pub const fn local_port(&self) -> Option<u16> {
         match &self.address {
             Address::Tcp { port, .. } => Some(*port),
-            Address::Unix(_) => None,
+            Address::Unix(_) | Address::Listener(_) => None,
         }
     }
 
     /// What a browser on this machine sends as Host.
     pub(crate) fn authority(&self) -> String {
         match &self.address {
-            Address::Unix(_) => "localhost".into(),
+            Address::Unix(_) | Address::Listener(_) => "localhost".into(),
             Address::Tcp { host, port, .. } => {
                 let host = if host.contains(':') { format!("[{host}]") } else { host.clone() };
                 if *port == if self.tls { 443 } else { 80 } { host } else { format!("{host}:{port}") }
@@ -125,6 +140,7 @@ impl fmt::Display for LocalTarget {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match &self.address {
             Address::Unix(path) => write!(f, "unix:{}", path.display()),
+            Address::Listener(connector) => f.write_str(connector.name()),
             Address::Tcp { host, port, .. } => {
                 let scheme = if self.tls { "https://" } else { "" };
                 if host.contains(':') {

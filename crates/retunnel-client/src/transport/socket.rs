@@ -15,10 +15,25 @@ use tokio::{
     net::TcpStream,
 };
 
+use crate::listener::LocalStream;
+
 /// Bytes in both directions over something other than a connection of the system, for example messages of a WebSocket.
 pub(crate) trait ByteStream: AsyncRead + AsyncWrite + Send + Sync + Unpin {
     /// The TCP connection below.
     fn below(&self) -> Option<&TcpStream>;
+
+    /// Makes the end of the bytes an error for the other side, where no TCP connection is below.
+    fn abort(&self) {}
+}
+
+impl ByteStream for LocalStream {
+    fn below(&self) -> Option<&TcpStream> {
+        None
+    }
+
+    fn abort(&self) {
+        Self::abort(self);
+    }
 }
 
 /// A connection to the server or to a local service.
@@ -84,6 +99,8 @@ impl Socket {
     pub(crate) fn abort(&self) {
         if let Some(socket) = self.below() {
             let _ = SockRef::from(socket).set_linger(Some(Duration::ZERO));
+        } else if let Self::Other(stream) = self {
+            stream.abort();
         }
     }
 
