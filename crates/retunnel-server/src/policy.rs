@@ -33,12 +33,12 @@ trait Evaluate: fmt::Debug + Send + Sync {
         _request: &RequestHead,
         _visitor: IpAddr,
         _rewrite: &mut Rewrite<'a>,
-    ) -> Result<(), Denied> {
+    ) -> Result<(), &'static Denied> {
         Ok(())
     }
 
     /// Decides about a connection of a TCP tunnel.
-    fn on_tcp_connect(&self, _visitor: IpAddr) -> Result<(), Denied> {
+    fn on_tcp_connect(&self, _visitor: IpAddr) -> Result<(), &'static Denied> {
         Ok(())
     }
 }
@@ -69,7 +69,7 @@ impl Rules {
 }
 
 impl Policy for Rules {
-    fn on_http_request(&self, request: &RequestHead, visitor: IpAddr) -> Result<Rewrite<'_>, Denied> {
+    fn on_http_request(&self, request: &RequestHead, visitor: IpAddr) -> Result<Rewrite<'_>, &'static Denied> {
         let mut rewrite = Rewrite::default();
         for rule in &self.0 {
             rule.on_http_request(request, visitor, &mut rewrite)?;
@@ -77,7 +77,7 @@ impl Policy for Rules {
         Ok(rewrite)
     }
 
-    fn on_tcp_connect(&self, visitor: IpAddr) -> Result<(), Denied> {
+    fn on_tcp_connect(&self, visitor: IpAddr) -> Result<(), &'static Denied> {
         self.0.iter().try_for_each(|rule| rule.on_tcp_connect(visitor))
     }
 }

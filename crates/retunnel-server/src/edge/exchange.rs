@@ -27,7 +27,6 @@ use crate::{
     tunnel::{
         Tunnel,
         address::PublicAddress,
-        policy::Denied,
         upstream::{BodyMode, Request, WholeBody, is_repeatable},
     },
 };
@@ -162,7 +161,7 @@ impl Exchange<'_> {
         let (edge, head) = (self.edge, self.head);
         let rewrite = match tunnel.policy.on_http_request(head, self.visitor) {
             Ok(rewrite) => rewrite,
-            Err(Denied::Unauthorized) => return Outcome::refused(EdgeError::Unauthorized, head),
+            Err(denied) => return Outcome::refused(EdgeError::Denied(denied), head),
         };
         let mode = tunnel.upstream.body(head);
         if whole.is_none()

@@ -5,7 +5,7 @@ use std::fmt::Write as _;
 use bytes::{BufMut, Bytes, BytesMut};
 use retunnel_proto::{PageCode, http1::request::RequestError};
 
-use crate::html::escape;
+use crate::{html::escape, tunnel::policy::Denied};
 
 /// Why the edge answers instead of the local service.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -13,7 +13,8 @@ pub(crate) enum EdgeError {
     BadRequest(&'static str),
     /// An unencrypted request where TLS is spoken.
     HttpsRequired,
-    Unauthorized,
+    /// A rule of the tunnel does not admit the visitor.
+    Denied(&'static Denied),
     TunnelNotFound,
     /// The owner's session was lost; seconds until a retry makes sense.
     TunnelOffline(u64),
@@ -52,7 +53,7 @@ impl EdgeError {
     pub(crate) const fn status(&self) -> u16 {
         match self {
             Self::BadRequest(_) | Self::HttpsRequired => 400,
-            Self::Unauthorized => 401,
+            Self::Denied(denied) => denied.status,
             Self::TunnelNotFound => 404,
             Self::MethodNotAllowed => 405,
             Self::RequestTimeout => 408,
@@ -73,7 +74,7 @@ impl EdgeError {
         let code = match self {
             Self::BadRequest(_) => PageCode::BadRequest,
             Self::HttpsRequired => PageCode::HttpsRequired,
-            Self::Unauthorized => PageCode::Unauthorized,
+            Self::Denied(denied) => denied.code,
             Self::TunnelNotFound => PageCode::TunnelNotFound,
             Self::TunnelOffline(_) => PageCode::TunnelOffline,
             Self::MethodNotAllowed => PageCode::MethodNotAllowed,
@@ -98,6 +99,7 @@ impl EdgeError {
         match self.status() {
             400 => "Bad Request",
             401 => "Unauthorized",
+            403 => "Forbidden",
             404 => "Not Found",
             405 => "Method Not Allowed",
             408 => "Request Timeout",
@@ -122,7 +124,7 @@ impl EdgeError {
             Self::LocalClosedEarly => "The local service closed the connection",
             Self::LocalInvalidResponse => "The local service sent an invalid answer",
             Self::LocalTimeout => "The local service did not answer in time",
-            Self::Unauthorized => "This tunnel requires a password",
+            Self::Denied(denied) => denied.heading,
             _ => self.title(),
         }
     }
@@ -132,7 +134,7 @@ impl EdgeError {
         match self {
             Self::BadRequest(why) => format!("The request is not valid HTTP/1.1: {why}."),
             Self::HttpsRequired => "The request was not encrypted. Use the same address with https:// in front.".into(),
-            Self::Unauthorized => "Enter the user name and password that the owner gave you.".into(),
+            Self::Denied(denied) => denied.detail.into(),
             Self::TunnelNotFound => {
                 "Nothing is served at this address. Check the spelling, or start the tunnel with `retunnel http PORT`."
                     .into()
@@ -196,8 +198,8 @@ impl EdgeError {
         if let Some(seconds) = self.retry_after() {
             let _ = write!(head, "Retry-After: {seconds}\r\n");
         }
-        if *self == Self::Unauthorized {
-            head.push_str("WWW-Authenticate: Basic realm=\"tunnel\", charset=\"UTF-8\"\r\n");
+        if let Self::Denied(Denied { challenge: Some(challenge), .. }) = self {
+            let _ = write!(head, "WWW-Authenticate: {challenge}\r\n");
         }
         if close {
             head.push_str("Connection: close\r\n");
@@ -261,6 +263,18 @@ mod tests {
             assert!(kind != "text/html" || !body.contains("<script>"), "{body}");
         }
         assert!(rendered(&EdgeError::TunnelOffline(90), "*/*").contains("Retry-After: 60\r\n"));
-        assert!(rendered(&EdgeError::Unauthorized, "*/*").contains("WWW-Authenticate: Basic"));
+        const DENIED: Denied = Denied {
+            status: 403,
+            code: PageCode::Unauthorized,
+            heading: "Not today",
+            detail: "Come back tomorrow.",
+            challenge: Some("Basic"),
+        };
+        let text = rendered(&EdgeError::Denied(&DENIED), "*/*");
+        assert!(
+            text.starts_with("HTTP/1.1 403 Forbidden\r\n") && text.contains("WWW-Authenticate: Basic\r\n"),
+            "{text}"
+        );
+        assert!(text.ends_with("Not today\nCome back tomorrow. [unauthorized]\n"), "{text}");
     }
 }

@@ -141,7 +141,10 @@ async fn serve_visitor(edge: &Edge, mut visitor: Socket, peer: SocketAddr, port:
 
 async fn relay(tunnel: &Tunnel, visitor: &mut Socket, peer: SocketAddr, moved: &Moved) -> io::Result<()> {
     if let Err(denied) = tunnel.policy.on_tcp_connect(peer.ip()) {
-        return Err(io::Error::new(io::ErrorKind::PermissionDenied, format!("the policy denies it: {denied:?}")));
+        return Err(io::Error::new(
+            io::ErrorKind::PermissionDenied,
+            format!("denied by a rule: {}", denied.code.as_str()),
+        ));
     }
     // Both arms are cancel-safe: dropping the relay resets its stream.
     tokio::select! {

@@ -3,6 +3,7 @@
 use std::net::IpAddr;
 
 use retunnel_proto::{
+    PageCode,
     http1::request::RequestHead,
     message::TunnelProtocol,
     rules::{BasicAuth, BasicAuthConfig, Rule},
@@ -10,6 +11,14 @@ use retunnel_proto::{
 
 use super::Evaluate;
 use crate::tunnel::policy::{Denied, Rewrite};
+
+const UNAUTHORIZED: Denied = Denied {
+    status: 401,
+    code: PageCode::Unauthorized,
+    heading: "This tunnel requires a password",
+    detail: "Enter the user name and password that the owner gave you.",
+    challenge: Some("Basic realm=\"tunnel\", charset=\"UTF-8\""),
+};
 
 pub(super) fn compile(rule: &Rule, protocol: TunnelProtocol) -> Result<Box<dyn Evaluate>, String> {
     if protocol == TunnelProtocol::Tcp {
@@ -27,9 +36,9 @@ impl Evaluate for BasicAuth {
         request: &RequestHead,
         _: IpAddr,
         rewrite: &mut Rewrite<'a>,
-    ) -> Result<(), Denied> {
+    ) -> Result<(), &'static Denied> {
         if !self.admits(request.headers.all("authorization")) {
-            return Err(Denied::Unauthorized);
+            return Err(&UNAUTHORIZED);
         }
         rewrite.strip_authorization = true;
         Ok(())

@@ -21,7 +21,12 @@ pub(super) fn compile(rule: &Rule, protocol: TunnelProtocol) -> Result<Box<dyn E
 }
 
 impl Evaluate for LocalOrigin {
-    fn on_http_request<'a>(&'a self, _: &RequestHead, _: IpAddr, rewrite: &mut Rewrite<'a>) -> Result<(), Denied> {
+    fn on_http_request<'a>(
+        &'a self,
+        _: &RequestHead,
+        _: IpAddr,
+        rewrite: &mut Rewrite<'a>,
+    ) -> Result<(), &'static Denied> {
         rewrite.local_origin = Some(self);
         Ok(())
     }

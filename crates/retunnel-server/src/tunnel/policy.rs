@@ -2,7 +2,7 @@
 
 use std::{fmt, net::IpAddr};
 
-use retunnel_proto::{http1::request::RequestHead, rules::LocalOrigin};
+use retunnel_proto::{PageCode, http1::request::RequestHead, rules::LocalOrigin};
 
 /// What holds for a tunnel's visitors and their requests. Evaluated once for each HTTP request, and once for each
 /// connection of a TCP tunnel.
@@ -11,13 +11,13 @@ pub(crate) trait Policy: fmt::Debug + Send + Sync {
     ///
     /// # Errors
     /// The request is denied.
-    fn on_http_request(&self, request: &RequestHead, visitor: IpAddr) -> Result<Rewrite<'_>, Denied>;
+    fn on_http_request(&self, request: &RequestHead, visitor: IpAddr) -> Result<Rewrite<'_>, &'static Denied>;
 
     /// Decides about a connection.
     ///
     /// # Errors
     /// The connection is denied.
-    fn on_tcp_connect(&self, visitor: IpAddr) -> Result<(), Denied>;
+    fn on_tcp_connect(&self, visitor: IpAddr) -> Result<(), &'static Denied>;
 }
 
 /// How an admitted request is changed on its way to the local service.
@@ -29,9 +29,18 @@ pub(crate) struct Rewrite<'a> {
     pub(crate) local_origin: Option<&'a LocalOrigin>,
 }
 
-/// Why a visitor is not admitted.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Denied {
-    /// Credentials are missing or wrong.
-    Unauthorized,
+/// Why a visitor is not admitted, as the answer that an HTTP visitor gets. A TCP connection is closed. Every rule has its own,
+/// so that a new one does not change the edge.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct Denied {
+    /// Status of the answer.
+    pub(crate) status: u16,
+    /// Stable code of the answer, and of the request in logs and events.
+    pub(crate) code: PageCode,
+    /// What is wrong, in a few words.
+    pub(crate) heading: &'static str,
+    /// What the visitor can do.
+    pub(crate) detail: &'static str,
+    /// Value of `WWW-Authenticate`.
+    pub(crate) challenge: Option<&'static str>,
 }
