@@ -384,7 +384,7 @@ tunnels:
 6:5: tunnel `web`: missing: `local_port` or `target`
 7:15: tunnel `web`: `protocol`: expected http or tcp (got `htpp`)
 8:5: tunnel `web`: unknown key `local_prot`; did you mean `local_port`? known keys: name, protocol, local_port, target, \
-subdomain, hostname, remote_port, local_insecure, inspect, rules, auth, host_header
+subdomain, hostname, remote_port, local_insecure, inspect, rules, SHORT_RULES
 9:16: tunnel `web`: `subdomain`: expected 1 to 63 letters, digits and hyphens, no hyphen first or last (got `my_app`)
 10:14: tunnel `web`: `inspect`: expected true or false (got `on`)
 11:11: tunnel `web`: `name`: the tunnel in line 6 already has `web`
@@ -400,7 +400,8 @@ subdomain, hostname, remote_port, local_insecure, inspect, rules, auth, host_hea
 21:5: tunnel 5: expected keys with values, such as `name: …`
 22:5: tunnel `both`: missing: `protocol`
 22:26: tunnel `both`: `target`: `local_port` is given too; keep one";
-        assert_eq!(diagnostics(text), expected);
+        let keys: Vec<&str> = SHORT_RULES.iter().map(|short| short.key).collect();
+        assert_eq!(diagnostics(text), expected.replace("SHORT_RULES", &keys.join(", ")));
     }
 
     #[test]
