@@ -1,4 +1,5 @@
-//! Connections to local services.
+//! Connections to local services: dialing, TLS, counting, the tap, and failures in words. Everything that reaches a local
+//! service uses them.
 
 use std::{
     io,
@@ -9,7 +10,7 @@ use std::{
     time::Duration,
 };
 
-use retunnel_link::TlsSocket;
+use retunnel_link::{Direction, MaybeTcp, TlsSocket};
 use rustls::pki_types::ServerName;
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
@@ -103,7 +104,8 @@ async fn dial(host: &str, port: u16) -> io::Result<TcpStream> {
     race::connect(&addresses, DIAL_WITHIN).await
 }
 
-/// A connection to the local service whose bytes are counted.
+/// A connection to a local service. Its bytes are counted and shown to a tap, also those that the kernel moves.
+#[derive(Debug)]
 pub(crate) struct Connection {
     socket: TappedSocket,
     stats: Arc<Stats>,
@@ -127,6 +129,33 @@ impl Connection {
     /// Makes the end of the connection a reset.
     pub(crate) fn abort(&self) {
         self.socket.abort();
+    }
+
+    /// Acknowledges what has arrived at once.
+    pub(crate) fn acknowledge(&self) {
+        self.socket.acknowledge();
+    }
+}
+
+impl MaybeTcp for Connection {
+    fn tcp(&self) -> Option<&TcpStream> {
+        self.socket.tcp()
+    }
+
+    fn tcp_mut(&mut self) -> Option<&mut TcpStream> {
+        self.socket.tcp_mut()
+    }
+
+    fn unseen(&self, direction: Direction) -> u64 {
+        self.socket.unseen(direction)
+    }
+
+    fn skip(&mut self, direction: Direction, count: u64) {
+        match direction {
+            Direction::Read => self.stats.add_bytes(0, count),
+            Direction::Write => self.stats.add_bytes(count, 0),
+        }
+        self.socket.skip(direction, count);
     }
 }
 

@@ -1,4 +1,5 @@
-//! A separate connection to a local service that an observer sees like a visitor's: replays use it.
+//! Connections of a caller to a local service, which an observer sees like a visitor's. The inspector replays requests
+//! this way.
 
 use std::{
     io,
@@ -10,25 +11,24 @@ use std::{
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use crate::{
-    connection,
+    connection::Connection,
     error::RelayError,
-    stats::Stats,
-    tap::{Observer, Tap, TappedSocket},
+    tap::{Observer, Tap},
     target::LocalTarget,
 };
 
 /// A connection to a local service.
 #[derive(Debug)]
-pub struct LocalConnection(TappedSocket);
+pub struct LocalConnection(Connection);
 
 impl LocalTarget {
-    /// Connects to the service. What passes is shown to `observer` as an exchange of the tunnel `name`.
+    /// Connects to the service. An observer sees what passes as exchanges of the tunnel `name`.
     ///
     /// # Errors
     /// [`RelayError::LocalUnreachable`].
     pub async fn connect(&self, observer: Arc<dyn Observer>, name: &str) -> Result<LocalConnection, RelayError> {
-        let socket = connection::reach(self, &Stats::default()).await?;
-        Ok(LocalConnection(TappedSocket::new(socket, Some(Box::new(Tap::new(observer, name.to_owned()))))))
+        let tap = Box::new(Tap::new(observer, name.to_owned()));
+        Ok(LocalConnection(Connection::open(self, Arc::default(), Some(tap)).await?))
     }
 }
 

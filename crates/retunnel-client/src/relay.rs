@@ -1,10 +1,9 @@
-//! One visitor's bytes: from a stream of the link to the local service and back.
+//! One visitor's bytes: from a stream of the link to the local service and back, without a look at them.
 
 use std::{
     future::poll_fn,
     ops::RangeInclusive,
     sync::atomic::{AtomicBool, Ordering::Relaxed},
-    task::Poll,
     time::Duration,
 };
 
@@ -15,61 +14,45 @@ use tokio::{
     time::{Instant, timeout},
 };
 
-use crate::{
-    connection::{reach, reason_of},
-    error::RelayError,
-    stats::Stats,
-    tap::{Side, Tap, TappedSocket},
-    target::LocalTarget,
-};
+use crate::{connection::reason_of, error::RelayError, service::Service, target::LocalTarget};
 
-/// Bytes of a request that are shown when the local service takes no connection. They follow the start of the stream.
+/// Bytes of a request that are shown when the local service accepts no connection. They follow the opening of the stream
+/// immediately.
 const HEAD_SHOWN: usize = 16 * 1024;
 const HEAD_WITHIN: Duration = Duration::from_millis(100);
 
-/// Serves one stream until both sides are done. `tap` sees what passes.
+/// Serves one stream until both sides are done.
 ///
 /// # Errors
-/// [`RelayError::LocalUnreachable`] when the local service accepts no connection; the visitor gets an error page then.
-pub(crate) async fn serve(
-    stream: LinkStream,
-    target: &LocalTarget,
-    stats: &Stats,
-    tap: Option<Box<Tap>>,
-) -> Result<(), RelayError> {
-    let local = match reach(target, stats).await {
+/// [`RelayError::LocalUnreachable`] when the local service accepts no connection. The stream is reset then, as after any
+/// failure.
+pub(crate) async fn serve(stream: LinkStream, service: &Service) -> Result<(), RelayError> {
+    let mut local = match service.connect().await {
         Ok(local) => local,
         Err(error) => {
-            if let Some(mut tap) = tap {
-                show_failed(&stream, &mut tap, &error.to_string()).await;
+            if service.is_observed() {
+                show_failed(&stream, service, &error).await;
             }
             stream.reset(ReasonCode::LOCAL_UNREACHABLE, &error.to_string());
             return Err(error);
         }
     };
-    let mut local = TappedSocket::new(local, tap);
-    stats.opened();
-    let _open = Open(stats);
-    let mut stall = Stall::new(target);
-    // `down` comes from the local service: seen from the link it is what goes up.
-    let (mut to_link, mut to_local) = (Pump::default(), Pump::default());
-    let mut counted = (0, 0);
+    let mut stall = Stall::new(&service.target);
+    // Up is from the local service to the link, down is from the link to the local service.
+    let (mut up, mut down) = (Pump::default(), Pump::default());
+    let mut moved = (0, 0);
     let result = poll_fn(|cx| {
-        let polled = poll_relay(cx, &mut local, &stream, &mut to_link, &mut to_local);
-        let new = (to_local.moved() - counted.0, to_link.moved() - counted.1);
-        stats.add_bytes(new.0, new.1);
-        counted = (to_local.moved(), to_link.moved());
-        if stall.wants_acknowledgement(new.0 > 0, new.1 > 0, || stream.is_on_lane()) {
+        let polled = poll_relay(cx, &mut local, &stream, &mut up, &mut down);
+        let has_moved = (up.moved() > moved.0, down.moved() > moved.1);
+        moved = (up.moved(), down.moved());
+        if stall.wants_acknowledgement(has_moved.1, has_moved.0, || stream.is_on_lane()) {
             local.acknowledge();
         }
-        match polled {
-            Poll::Ready(result) => Poll::Ready(result),
-            Poll::Pending => Poll::Pending,
-        }
+        polled
     })
     .await;
     if let Err(error) = result {
-        // Neither side may take a cut transfer for a complete one.
+        // Neither side may take an incomplete transfer for a complete one.
         local.abort();
         stream.reset(ReasonCode::CANCELLED, &reason_of(&error));
         return Err(error.into());
@@ -77,25 +60,24 @@ pub(crate) async fn serve(
     Ok(())
 }
 
-/// Shows the tap a request that the local service did not accept.
-async fn show_failed(mut stream: &LinkStream, tap: &mut Tap, reason: &str) {
+/// Shows the observer a request that the local service did not accept.
+async fn show_failed(mut stream: &LinkStream, service: &Service, error: &RelayError) {
     let mut head = vec![0; HEAD_SHOWN];
     if let Ok(Ok(len)) = timeout(HEAD_WITHIN, stream.read(&mut head)).await {
-        tap.seen(Side::Request, &head[..len]);
-        tap.failed(reason);
+        service.show_failed(&head[..len], error);
     }
 }
 
 /// Notices local services that wait for acknowledgements. Many write head and body of an answer in two small pieces; on a
-/// kept connection the second waits until the first is acknowledged (Nagle), which systems put off for 40 ms. Once a
-/// service was seen to pause so, what comes from it is acknowledged at once.
+/// kept connection the second waits until the first is acknowledged (Nagle's algorithm), which systems delay by 40 ms.
+/// After a service was seen to pause like this, its bytes are acknowledged at once.
 struct Stall<'a> {
     waits: &'a AtomicBool,
-    /// When the last bytes came, unless others went to the service since.
+    /// When the last bytes came, unless others were sent to the service since.
     came: Option<Instant>,
 }
 
-/// What a delayed acknowledgement takes, with some play.
+/// How long systems delay an acknowledgement, with some tolerance.
 const DELAYED: RangeInclusive<Duration> = Duration::from_millis(30)..=Duration::from_millis(70);
 
 impl<'a> Stall<'a> {
@@ -103,7 +85,7 @@ impl<'a> Stall<'a> {
         Self { waits: &target.waits_for_acknowledgements, came: None }
     }
 
-    /// `is_bulk`: bytes are reported from time to time, which says nothing about the service.
+    /// `is_bulk`: bytes are reported in intervals, which says nothing about the service.
     fn wants_acknowledgement(&mut self, sent: bool, came: bool, is_bulk: impl FnOnce() -> bool) -> bool {
         if sent {
             self.came = None;
@@ -121,14 +103,6 @@ impl<'a> Stall<'a> {
             self.waits.store(true, Relaxed);
         }
         waited
-    }
-}
-
-struct Open<'a>(&'a Stats);
-
-impl Drop for Open<'_> {
-    fn drop(&mut self) {
-        self.0.closed();
     }
 }
 

@@ -5,6 +5,7 @@ pub(crate) mod rules;
 use std::sync::Arc;
 
 use retunnel_proto::message::{RequestSummary, TunnelProtocol};
+use tracing::debug;
 
 use self::rules::ClientRules;
 use crate::{
@@ -13,27 +14,27 @@ use crate::{
     event::Event,
     state::Shared,
     stats::Stats,
-    tap::{Observer, Tap},
+    tap::{Observer, Side, Tap},
     target::LocalTarget,
 };
 
-/// What a relay needs of its tunnel.
+/// What a relay or an exchange needs to know of its tunnel.
 #[derive(Clone)]
 pub(crate) struct Service {
     pub(crate) name: String,
     pub(crate) target: LocalTarget,
-    pub(crate) stats: Arc<Stats>,
-    /// Observes the tunnel's exchanges.
-    pub(crate) observer: Option<Arc<dyn Observer>>,
     pub(crate) protocol: TunnelProtocol,
+    pub(crate) stats: Arc<Stats>,
+    /// Sees the tunnel's exchanges.
+    pub(crate) observer: Option<Arc<dyn Observer>>,
     /// The rules that the client applies.
     pub(crate) rules: Arc<ClientRules>,
     pub(crate) shared: Arc<Shared>,
 }
 
 impl Service {
-    /// What observes a new connection to the local service.
-    pub(crate) fn tap(&self) -> Option<Box<Tap>> {
+    /// Sees what passes on a new connection to the local service.
+    fn tap(&self) -> Option<Box<Tap>> {
         Some(Box::new(Tap::new(Arc::clone(self.observer.as_ref()?), self.name.clone())))
     }
 
@@ -45,14 +46,31 @@ impl Service {
         Connection::open(&self.target, Arc::clone(&self.stats), self.tap()).await
     }
 
-    /// A visitor's request is done.
-    pub(crate) fn request(&self, request: RequestSummary) {
-        self.stats.request(request.clone());
-        self.shared.emit(Event::Request { tunnel: self.name.clone(), request });
+    /// Whether someone sees the tunnel's exchanges.
+    pub(crate) const fn is_observed(&self) -> bool {
+        self.observer.is_some()
     }
 
-    /// The local service did not take a connection.
-    pub(crate) fn unreachable(&self, error: &RelayError) {
-        self.shared.emit(Event::LocalUnreachable { tunnel: self.name.clone(), reason: error.to_string() });
+    /// Shows the observer the head of a request that the local service did not accept.
+    pub(crate) fn show_failed(&self, head: &[u8], error: &RelayError) {
+        if let Some(mut tap) = self.tap() {
+            tap.seen(Side::Request, head);
+            tap.failed(&error.to_string());
+        }
+    }
+
+    /// Reports that the local service failed.
+    pub(crate) fn report_failure(&self, error: &RelayError) {
+        if matches!(error, RelayError::LocalUnreachable { .. }) {
+            self.shared.emit(Event::LocalUnreachable { tunnel: self.name.clone(), reason: error.to_string() });
+        } else {
+            debug!(tunnel = self.name, %error, "connection to the local service failed");
+        }
+    }
+
+    /// Counts a visitor's request that is done.
+    pub(crate) fn count_request(&self, request: RequestSummary) {
+        self.stats.request(request.clone());
+        self.shared.emit(Event::Request { tunnel: self.name.clone(), request });
     }
 }

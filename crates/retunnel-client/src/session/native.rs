@@ -16,7 +16,7 @@ use tracing::{debug, warn};
 use super::{timing::AUTH_WITHIN, tunnels::Tunnels};
 use crate::{
     dialect::Dialect,
-    error::{ConnectError, RelayError},
+    error::ConnectError,
     event::SessionInfo,
     relay,
     service::{Service, rules::RuleSupport},
@@ -210,7 +210,7 @@ impl Session {
 
     fn relay(&mut self, tunnels: &Tunnels, open: &Open, stream: LinkStream) {
         match tunnels.find(&open.tunnel) {
-            Some(served) => drop(self.relays.spawn(relay(stream, served))),
+            Some(service) => drop(self.relays.spawn(relay(stream, service))),
             None => stream.reset(ReasonCode::UNKNOWN_TUNNEL, "this client has no such tunnel"),
         }
     }
@@ -258,10 +258,8 @@ fn message_of(tunnels: &mut Tunnels, message: Result<FromServer, DecodeError>) {
     }
 }
 
-async fn relay(stream: LinkStream, served: Service) {
-    match relay::serve(stream, &served.target, &served.stats, served.tap()).await {
-        Ok(()) => {}
-        Err(error @ RelayError::LocalUnreachable { .. }) => served.unreachable(&error),
-        Err(error) => debug!(tunnel = served.name, %error, "connection failed"),
+async fn relay(stream: LinkStream, service: Service) {
+    if let Err(error) = relay::serve(stream, &service).await {
+        service.report_failure(&error);
     }
 }

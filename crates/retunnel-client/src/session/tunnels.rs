@@ -235,10 +235,10 @@ impl Tunnels {
 
     /// What visitors did, as the server saw it.
     pub(crate) fn report(&self, report: Requests) {
-        let Some(served) = self.find(&report.tunnel_id) else { return };
-        served.stats.report(&report);
+        let Some(service) = self.find(&report.tunnel_id) else { return };
+        service.stats.report(&report);
         for request in report.recent {
-            self.shared.emit(Event::Request { tunnel: served.name.clone(), request });
+            self.shared.emit(Event::Request { tunnel: service.name.clone(), request });
         }
     }
 

@@ -3,6 +3,8 @@
 
 use std::{collections::VecDeque, mem::MaybeUninit, sync::Arc};
 
+use retunnel_proto::http1::{Framing, body::Decoder};
+
 use super::observer::{Exchange, Observer, Side};
 
 /// Bytes of a head; the edge allows 16 KiB of target and 64 KiB of headers.
@@ -41,39 +43,24 @@ struct Half {
 }
 
 /// What a direction's next bytes are.
-#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Default)]
 enum Next {
     #[default]
     Head,
-    Sized(u64),
-    Chunked(Chunk),
-    /// Until the connection ends.
-    Rest,
+    Body(Decoder),
     /// After a 101.
     Upgraded,
-    /// Not parsed, or without an exchange.
+    /// Not understood, or part of no exchange.
     Ignored,
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Chunk {
-    /// In the line with the size; `true` once the digits are over.
-    Size(u64, bool),
-    Data(u64),
-    /// In the line end after the data.
-    DataEnd,
-    /// In the trailers; `true` when the line has something in it.
-    Trailer(bool),
-}
-
 /// What a head says about the bytes after it.
-struct Framing {
+struct Head {
     len: usize,
     status: u16,
     is_head: bool,
     asks_upgrade: bool,
-    length: Option<u64>,
-    chunked: bool,
+    framing: Option<Framing>,
 }
 
 impl Tap {
@@ -84,16 +71,23 @@ impl Tap {
     /// Bytes have passed.
     pub(crate) fn seen(&mut self, side: Side, mut bytes: &[u8]) {
         while !bytes.is_empty() {
-            let taken = match self.half(side).next {
+            let taken = match &mut self.half(side).next {
                 Next::Head => self.head(side, bytes),
-                Next::Sized(left) => {
-                    let taken = usize::try_from(left).unwrap_or(usize::MAX).min(bytes.len());
-                    self.body(side, &bytes[..taken]);
-                    self.sized(side, left - taken as u64);
-                    taken
-                }
-                Next::Chunked(chunk) => self.chunked(side, chunk, bytes),
-                Next::Rest | Next::Upgraded => {
+                Next::Body(decoder) => match decoder.step(bytes) {
+                    Ok(step) => {
+                        let is_done = decoder.is_done();
+                        let taken = step.framing + step.payload;
+                        if step.payload > 0 {
+                            self.body(side, &bytes[step.framing..taken]);
+                        }
+                        if is_done {
+                            self.end(side);
+                        }
+                        taken
+                    }
+                    Err(_) => return self.give_up(),
+                },
+                Next::Upgraded => {
                     self.body(side, bytes);
                     bytes.len()
                 }
@@ -107,12 +101,12 @@ impl Tap {
     pub(crate) fn unseen(&self, side: Side) -> u64 {
         let half = if side == Side::Request { &self.request } else { &self.response };
         let wanted = self.current(side).and_then(|open| open.exchange.as_ref()).is_some_and(|open| open.wants(side));
-        match half.next {
+        match &half.next {
             Next::Ignored => u64::MAX,
             _ if wanted => 0,
-            Next::Sized(left) | Next::Chunked(Chunk::Data(left)) => left,
-            Next::Rest | Next::Upgraded => u64::MAX,
-            _ => 0,
+            Next::Upgraded => u64::MAX,
+            Next::Body(decoder) => decoder.payload_left(),
+            Next::Head => 0,
         }
     }
 
@@ -121,16 +115,22 @@ impl Tap {
         if let Some(exchange) = self.current_mut(side).and_then(|open| open.exchange.as_mut()) {
             exchange.passed(side, count);
         }
-        match self.half(side).next {
-            Next::Sized(left) => self.sized(side, left.saturating_sub(count)),
-            Next::Chunked(Chunk::Data(left)) => self.data(side, left.saturating_sub(count)),
-            _ => {}
+        if let Next::Body(decoder) = &mut self.half(side).next {
+            decoder.skip(count);
+            if decoder.is_done() {
+                self.end(side);
+            }
         }
     }
 
-    /// A side has said all it will say.
+    /// A side sends nothing more.
     pub(crate) fn closed(&mut self, side: Side) {
-        if matches!(self.half(side).next, Next::Rest | Next::Upgraded) {
+        let is_complete = match &self.half(side).next {
+            Next::Body(decoder) => decoder.may_end_here(),
+            Next::Upgraded => true,
+            Next::Head | Next::Ignored => false,
+        };
+        if is_complete {
             self.end(side);
         }
         self.half(side).next = Next::Ignored;
@@ -164,15 +164,14 @@ impl Tap {
         }
     }
 
-    fn sized(&mut self, side: Side, left: u64) {
-        self.half(side).next = Next::Sized(left);
-        if left == 0 {
+    /// A body with this framing comes next.
+    fn begin_body(&mut self, side: Side, framing: Framing) {
+        let decoder = Decoder::new(framing);
+        if decoder.is_done() {
             self.end(side);
+        } else {
+            self.half(side).next = Next::Body(decoder);
         }
-    }
-
-    fn data(&mut self, side: Side, left: u64) {
-        self.half(side).next = Next::Chunked(if left == 0 { Chunk::DataEnd } else { Chunk::Data(left) });
     }
 
     /// A message is over; the next is a head.
@@ -214,9 +213,9 @@ impl Tap {
         // A piece without a line end ends no head.
         let parsed = if bytes.contains(&b'\n') { parse(side, text) } else { Ok(None) };
         match parsed {
-            Ok(Some(framing)) => {
-                let taken = framing.len - before;
-                self.begin(side, &text[..framing.len], &framing);
+            Ok(Some(head)) => {
+                let taken = head.len - before;
+                self.begin(side, &text[..head.len], &head);
                 taken
             }
             Ok(None) if text.len() <= MAX_HEAD => {
@@ -233,100 +232,57 @@ impl Tap {
         }
     }
 
-    fn begin(&mut self, side: Side, head: &[u8], framing: &Framing) {
+    fn begin(&mut self, side: Side, text: &[u8], head: &Head) {
         match side {
             Side::Request => {
                 if self.open.len() == MAX_WAITING {
                     return self.give_up();
                 }
                 self.open.push_back(Open {
-                    exchange: self.observer.request(&self.tunnel, head),
-                    is_head: framing.is_head,
-                    asks_upgrade: framing.asks_upgrade,
+                    exchange: self.observer.request(&self.tunnel, text),
+                    is_head: head.is_head,
+                    asks_upgrade: head.asks_upgrade,
                     request_ended: false,
                     response_ended: false,
                 });
-                if framing.chunked {
-                    self.request.next = Next::Chunked(Chunk::Size(0, false));
-                } else {
-                    self.sized(side, framing.length.unwrap_or(0));
-                }
+                self.begin_body(side, head.framing.unwrap_or(Framing::None));
             }
             Side::Response => {
                 let Some(open) = self.open.front_mut().filter(|open| !open.response_ended) else {
                     return self.give_up();
                 };
-                if matches!(framing.status, 100 | 102..200) {
+                if matches!(head.status, 100 | 102..200) {
                     return;
                 }
                 if let Some(exchange) = &mut open.exchange {
-                    exchange.response(head);
+                    exchange.response(text);
                 }
-                if framing.status == 101 && open.asks_upgrade {
+                if head.status == 101 && open.asks_upgrade {
                     self.request.next = Next::Upgraded;
                     self.response.next = Next::Upgraded;
-                } else if open.is_head || matches!(framing.status, 101 | 204 | 304) {
+                } else if open.is_head || matches!(head.status, 101 | 204 | 304) {
                     self.end(side);
-                } else if framing.chunked {
-                    self.response.next = Next::Chunked(Chunk::Size(0, false));
-                } else if let Some(length) = framing.length {
-                    self.sized(side, length);
                 } else {
-                    self.response.next = Next::Rest;
+                    self.begin_body(side, head.framing.unwrap_or(Framing::UntilClose));
                 }
             }
         }
-    }
-
-    /// Takes one part of a chunked body.
-    fn chunked(&mut self, side: Side, chunk: Chunk, bytes: &[u8]) -> usize {
-        if let Chunk::Data(left) = chunk {
-            let taken = usize::try_from(left).unwrap_or(usize::MAX).min(bytes.len());
-            self.body(side, &bytes[..taken]);
-            self.data(side, left - taken as u64);
-            return taken;
-        }
-        let byte = bytes[0];
-        let next = match (chunk, byte) {
-            (Chunk::Size(0, _), b'\n') => Chunk::Trailer(false),
-            (Chunk::Size(size, _), b'\n') => Chunk::Data(size),
-            (Chunk::Size(size, false), byte) if byte.is_ascii_hexdigit() => {
-                let digit = u64::from((byte as char).to_digit(16).unwrap_or(0));
-                match size.checked_mul(16) {
-                    Some(size) => Chunk::Size(size + digit, false),
-                    None => {
-                        self.give_up();
-                        return bytes.len();
-                    }
-                }
-            }
-            (Chunk::Size(size, _), _) => Chunk::Size(size, true),
-            (Chunk::DataEnd, b'\n') => Chunk::Size(0, false),
-            (Chunk::Trailer(false), b'\n') => {
-                self.end(side);
-                return 1;
-            }
-            (Chunk::Trailer(true), b'\n') => Chunk::Trailer(false),
-            (Chunk::Trailer(filled), byte) => Chunk::Trailer(filled || byte != b'\r'),
-            (other, _) => other,
-        };
-        self.half(side).next = Next::Chunked(next);
-        1
     }
 }
 
-/// The framing of a head; `None` when it is not complete.
-fn parse(side: Side, bytes: &[u8]) -> Result<Option<Framing>, httparse::Error> {
+/// Reads a head; `None` when it is not complete. The parsers of `retunnel_proto::http1` are for the edge: they need a copy
+/// of the bytes, and refuse what the edge must refuse. Here a head is read where it lies, and was accepted already.
+fn parse(side: Side, bytes: &[u8]) -> Result<Option<Head>, httparse::Error> {
     let mut room = [const { MaybeUninit::uninit() }; MAX_HEADERS];
-    let mut framing = Framing { len: 0, status: 0, is_head: false, asks_upgrade: false, length: None, chunked: false };
+    let mut head = Head { len: 0, status: 0, is_head: false, asks_upgrade: false, framing: None };
     let headers = match side {
         Side::Request => {
             let mut request = httparse::Request::new(&mut []);
             match request.parse_with_uninit_headers(bytes, &mut room)? {
-                httparse::Status::Complete(len) => framing.len = len,
+                httparse::Status::Complete(len) => head.len = len,
                 httparse::Status::Partial => return Ok(None),
             }
-            framing.is_head = request.method == Some("HEAD");
+            head.is_head = request.method == Some("HEAD");
             request.headers
         }
         Side::Response => {
@@ -336,23 +292,26 @@ fn parse(side: Side, bytes: &[u8]) -> Result<Option<Framing>, httparse::Error> {
                 bytes,
                 &mut room,
             )? {
-                httparse::Status::Complete(len) => framing.len = len,
+                httparse::Status::Complete(len) => head.len = len,
                 httparse::Status::Partial => return Ok(None),
             }
-            framing.status = response.code.unwrap_or(0);
+            head.status = response.code.unwrap_or(0);
             response.headers
         }
     };
     for header in headers {
         if header.name.eq_ignore_ascii_case("content-length") {
-            framing.length = std::str::from_utf8(header.value).ok().and_then(|text| text.trim().parse().ok());
+            let length = std::str::from_utf8(header.value).ok().and_then(|text| text.trim().parse().ok());
+            head.framing = head.framing.or(length.map(Framing::Length));
         } else if header.name.eq_ignore_ascii_case("transfer-encoding") {
-            framing.chunked = header.value.to_ascii_lowercase().ends_with(b"chunked");
+            if header.value.to_ascii_lowercase().ends_with(b"chunked") {
+                head.framing = Some(Framing::Chunked);
+            }
         } else if header.name.eq_ignore_ascii_case("upgrade") {
-            framing.asks_upgrade = true;
+            head.asks_upgrade = true;
         }
     }
-    Ok(Some(framing))
+    Ok(Some(head))
 }
 
 #[cfg(test)]

@@ -90,11 +90,26 @@ impl Decoder {
         }
     }
 
-    /// Counts bytes of a body with a length that were moved without this decoder.
+    /// How many of the next bytes are payload for certain: they may be moved without this decoder.
+    #[must_use]
+    pub const fn payload_left(&self) -> u64 {
+        match self.state {
+            State::Length(left) | State::Chunk(left) => left,
+            State::UntilClose => u64::MAX,
+            _ => 0,
+        }
+    }
+
+    /// Counts payload that was moved without this decoder, at most [`Self::payload_left`].
     pub fn skip(&mut self, count: u64) {
-        if let State::Length(left) = self.state {
-            let left = left.saturating_sub(count);
-            self.state = if left == 0 { State::Done } else { State::Length(left) };
+        match &mut self.state {
+            State::Length(left) | State::Chunk(left) => *left = left.saturating_sub(count),
+            _ => {}
+        }
+        match self.state {
+            State::Length(0) => self.state = State::Done,
+            State::Chunk(0) => self.state = State::ChunkCr,
+            _ => {}
         }
     }
 

@@ -1,7 +1,6 @@
 //! A session with a server that knows dialect 3: one WebSocket carries everything. The server opens a stream for each
 //! visitor; a stream is a task, which talks with the session through bounded queues ([`stream`]).
 
-mod access;
 mod http;
 mod socket;
 mod stream;

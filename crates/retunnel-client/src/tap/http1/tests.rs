@@ -191,6 +191,6 @@ fn heads_without_end_are_given_up() {
     for _ in 0..3000 {
         tap.seen(Side::Request, &[b'a'; 100]);
     }
-    assert_eq!(tap.request.next, Next::Ignored);
+    assert!(matches!(tap.request.next, Next::Ignored));
     assert!(tap.request.head.is_empty() && lines.lock().expect("not poisoned").is_empty());
 }

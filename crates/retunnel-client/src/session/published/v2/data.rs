@@ -4,10 +4,8 @@ use std::{sync::Arc, time::Duration};
 
 use bytes::{Bytes, BytesMut};
 use futures_util::StreamExt;
-use http_body_util::BodyExt;
 use hyper::{
-    StatusCode,
-    body::Incoming,
+    HeaderMap, StatusCode,
     header::{CONTENT_LENGTH, SET_COOKIE, UPGRADE},
 };
 use retunnel_proto::{
@@ -15,7 +13,6 @@ use retunnel_proto::{
     dialect::v2,
     limits::{V2_MAX_MESSAGE_TO_CLIENT, V2_MAX_RESPONSE},
     message::{ClientMessage, ProxyRequest, ProxyResponse, RegProxy, ServerMessage, StartProxy},
-    rules,
 };
 use tokio::{
     sync::{OwnedSemaphorePermit, Semaphore},
@@ -28,8 +25,9 @@ use super::wire::{Opener, send};
 use crate::{
     error::RelayError,
     exchange::{
-        self,
-        visit::{Visit, visitor_in},
+        self, Answer, Failure, OwnAnswer, Request,
+        headers::{latin_1, texts, visitor_in},
+        visit::Visit,
     },
     service::Service,
     transport::websocket::{self, WebSocket},
@@ -86,10 +84,10 @@ async fn arrival(mut socket: WebSocket, mut start: Option<StartProxy>) -> Option
 }
 
 /// Answers a request; gives its socket back for the next one.
-pub(super) async fn serve(mut arrival: Arrival, served: Service, opener: Arc<Opener>) -> Option<Arrival> {
+pub(super) async fn serve(mut arrival: Arrival, service: Service, opener: Arc<Opener>) -> Option<Arrival> {
     let request = std::mem::take(&mut arrival.request);
     let answered = tokio::select! {
-        answered = answer(request, &arrival.start, served, &opener.answers) => answered,
+        answered = answer(request, &arrival.start, service, &opener.answers) => answered,
         // The server closes the socket when the visitor has left.
         () = gone(&mut arrival.socket) => None,
     };
@@ -112,11 +110,69 @@ async fn gone(socket: &mut WebSocket) {
     }
 }
 
-/// The answer and its share of the session's memory; `None` closes the data socket.
+/// An answer that is sent as a whole, and its share of the session's memory.
+struct Collected {
+    response: ProxyResponse,
+    body: BytesMut,
+    has_body: bool,
+    is_to_head: bool,
+    budget: Arc<Semaphore>,
+    held: Option<OwnedSemaphorePermit>,
+}
+
+/// The answer is larger than one may be, or than the session has memory for.
+#[derive(Debug)]
+struct TooLarge;
+
+impl Collected {
+    fn new(is_to_head: bool, budget: Arc<Semaphore>) -> Self {
+        let response = ProxyResponse { status: 0, headers: Vec::new(), body: Bytes::new() };
+        Self { response, body: BytesMut::new(), has_body: true, is_to_head, budget, held: None }
+    }
+
+    fn finish(mut self) -> (ProxyResponse, Option<OwnedSemaphorePermit>) {
+        if self.has_body {
+            self.response.headers.retain(|(name, _)| name != CONTENT_LENGTH.as_str());
+            self.response.headers.push((CONTENT_LENGTH.to_string(), self.body.len().to_string()));
+        }
+        self.response.body = self.body.freeze();
+        (self.response, self.held)
+    }
+}
+
+impl Answer for Collected {
+    type Error = TooLarge;
+
+    async fn head(&mut self, status: StatusCode, headers: HeaderMap) -> Result<(), TooLarge> {
+        self.has_body = !self.is_to_head
+            && !status.is_informational()
+            && !matches!(status, StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED);
+        self.response.status = status.as_u16();
+        self.response.headers = one_per_name(texts(&headers, latin_1));
+        Ok(())
+    }
+
+    async fn data(&mut self, data: Bytes) -> Result<(), TooLarge> {
+        if self.body.len() + data.len() > V2_MAX_RESPONSE {
+            return Err(TooLarge);
+        }
+        self.body.extend_from_slice(&data);
+        let held = self.held.as_ref().map_or(0, OwnedSemaphorePermit::num_permits);
+        let more = u32::try_from(self.body.len().div_ceil(1024) - held).map_err(|_| TooLarge)?;
+        let more = Arc::clone(&self.budget).try_acquire_many_owned(more).map_err(|_| TooLarge)?;
+        match &mut self.held {
+            Some(held) => held.merge(more),
+            None => self.held = Some(more),
+        }
+        Ok(())
+    }
+}
+
+/// The answer to a request; `None` closes the data socket.
 async fn answer(
     request: ProxyRequest,
     start: &StartProxy,
-    served: Service,
+    service: Service,
     budget: &Arc<Semaphore>,
 ) -> Option<(ProxyResponse, Option<OwnedSemaphorePermit>)> {
     let target = match request.query.as_str() {
@@ -124,102 +180,44 @@ async fn answer(
         query => format!("{}?{query}", request.path),
     };
     let visitor = visitor_in(&request.headers).unwrap_or(&start.client_addr).to_owned();
-    let mut visit = Visit::new(served, &request.method, &target, &visitor);
+    let mut visit = Visit::new(service, &request.method, &target, &visitor);
     visit.summary.bytes_in = request.body.len() as u64;
-    let wants_upgrade = request.headers.iter().any(|(name, _)| name.eq_ignore_ascii_case(UPGRADE.as_str()));
-    if wants_upgrade {
+    if request.headers.iter().any(|(name, _)| name.eq_ignore_ascii_case(UPGRADE.as_str())) {
         let text = "the server speaks dialect 2, which cannot carry WebSocket";
         return Some((own(&mut visit, StatusCode::NOT_IMPLEMENTED, PageCode::UpgradeUnsupported, text), None));
     }
-    let made = exchange::request(&request.method, &target, &request.headers, exchange::whole(request.body));
-    let mut outgoing = match made {
-        Ok(outgoing) => outgoing,
-        Err(reason) => return Some((own(&mut visit, StatusCode::BAD_REQUEST, PageCode::BadRequest, reason), None)),
+    let mut collected = Collected::new(request.method == "HEAD", Arc::clone(budget));
+    let request = Request {
+        method: request.method,
+        target,
+        headers: request.headers,
+        body: exchange::whole(request.body),
+        is_whole: true,
+        hop: HeaderMap::new(),
     };
-    // The body is here as a whole; its length is what it is.
-    outgoing.headers_mut().remove(CONTENT_LENGTH);
-    let exchange = match exchange::send(&visit.served, outgoing).await {
-        Ok(exchange) => exchange,
-        Err(error) => return failed(&mut visit, &error).map(|response| (response, None)),
-    };
-    let (mut head, body) = exchange.response.into_parts();
-    let has_body = exchange::has_body(&request.method, head.status);
-    let (body, permit) = match collect(body, budget).await {
-        Ok(collected) => collected,
-        Err(Uncollected::Failed(error)) => {
-            return failed(&mut visit, &exchange::failed(error)).map(|response| (response, None));
-        }
-        Err(Uncollected::TooLarge) => {
+    let response = match exchange::serve(request, &mut visit, &mut collected).await {
+        Ok(()) => return Some(collected.finish()),
+        // Servers expect silence then.
+        Err(Failure::Local(RelayError::LocalUnreachable { .. })) => return None,
+        Err(Failure::Local(error)) => own(&mut visit, StatusCode::BAD_GATEWAY, error.code(), &error.to_string()),
+        Err(Failure::Answer(TooLarge)) => {
             let text = "the server speaks dialect 2, which cannot carry an answer of this size";
-            return Some((own(&mut visit, StatusCode::BAD_GATEWAY, PageCode::ResponseTooLarge, text), None));
+            own(&mut visit, StatusCode::BAD_GATEWAY, PageCode::ResponseTooLarge, text)
         }
     };
-    if has_body {
-        head.headers.insert(CONTENT_LENGTH, body.len().into());
-    }
-    visit.summary.status = head.status.as_u16();
-    if rules::host_refused(head.status.as_u16(), &body) {
-        visit.failed(head.status.as_u16(), PageCode::HostNotAllowed);
-    }
-    visit.summary.bytes_out = body.len() as u64;
-    let headers = one_per_name(exchange::answer_headers(&mut head.headers, exchange::latin_1));
-    Some((ProxyResponse { status: head.status.as_u16(), headers, body }, permit))
+    Some((response, None))
 }
 
-/// What this side answers in the place of the local service.
+/// An answer of the client instead of the local service's.
 fn own(visit: &mut Visit, status: StatusCode, code: PageCode, text: &str) -> ProxyResponse {
     visit.failed(status.as_u16(), code);
-    let headers = [("content-type", "text/plain; charset=utf-8"), ("x-retunnel-error", code.as_str())];
-    ProxyResponse {
-        status: status.as_u16(),
-        headers: headers.map(|(name, value)| (name.to_owned(), value.to_owned())).into(),
-        body: format!("{text} [{}]\n", code.as_str()).into(),
-    }
+    visit.summary.bytes_out = 0;
+    let own = OwnAnswer::new(status, code, text);
+    ProxyResponse { status: status.as_u16(), headers: texts(&own.headers(), latin_1), body: own.body() }
 }
 
-/// A local service that cannot be reached is reported by silence, as servers expect it.
-fn failed(visit: &mut Visit, error: &RelayError) -> Option<ProxyResponse> {
-    debug!(tunnel = visit.served.name, %error, "no answer of the local service");
-    if matches!(error, RelayError::LocalUnreachable { .. }) {
-        visit.served.unreachable(error);
-        visit.failed(502, PageCode::LocalUnreachable);
-        return None;
-    }
-    Some(own(visit, StatusCode::BAD_GATEWAY, error.code(), &error.to_string()))
-}
-
-enum Uncollected {
-    TooLarge,
-    Failed(hyper::Error),
-}
-
-/// A whole body within the bounds of one answer and of the session.
-async fn collect(
-    mut body: Incoming,
-    budget: &Arc<Semaphore>,
-) -> Result<(Bytes, Option<OwnedSemaphorePermit>), Uncollected> {
-    let mut collected = BytesMut::new();
-    let mut permit: Option<OwnedSemaphorePermit> = None;
-    while let Some(frame) = body.frame().await {
-        // Trailers have no place in this dialect.
-        let Ok(data) = frame.map_err(Uncollected::Failed)?.into_data() else { continue };
-        if collected.len() + data.len() > V2_MAX_RESPONSE {
-            return Err(Uncollected::TooLarge);
-        }
-        collected.extend_from_slice(&data);
-        let held = permit.as_ref().map_or(0, OwnedSemaphorePermit::num_permits);
-        let more = u32::try_from(collected.len().div_ceil(1024) - held).map_err(|_| Uncollected::TooLarge)?;
-        let more = Arc::clone(budget).try_acquire_many_owned(more).map_err(|_| Uncollected::TooLarge)?;
-        match &mut permit {
-            Some(permit) => permit.merge(more),
-            None => permit = Some(more),
-        }
-    }
-    Ok((collected.freeze(), permit))
-}
-
-/// The dialect has one value per name. Lists are joined; a cookie's values must not be, so that each further one gets
-/// another spelling of the name, which means the same to the receiver.
+/// The dialect has one value per name. Lists are joined. Cookies must not be joined, so each further one gets another
+/// spelling of the name, which means the same to its receiver.
 fn one_per_name(headers: Vec<(String, String)>) -> Vec<(String, String)> {
     let mut out: Vec<(String, String)> = Vec::with_capacity(headers.len());
     let mut cookies = 0;
@@ -237,7 +235,7 @@ fn one_per_name(headers: Vec<(String, String)>) -> Vec<(String, String)> {
     out
 }
 
-/// The same name with the capitals that the bits of `number` say.
+/// The same name with capitals where `number` has bits.
 fn respelled(name: &str, number: usize) -> String {
     let mut bits = number;
     name.chars()

@@ -5,24 +5,16 @@ use std::io;
 use bytes::Bytes;
 use futures_util::stream;
 use http_body_util::{BodyExt, StreamBody};
-use hyper::{StatusCode, body::Frame, header::CONTENT_LENGTH};
-use retunnel_proto::{
-    PageCode,
-    dialect::v3::{HttpMeta, StreamEvent, StreamOpen},
-    rules,
-};
+use hyper::{HeaderMap, StatusCode, body::Frame};
+use retunnel_proto::dialect::v3::{HttpMeta, StreamEvent, StreamOpen};
 use tokio::sync::mpsc;
-use tracing::debug;
 
-use super::{
-    access,
-    stream::{Gone, Inbox, Outbox, Stream},
-};
+use super::stream::{Gone, Inbox, Outbox, Stream};
 use crate::{
-    error::RelayError,
     exchange::{
-        self, RequestBody,
-        visit::{Visit, visitor_in},
+        self, Answer, Failure, Request, RequestBody,
+        headers::{texts, utf_8, visitor_in},
+        visit::Visit,
     },
     service::Service,
 };
@@ -32,48 +24,48 @@ const FEED: usize = 1;
 
 type Feed = mpsc::Sender<Result<Bytes, io::Error>>;
 
-/// Why an answer was not completed.
-enum Failure {
-    Gone(Gone),
-    Local(RelayError),
-}
+/// Sends an answer to the server.
+struct ToServer<'a>(&'a Outbox);
 
-impl From<Gone> for Failure {
-    fn from(gone: Gone) -> Self {
-        Self::Gone(gone)
+impl Answer for ToServer<'_> {
+    type Error = Gone;
+
+    async fn head(&mut self, status: StatusCode, headers: HeaderMap) -> Result<(), Gone> {
+        let meta = HttpMeta { status: status.as_u16(), headers: texts(&headers, utf_8) };
+        self.0.message(meta.encode(), None).await
+    }
+
+    async fn data(&mut self, data: Bytes) -> Result<(), Gone> {
+        self.0.bytes(data).await
     }
 }
 
 /// Serves one request.
-pub(super) async fn serve(mut open: StreamOpen, stream: Stream, served: Service) {
+pub(super) async fn serve(open: StreamOpen, stream: Stream, service: Service) {
     let Stream { mut inbox, outbox } = stream;
-    let visitor = visitor_in(&open.headers).unwrap_or_default().to_owned();
-    let mut visit = Visit::new(served, &open.method, &open.path, &visitor);
-    visit.summary.bytes_in = open.body.len() as u64;
-    let (feed, body) = if open.has_body {
-        let (feed, body) = streamed(std::mem::take(&mut open.body)).await;
+    let StreamOpen { method, path, headers, body, has_body, .. } = open;
+    let visitor = visitor_in(&headers).unwrap_or_default().to_owned();
+    let mut visit = Visit::new(service, &method, &path, &visitor);
+    visit.summary.bytes_in = body.len() as u64;
+    let (feed, body) = if has_body {
+        let (feed, body) = streamed(body).await;
         (Some(feed), body)
     } else {
-        (None, exchange::whole(std::mem::take(&mut open.body)))
+        (None, exchange::whole(body))
     };
+    let request = Request { method, target: path, headers, body, is_whole: !has_body, hop: HeaderMap::new() };
     let (mut received, overflow) = (0, inbox.overflow());
+    let mut answer = ToServer(&outbox);
     let answered = tokio::select! {
-        () = overflow.cancelled() => Err(Gone::Overflow.into()),
-        answered = answer(open, body, &outbox, &mut visit) => answered,
-        gone = follow(&mut inbox, feed, &mut received) => Err(gone.into()),
+        () = overflow.cancelled() => Err(Failure::Answer(Gone::Overflow)),
+        answered = exchange::serve(request, &mut visit, &mut answer) => answered,
+        gone = follow(&mut inbox, feed, &mut received) => Err(Failure::Answer(gone)),
     };
     visit.summary.bytes_in += received;
     match answered {
         Ok(()) => outbox.close(None, None).await,
-        Err(Failure::Gone(gone)) => outbox.gone(gone).await,
-        Err(Failure::Local(error)) => {
-            debug!(tunnel = visit.served.name, %error, "no answer of the local service");
-            if matches!(error, RelayError::LocalUnreachable { .. }) {
-                visit.served.unreachable(&error);
-            }
-            visit.failed(502, error.code());
-            outbox.reset(&error.to_string()).await;
-        }
+        Err(Failure::Answer(gone)) => outbox.gone(gone).await,
+        Err(Failure::Local(error)) => outbox.reset(&error.to_string()).await,
     }
 }
 
@@ -110,52 +102,4 @@ async fn follow(inbox: &mut Inbox, mut feed: Option<Feed>, received: &mut u64) -
             feed = None;
         }
     }
-}
-
-async fn answer(open: StreamOpen, body: RequestBody, outbox: &Outbox, visit: &mut Visit) -> Result<(), Failure> {
-    let StreamOpen { method, path, mut headers, has_body, .. } = open;
-    if !access::is_granted(&visit.served.rules.basic_auth, &mut headers) {
-        visit.failed(401, PageCode::Unauthorized);
-        return own(outbox, StatusCode::UNAUTHORIZED, &[access::CHALLENGE], "Unauthorized").await;
-    }
-    let mut request = match exchange::request(&method, &path, &headers, body) {
-        Ok(request) => request,
-        Err(reason) => {
-            visit.failed(400, PageCode::BadRequest);
-            let headers = [("x-retunnel-error", PageCode::BadRequest.as_str())];
-            return own(outbox, StatusCode::BAD_REQUEST, &headers, &format!("{reason} [bad_request]\n")).await;
-        }
-    };
-    if !has_body {
-        // The body is here as a whole; its length is what it is.
-        request.headers_mut().remove(CONTENT_LENGTH);
-    }
-    let exchange = exchange::send(&visit.served, request).await.map_err(Failure::Local)?;
-    let (mut head, mut body) = exchange.response.into_parts();
-    visit.summary.status = head.status.as_u16();
-    let headers = exchange::answer_headers(&mut head.headers, exchange::utf_8);
-    let meta = HttpMeta { status: head.status.as_u16(), headers };
-    outbox.message(meta.encode(), None).await?;
-    let status = head.status.as_u16();
-    let mut is_first = true;
-    while let Some(frame) = body.frame().await {
-        // Trailers have no place in this dialect.
-        let Ok(data) = frame.map_err(|error| Failure::Local(exchange::failed(error)))?.into_data() else { continue };
-        if std::mem::take(&mut is_first) && rules::host_refused(status, &data) {
-            visit.failed(status, PageCode::HostNotAllowed);
-        }
-        visit.summary.bytes_out += data.len() as u64;
-        outbox.bytes(data).await?;
-    }
-    Ok(())
-}
-
-/// What this side answers in the place of the local service.
-async fn own(outbox: &Outbox, status: StatusCode, headers: &[(&str, &str)], text: &str) -> Result<(), Failure> {
-    let mut all = vec![("content-type".to_owned(), "text/plain; charset=utf-8".to_owned())];
-    all.push(("content-length".to_owned(), text.len().to_string()));
-    all.extend(headers.iter().map(|&(name, value)| (name.to_owned(), value.to_owned())));
-    outbox.message(HttpMeta { status: status.as_u16(), headers: all }.encode(), None).await?;
-    outbox.bytes(Bytes::copy_from_slice(text.as_bytes())).await?;
-    Ok(())
 }

@@ -1,4 +1,4 @@
-//! One WebSocket over a stream: the client says the handshake to the local service, and then messages go both ways.
+//! One WebSocket over a stream: the client does the handshake with the local service, then messages go both ways.
 
 use bytes::Bytes;
 use data_encoding::BASE64;
@@ -19,15 +19,13 @@ use tokio::time::{Duration, timeout};
 use tokio_websockets::{ClientBuilder, CloseCode, Config, Limits, Message, WebSocketStream};
 use tracing::debug;
 
-use super::{
-    access,
-    stream::{Gone, Inbox, Outbox, Stream},
-};
+use super::stream::{Gone, Inbox, Outbox, Stream};
 use crate::{
     error::RelayError,
     exchange::{
-        self,
-        visit::{Visit, visitor_in},
+        self, Request, Unsent,
+        headers::{texts, utf_8, visitor_in},
+        visit::Visit,
     },
     service::Service,
 };
@@ -40,7 +38,7 @@ const CLOSE_WITHIN: Duration = Duration::from_secs(2);
 const BATCH: usize = 64 * 1024;
 /// Longest reason of a close, in bytes (RFC 6455, 5.5).
 const MAX_REASON: usize = 123;
-/// What this side says in the handshake itself.
+/// Headers of the handshake that this side sets itself.
 const OWN_HEADERS: [&str; 5] = [
     "sec-websocket-key",
     "sec-websocket-version",
@@ -51,37 +49,23 @@ const OWN_HEADERS: [&str; 5] = [
 
 type Local = WebSocketStream<TokioIo<Upgraded>>;
 
-/// What the local service said to the handshake.
-enum Answer {
+/// The answer to the handshake.
+enum Handshake {
     Accepted { local: Box<Local>, subprotocol: Option<String> },
-    Refused { status: StatusCode, headers: Vec<(String, String)> },
+    Refused { status: StatusCode, headers: HeaderMap },
 }
 
 /// Serves one WebSocket.
-pub(super) async fn serve(mut open: StreamOpen, stream: Stream, served: Service) {
+pub(super) async fn serve(open: StreamOpen, stream: Stream, service: Service) {
     let Stream { mut inbox, outbox } = stream;
     let visitor = visitor_in(&open.headers).unwrap_or_default().to_owned();
-    let mut visit = Visit::new(served, "GET", &open.path, &visitor);
-    if !access::is_granted(&visit.served.rules.basic_auth, &mut open.headers) {
-        visit.failed(401, PageCode::Unauthorized);
-        let (name, value) = access::CHALLENGE;
-        return refuse(&outbox, StatusCode::UNAUTHORIZED, vec![(name.to_owned(), value.to_owned())]).await;
-    }
-    let upgraded = timeout(UPGRADE_WITHIN, upgrade(&open, &visit.served)).await;
-    let (local, subprotocol) = match upgraded.unwrap_or_else(|_| Err(Failure::Other("no answer in time"))) {
-        Ok(Answer::Accepted { local, subprotocol }) => (*local, subprotocol),
-        Ok(Answer::Refused { status, headers }) => {
-            visit.summary.status = status.as_u16();
-            return refuse(&outbox, status, headers).await;
-        }
-        Err(Failure::Local(error)) => {
-            if matches!(error, RelayError::LocalUnreachable { .. }) {
-                visit.served.unreachable(&error);
-            }
-            visit.failed(502, error.code());
-            return outbox.reset(&error.to_string()).await;
-        }
-        Err(Failure::Other(reason)) => {
+    let mut visit = Visit::new(service, "GET", &open.path, &visitor);
+    let upgraded = timeout(UPGRADE_WITHIN, upgrade(open, &mut visit)).await;
+    let (local, subprotocol) = match upgraded.unwrap_or(Err(Failed::Handshake("no answer in time"))) {
+        Ok(Handshake::Accepted { local, subprotocol }) => (*local, subprotocol),
+        Ok(Handshake::Refused { status, headers }) => return refuse(&outbox, status, &headers).await,
+        Err(Failed::Local(error)) => return outbox.reset(&error.to_string()).await,
+        Err(Failed::Handshake(reason)) => {
             visit.failed(502, PageCode::LocalInvalidResponse);
             return outbox.reset(reason).await;
         }
@@ -96,58 +80,59 @@ pub(super) async fn serve(mut open: StreamOpen, stream: Stream, served: Service)
     relay(local, &mut inbox, &outbox, &mut visit).await;
 }
 
-/// Reports how the local service refused. In version 1 only the reason has room for the status.
-async fn refuse(outbox: &Outbox, status: StatusCode, headers: Vec<(String, String)>) {
+/// Reports a refused handshake. Its body is not sent. In version 1 only the reason can carry the status.
+async fn refuse(outbox: &Outbox, status: StatusCode, headers: &HeaderMap) {
     if outbox.version == WireVersion::One {
         return outbox.reset(&format!("server rejected WebSocket connection: HTTP {}", status.as_u16())).await;
     }
     let reason = status.canonical_reason().unwrap_or_default().to_owned();
+    let mut headers = texts(headers, utf_8);
+    headers.retain(|(name, _)| name != header::CONTENT_LENGTH.as_str());
     let meta = SocketMeta::Refused { status: status.as_u16(), reason, headers };
     if outbox.message(meta.encode(), None).await.is_ok() {
         outbox.close(None, None).await;
     }
 }
 
-enum Failure {
+/// Why there is no WebSocket.
+enum Failed {
     Local(RelayError),
-    Other(&'static str),
+    /// The local service answered, but not with a handshake.
+    Handshake(&'static str),
 }
 
 /// The handshake with the local service.
-async fn upgrade(open: &StreamOpen, served: &Service) -> Result<Answer, Failure> {
-    let passed: Vec<(String, String)> = open
-        .headers
-        .iter()
-        .filter(|(name, _)| !OWN_HEADERS.iter().any(|own| name.eq_ignore_ascii_case(own)))
-        .cloned()
-        .collect();
-    let mut request =
-        exchange::request("GET", &open.path, &passed, exchange::whole(Bytes::new())).map_err(Failure::Other)?;
+async fn upgrade(open: StreamOpen, visit: &mut Visit) -> Result<Handshake, Failed> {
     let key = BASE64.encode(&rand::random::<[u8; 16]>());
-    let headers = request.headers_mut();
-    headers.insert(header::CONNECTION, HeaderValue::from_static("Upgrade"));
-    headers.insert(header::UPGRADE, HeaderValue::from_static("websocket"));
-    headers.insert(header::SEC_WEBSOCKET_VERSION, HeaderValue::from_static("13"));
-    headers.insert(header::SEC_WEBSOCKET_KEY, HeaderValue::try_from(&key).expect("Base64 is ASCII"));
-    let mut exchange = exchange::send(served, request).await.map_err(Failure::Local)?;
-    let status = exchange.response.status();
-    if status != StatusCode::SWITCHING_PROTOCOLS {
-        let headers = exchange.response.headers_mut();
-        // The body stays here.
-        headers.remove(header::CONTENT_LENGTH);
-        return Ok(Answer::Refused { status, headers: exchange::answer_headers(headers, exchange::utf_8) });
+    let mut hop = HeaderMap::new();
+    hop.insert(header::CONNECTION, HeaderValue::from_static("Upgrade"));
+    hop.insert(header::UPGRADE, HeaderValue::from_static("websocket"));
+    hop.insert(header::SEC_WEBSOCKET_VERSION, HeaderValue::from_static("13"));
+    hop.insert(header::SEC_WEBSOCKET_KEY, HeaderValue::try_from(&key).expect("Base64 is ASCII"));
+    let mut headers = open.headers;
+    headers.retain(|(name, _)| !OWN_HEADERS.iter().any(|own| name.eq_ignore_ascii_case(own)));
+    let body = exchange::whole(Bytes::new());
+    let request = Request { method: "GET".into(), target: open.path, headers, body, is_whole: true, hop };
+    let mut response = match exchange::send(request, visit).await {
+        Ok(exchange) => exchange,
+        Err(Unsent::Answered(own)) => return Ok(Handshake::Refused { status: own.status(), headers: own.headers() }),
+        Err(Unsent::Local(error)) => return Err(Failed::Local(error)),
+    };
+    let response = &mut response.response;
+    if response.status() != StatusCode::SWITCHING_PROTOCOLS {
+        return Ok(Handshake::Refused { status: response.status(), headers: std::mem::take(response.headers_mut()) });
     }
-    let subprotocol = text(exchange.response.headers(), header::SEC_WEBSOCKET_PROTOCOL);
-    if text(exchange.response.headers(), header::SEC_WEBSOCKET_ACCEPT) != Some(accepted(&key)) {
-        return Err(Failure::Other("the local service did not accept the WebSocket handshake"));
+    let subprotocol = text(response.headers(), header::SEC_WEBSOCKET_PROTOCOL);
+    if text(response.headers(), header::SEC_WEBSOCKET_ACCEPT) != Some(accepted(&key)) {
+        return Err(Failed::Handshake("the local service did not accept the WebSocket handshake"));
     }
-    let upgraded =
-        hyper::upgrade::on(&mut exchange.response).await.map_err(|error| Failure::Local(exchange::failed(error)))?;
+    let upgraded = hyper::upgrade::on(response).await;
+    let upgraded = upgraded.map_err(|error| Failed::Local(visit.local_failed(exchange::failed(error))))?;
     let local = ClientBuilder::new()
         .limits(Limits::default().max_payload_len(Some(V3_MAX_MESSAGE)))
         .config(Config::default().flush_threshold(BATCH))
         .take_over(TokioIo::new(upgraded));
-    Ok(Answer::Accepted { local: Box::new(local), subprotocol })
+    Ok(Handshake::Accepted { local: Box::new(local), subprotocol })
 }
 
 fn text(headers: &HeaderMap, name: header::HeaderName) -> Option<String> {
@@ -188,7 +173,7 @@ async fn relay(local: Local, inbox: &mut Inbox, outbox: &Outbox, visit: &mut Vis
         End::Visitor => {}
         End::Gone(gone) => return outbox.gone(gone).await,
         End::Failed(reason) => {
-            debug!(tunnel = visit.served.name, reason, "WebSocket failed");
+            debug!(tunnel = visit.service.name, reason, "WebSocket failed");
             return outbox.reset(&reason).await;
         }
     }

@@ -3,7 +3,6 @@
 use bytes::BytesMut;
 use retunnel_proto::{dialect::v3::StreamEvent, limits::V3_CHUNK};
 use tokio::io::{AsyncReadExt, AsyncWriteExt, ReadHalf, WriteHalf, split};
-use tracing::debug;
 
 use super::stream::{Gone, Inbox, Outbox, Stream};
 use crate::{connection::Connection, error::RelayError, exchange::visit::Visit, service::Service};
@@ -19,14 +18,14 @@ enum End {
 }
 
 /// Serves one connection.
-pub(super) async fn serve(stream: Stream, served: Service) {
+pub(super) async fn serve(stream: Stream, service: Service) {
     let Stream { mut inbox, outbox } = stream;
-    let mut visit = Visit::new(served, "", "", "");
-    let local = match visit.served.connect().await {
+    let mut visit = Visit::new(service, "", "", "");
+    let local = match visit.service.connect().await {
         Ok(local) => local,
         Err(error) => {
-            visit.served.unreachable(&error);
-            visit.failed(0, error.code());
+            let error = visit.local_failed(error);
+            visit.summary.status = 0;
             return outbox.reset(&error.to_string()).await;
         }
     };
@@ -41,15 +40,16 @@ pub(super) async fn serve(stream: Stream, served: Service) {
     match end {
         End::Closed => {}
         End::Local => outbox.close(None, None).await,
-        // A cut connection must not look complete.
+        // No one may take an incomplete transfer for a complete one.
         End::Gone(gone) => {
             local.abort();
             outbox.gone(gone).await;
         }
         End::Failed(error) => {
             local.abort();
-            debug!(tunnel = visit.served.name, %error, "connection failed");
-            outbox.reset(&RelayError::from(error).to_string()).await;
+            let error = RelayError::from(error);
+            visit.service.report_failure(&error);
+            outbox.reset(&error.to_string()).await;
         }
     }
 }
