@@ -1,4 +1,4 @@
-//! The server's REST API, over the same connection rules as sessions.
+//! The server's REST API, over the same kind of connection as sessions.
 
 use std::sync::Arc;
 
@@ -39,11 +39,11 @@ pub struct ApiClient {
 }
 
 impl ApiClient {
-    /// A client for this server without a proxy; [`crate::ClientBuilder::api`] makes one with all values of a client.
+    /// A client for this server without a proxy. [`crate::ClientBuilder::api`] returns one with all values of a client.
     /// `insecure` accepts any certificate.
     #[must_use]
     pub fn new(endpoint: ServerEndpoint, insecure: bool) -> Self {
-        let trust = if insecure { Trust::anybody() } else { Trust::default() };
+        let trust = if insecure { Trust::everything() } else { Trust::default() };
         Self { dialer: Dialer::direct(endpoint, trust) }
     }
 
@@ -51,7 +51,7 @@ impl ApiClient {
         Self { dialer }
     }
 
-    /// Makes an account and gives its token. `email: None` makes an anonymous one.
+    /// Creates an account and returns its token. `email: None` creates an anonymous one.
     ///
     /// # Errors
     /// [`ApiError`].
@@ -71,7 +71,7 @@ impl ApiClient {
         token_in(&self.call(Method::POST, "/api/v1/auth/register", None, Some(body)).await?)
     }
 
-    /// Whose token this is.
+    /// The account that a token belongs to.
     ///
     /// # Errors
     /// [`ApiError`]; status 401 when it is not valid.
@@ -91,7 +91,7 @@ impl ApiClient {
     /// Whether a token is valid.
     ///
     /// # Errors
-    /// [`ApiError`] for anything but a plain no.
+    /// [`ApiError`] when the server does not say.
     pub async fn verify(&self, token: &Token) -> Result<bool, ApiError> {
         match self.call(Method::GET, "/api/v1/auth/verify", Some(token), None).await {
             Ok(_) => Ok(true),
@@ -100,7 +100,7 @@ impl ApiClient {
         }
     }
 
-    /// A new token in the place of this one, which stops working.
+    /// Replaces a token by a new one. The old one stops working.
     ///
     /// # Errors
     /// [`ApiError`].
@@ -108,7 +108,7 @@ impl ApiClient {
         token_in(&self.call(Method::POST, "/api/v1/auth/refresh", Some(token), None).await?)
     }
 
-    /// The same as [`Self::refresh`], under the name that `token rotate` of the published clients uses.
+    /// The same as [`Self::refresh`], by the name that `token rotate` of the published clients uses.
     ///
     /// # Errors
     /// [`ApiError`].
@@ -162,15 +162,15 @@ impl ApiClient {
     }
 }
 
-/// What came back for a request, whatever it is.
+/// The answer to a request, whatever its status.
 pub(crate) struct Answer {
     pub(crate) status: u16,
     pub(crate) headers: HeaderMap,
-    /// Null when the body is no JSON.
+    /// Null when the body is not JSON.
     pub(crate) value: Value,
 }
 
-/// One request and its answer on a connection of its own.
+/// One request and its answer on a separate connection.
 pub(crate) async fn ask(
     socket: Socket,
     host: &str,
@@ -200,7 +200,7 @@ pub(crate) async fn ask(
         let value = serde_json::from_slice(&body).unwrap_or(Value::Null);
         Ok(Answer { status: head.status.as_u16(), headers: head.headers, value })
     };
-    // The connection moves while the answer is awaited, in this task.
+    // This task drives the connection while it waits for the answer.
     let mut connection = std::pin::pin!(connection);
     let mut answer = std::pin::pin!(answer);
     tokio::select! {

@@ -1,4 +1,4 @@
-//! The client: one session with one server, kept up by a supervisor task.
+//! The client: one session with one server, kept by a supervisor task.
 
 use std::{sync::Arc, time::Duration};
 
@@ -58,15 +58,15 @@ impl ClientBuilder {
     #[must_use]
     pub fn insecure(mut self, insecure: bool) -> Self {
         if insecure {
-            self.trust = Trust::anybody();
+            self.trust = Trust::everything();
         }
         self
     }
 
-    /// Trusts these certificate authorities (PEM) beside the system's, for the server and for local services.
+    /// Trusts these certificate authorities (PEM) in addition to the system's, for the server and for local services.
     ///
     /// # Errors
-    /// [`ValidationError`] when there is none.
+    /// [`ValidationError`] when the text contains no certificate.
     pub fn extra_roots(mut self, pem: &[u8]) -> Result<Self, ValidationError> {
         self.trust = Trust::with_roots(pem)?;
         self.local_trust = self.trust.clone();
@@ -80,15 +80,15 @@ impl ClientBuilder {
         self
     }
 
-    /// Tries on when the first connection fails for a reason that may pass. Default no: the first failure ends the
-    /// client. Later failures are always tried again.
+    /// Keeps trying when the first connection fails for a temporary reason. Default no: the first failure ends the client.
+    /// After a first session, the client always reconnects.
     #[must_use]
     pub const fn keep_trying(mut self, keep_trying: bool) -> Self {
         self.keep_trying = keep_trying;
         self
     }
 
-    /// Observes the exchanges of HTTP tunnels, except where [`TunnelSpec::inspect`] is off. Default none.
+    /// Sees the exchanges of HTTP tunnels, except where [`TunnelSpec::inspect`] is off. Default none.
     #[must_use]
     pub fn observer(mut self, observer: Arc<dyn Observer>) -> Self {
         self.observer = Some(observer);
@@ -166,14 +166,14 @@ impl ClientBuilder {
     }
 }
 
-/// A client of one server. Dropping it ends everything at once; [`Client::close`] says goodbye first.
+/// A client of one server. Dropping it ends everything immediately; [`Client::close`] notifies the server first.
 #[doc(alias = "ReTunnelClient")]
 #[doc(alias = "HighPerformanceClient")]
 #[derive(Debug)]
 pub struct Client {
     shared: Arc<Shared>,
     stats: Arc<Stats>,
-    /// The trust in local services that are reached by TLS.
+    /// Trust in local services that are reached by TLS.
     local_trust: Trust,
     /// The supervisor; aborted with the client.
     #[expect(dead_code, reason = "owned so that dropping the client ends its task")]
@@ -196,10 +196,10 @@ impl Client {
         }
     }
 
-    /// Waits until a session stands.
+    /// Waits until a session is established.
     ///
     /// # Errors
-    /// Why the client gave up.
+    /// The cause, when the client has ended.
     pub async fn connected(&self) -> Result<SessionInfo, ConnectError> {
         loop {
             let changed = self.shared.changed.notified();
@@ -270,7 +270,7 @@ impl Client {
         Ok(Tunnel { shared: Arc::clone(&self.shared), key, info, stats, closed })
     }
 
-    /// What has happened on all tunnels that are open.
+    /// Statistics of all open tunnels together.
     #[must_use]
     pub fn stats(&self) -> StatsSnapshot {
         let mut total = StatsSnapshot { uptime: self.stats.snapshot().uptime, ..StatsSnapshot::default() };
@@ -283,14 +283,14 @@ impl Client {
         total
     }
 
-    /// The open tunnels, oldest first, and what has happened on each.
+    /// The open tunnels, oldest first, with their statistics.
     #[must_use]
     pub fn tunnels(&self) -> Vec<(TunnelInfo, StatsSnapshot)> {
         let state = self.shared.lock();
         state.tunnels.values().filter_map(|entry| Some((entry.info.clone()?, entry.stats.snapshot()))).collect()
     }
 
-    /// Closes the tunnel of this name as dropping its [`Tunnel`] would; `false` when there is none.
+    /// Closes the tunnel with this name, as dropping its [`Tunnel`] does; `false` when there is no such tunnel.
     pub fn close_tunnel(&self, name: &str) -> bool {
         let mut state = self.shared.lock();
         let found = state.tunnels.iter().find(|(_, entry)| entry.info.as_ref().is_some_and(|info| info.name == name));
@@ -301,7 +301,7 @@ impl Client {
         true
     }
 
-    /// What happens from now on.
+    /// Events from now on.
     #[must_use]
     pub fn events(&self) -> Events {
         Events(self.shared.events.subscribe())
@@ -325,15 +325,14 @@ impl Client {
         self.shared.ended()
     }
 
-    /// Says goodbye, so that the server frees the addresses, and ends. Takes well under a second, also without a
-    /// connection.
+    /// Ends the session, so that the server frees the addresses. Takes well under a second, also without a connection.
     pub async fn close(&self) {
         self.shared.closing.cancel();
         self.shared.done.cancelled().await;
     }
 }
 
-/// Takes a tunnel back whose opening was given up or refused.
+/// Removes a tunnel whose opening was cancelled or refused.
 struct Unopened<'a> {
     shared: &'a Arc<Shared>,
     key: Option<u64>,

@@ -1,5 +1,5 @@
-//! Connections to local services: dialing, TLS, counting, the tap, and failures in words. Everything that reaches a local
-//! service uses them.
+//! Connections to local services: dialing, TLS, counting, the tap, and descriptions of failures. Everything that
+//! connects to a local service uses this module.
 
 use std::{
     io,
@@ -51,7 +51,7 @@ pub(crate) fn reason_of(error: &io::Error) -> String {
     }
 }
 
-/// A failed handshake in words; the library's own name the alert.
+/// Describes a failed handshake. The TLS library's own texts name the alert only.
 fn insecure(error: io::Error) -> io::Error {
     match error.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>()) {
         Some(rustls::Error::InvalidCertificate(reason)) => {

@@ -1,4 +1,4 @@
-//! Takes the same steps to a server as a session, one by one, and reports the results. Creates neither an account nor a session.
+//! Checks the path to a server step by step, as sessions take it. Creates neither an account nor a session.
 
 mod certificate;
 mod check;
@@ -38,7 +38,7 @@ impl Subject<'_> {
     /// Reports each check as soon as it is done.
     pub(crate) async fn diagnose(self, report: impl FnMut(Check)) {
         let mut walk = Walk { end: Instant::now() + ALL_WITHIN, report };
-        let last = walk.go(&self).await;
+        let last = walk.run(&self).await;
         for step in Step::OF_SERVER.into_iter().filter(|step| *step > last) {
             (walk.report)(Check {
                 step,
@@ -57,7 +57,7 @@ pub(crate) async fn local(target: &LocalTarget) -> Check {
     let mut walk = Walk { end: Instant::now() + STEP_WITHIN, report: |check| result = Some(check) };
     walk.check(Step::Local, async {
         let finding = match connection::reach(target, &Stats::default()).await {
-            Ok(_) => Finding::fine(format!("{target} takes connections")),
+            Ok(_) => Finding::fine(format!("{target} accepts connections")),
             Err(error) => Finding::failed(Problem::LocalUnreachable, error.to_string()),
         };
         (finding.with(json!({ "target": target.to_string() })), None::<()>)
@@ -66,28 +66,28 @@ pub(crate) async fn local(target: &LocalTarget) -> Check {
     result.expect("every check is reported")
 }
 
-/// The checks under way.
+/// A series of checks.
 struct Walk<F> {
     end: Instant,
     report: F,
 }
 
 impl<F: FnMut(Check)> Walk<F> {
-    /// Does one check and reports it. Its result is for the next one; `None` when that one cannot be done.
+    /// Does one check and reports it. The value is for the next check; `None` when that one cannot be done.
     async fn check<T>(&mut self, step: Step, work: impl Future<Output = (Finding, Option<T>)>) -> Option<T> {
         let began = Instant::now();
         let limit = STEP_WITHIN.min(self.end.duration_since(began));
-        let (finding, handed_on) = timeout(limit, work).await.unwrap_or_else(|_| {
+        let (finding, value) = timeout(limit, work).await.unwrap_or_else(|_| {
             let found = format!("no result within {:.0} s", limit.as_secs_f64());
             (Finding::failed(Problem::TooSlow, found), None)
         });
         let Finding { outcome, found, details } = finding;
         (self.report)(Check { step, outcome, took: began.elapsed(), found, details });
-        handed_on
+        value
     }
 
-    /// Goes as far as it can; gives the last step that was checked.
-    async fn go(&mut self, subject: &Subject<'_>) -> Step {
+    /// Checks as far as possible; returns the last step that was checked.
+    async fn run(&mut self, subject: &Subject<'_>) -> Step {
         let mut dialer = subject.dialer.clone();
         let watched = dialer.trust.watched();
         self.check(Step::Proxy, async { (network::proxy(&dialer.endpoint, subject.proxies), Some(())) }).await;
@@ -99,7 +99,8 @@ impl<F: FnMut(Check)> Walk<F> {
                 self.check(Step::Tls, network::secure(&dialer, socket, &watch)).await
             }
             Err(error) => {
-                let finding = Finding::failed(Problem::TlsFailed, format!("no authorities to trust: {error}"));
+                let finding =
+                    Finding::failed(Problem::TlsFailed, format!("the trusted authorities cannot be read: {error}"));
                 self.check(Step::Tls, async { (finding, None) }).await
             }
         };

@@ -1,14 +1,14 @@
-//! Which of the protocols a session speaks.
+//! The protocols that a session can speak.
 
 use std::{fmt, str::FromStr};
 
 use crate::validation::ValidationError;
 
-/// What client and server speak. Without a choice a client tries them in this order.
+/// What client and server speak. By default a client tries them in this order.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Dialect {
-    /// Streams over one link: everything there is, with the least overhead.
+    /// Streams over one link: all features, least overhead.
     Native,
     /// The published protocol 3.x: HTTP, WebSocket and TCP over one WebSocket, without half-close; no reports of visitors.
     V3,

@@ -23,7 +23,7 @@ impl Default for ServerEndpoint {
 }
 
 impl ServerEndpoint {
-    /// The default, because no server was named: `localhost:6400`.
+    /// Whether this is `localhost:6400` because no server was given.
     #[must_use]
     pub const fn is_default(&self) -> bool {
         self.is_default
@@ -66,8 +66,8 @@ impl fmt::Display for ServerEndpoint {
 impl FromStr for ServerEndpoint {
     type Err = ValidationError;
 
-    /// Reads `host`, `host:port`, and URLs with `http`, `https`, `ws` or `wss`. Without a scheme, port 443 and public
-    /// names without a port are reached by TLS, everything else is not.
+    /// Reads `host`, `host:port`, and URLs with `http`, `https`, `ws` or `wss`. Without a scheme, TLS is used for port 443
+    /// and for public names without a port.
     fn from_str(text: &str) -> Result<Self, ValidationError> {
         let error = |reason| ValidationError { what: "server", value: text.to_owned(), reason };
         let (scheme, rest) = match text.split_once("://") {
@@ -110,7 +110,7 @@ impl FromStr for ServerEndpoint {
     }
 }
 
-/// Whether a host is this machine by its name or number alone.
+/// Whether a host is this machine, judged by its name or address alone.
 pub(crate) fn is_loopback(host: &str) -> bool {
     let host = host.trim_end_matches('.');
     let is_name = host.eq_ignore_ascii_case("localhost") || host.to_ascii_lowercase().ends_with(".localhost");

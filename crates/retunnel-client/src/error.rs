@@ -1,4 +1,4 @@
-//! Errors by what a caller asks: could I connect, could the tunnel be opened, is a value valid.
+//! Errors, grouped by the operation that failed: connecting, opening a tunnel, relaying, calling the REST API.
 
 use std::{error::Error as StdError, io, sync::Arc, time::Duration};
 

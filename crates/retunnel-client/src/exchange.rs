@@ -1,6 +1,6 @@
 //! One visitor's HTTP request, done with the local service: access, checks, rewriting, the request itself, counting, and
-//! what to answer when it fails. For dialects that carry requests as messages; a dialect maps its wire to [`Request`] and
-//! [`Answer`]. The native link carries bytes instead ([`crate::relay`]).
+//! the answer after a failure. This is for dialects that carry requests as messages: a dialect maps its wire to
+//! [`Request`] and [`Answer`]. The native link carries bytes instead ([`crate::relay`]).
 
 pub(crate) mod headers;
 mod own;
@@ -28,9 +28,9 @@ pub(crate) use self::{
 };
 use crate::{error::RelayError, service::Service};
 
-/// Where a dialect takes the answer to a request.
+/// Sends the answer to a request in a dialect.
 pub(crate) trait Answer {
-    /// Why it takes no more.
+    /// Why the answer cannot be sent.
     type Error: Send;
 
     /// The head comes first, without headers that concern one connection only.
@@ -43,7 +43,7 @@ pub(crate) trait Answer {
 /// Why an answer was not completed.
 #[derive(Debug)]
 pub(crate) enum Failure<E> {
-    /// The dialect takes no more of it.
+    /// The answer cannot be sent.
     Answer(E),
     /// The local service failed.
     Local(RelayError),
@@ -58,7 +58,7 @@ pub(crate) enum Unsent {
     Local(RelayError),
 }
 
-/// Answers a request. What happens is written down in `visit`.
+/// Answers a request. `visit` records the outcome.
 pub(crate) async fn serve<A: Answer>(
     request: Request,
     visit: &mut Visit,

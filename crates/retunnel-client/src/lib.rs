@@ -12,8 +12,8 @@
 //! # }
 //! ```
 //!
-//! A [`Client`] keeps one session up: it reconnects with growing, random pauses and opens its tunnels again at the same
-//! addresses. [`Client::events`] reports what happens, [`Tunnel::stats`] counts it.
+//! A [`Client`] keeps one session: it reconnects with growing, random pauses and opens its tunnels again at the same
+//! addresses. [`Client::events`] reports what happens, and [`Tunnel::stats`] counts it.
 
 #![cfg_attr(
     not(all(feature = "dialects", feature = "diagnose")),

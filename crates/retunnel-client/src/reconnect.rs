@@ -6,17 +6,17 @@ use rand::RngExt;
 
 const FIRST: Duration = Duration::from_secs(1);
 const CEILING: Duration = Duration::from_secs(16);
-/// While nothing answers at the server's address it is probably restarting: then it is asked more often, at first.
+/// While nothing answers at its address, the server is probably restarting: attempts are more frequent at first.
 const RESTART_CEILING: Duration = Duration::from_millis(700);
 const RESTART_WINDOW: Duration = Duration::from_secs(60);
-/// A session that lasted so long was a good one.
+/// A session that lasted this long was stable.
 const STEADY: Duration = Duration::from_secs(1);
-/// Longest pause before the first attempt when sessions end as soon as they stand: something in between cuts them, and
-/// without a pause the two ends would do nothing but shake hands.
+/// Longest pause before the first attempt when sessions end as soon as they are established: something on the network
+/// path cuts them, and without a pause both ends would do nothing but handshakes.
 const BRIEF_CEILING: Duration = Duration::from_millis(100);
 
-/// Delays between attempts: none before the first, then 1 s doubling up to 16 s, each times a random factor from one
-/// half to one so that a thousand clients do not come back in step.
+/// Delays between attempts: none before the first, then 1 s doubling up to 16 s, each multiplied by a random factor from
+/// one half to one, so that a thousand clients do not return at the same moment.
 #[derive(Debug, Default)]
 pub(crate) struct Backoff {
     /// Sessions in a row that did not last.
@@ -31,7 +31,7 @@ impl Backoff {
         self.attempts
     }
 
-    /// The delay before the next attempt. `absent`: it may be restarting. `at_least`: what the server asked for.
+    /// The delay before the next attempt. `absent`: the server may be restarting. `at_least`: the time it asked for.
     pub(crate) fn next(&mut self, absent: bool, at_least: Option<Duration>) -> Duration {
         self.next_with(absent, at_least, rand::rng().random_range(0.5..=1.0))
     }
@@ -50,8 +50,8 @@ impl Backoff {
         delay
     }
 
-    /// A session stood for so long.
-    pub(crate) fn stood(&mut self, lasted: Duration) {
+    /// A session lasted this long.
+    pub(crate) fn session_ended(&mut self, lasted: Duration) {
         let brief = if lasted < STEADY { self.brief.saturating_add(1) } else { 0 };
         *self = Self { brief, ..Self::default() };
     }
@@ -72,23 +72,23 @@ mod tests {
     }
 
     #[test]
-    fn a_server_that_restarts_is_asked_often_for_a_minute() {
+    fn a_server_that_restarts_is_tried_often_for_a_minute() {
         let delays = seconds(true, 100);
         assert_eq!(delays[1..=86], [0.7; 86]);
         assert_eq!(delays[87], 16.0);
     }
 
     #[test]
-    fn sessions_that_end_at_once_are_not_begun_without_end() {
+    fn sessions_that_end_at_once_are_retried_with_pauses() {
         let mut backoff = Backoff::default();
         let pauses: Vec<_> = (0..9)
             .map(|_| {
-                backoff.stood(Duration::from_millis(20));
+                backoff.session_ended(Duration::from_millis(20));
                 backoff.next_with(false, None, 1.0).as_millis()
             })
             .collect();
         assert_eq!(pauses, [10, 20, 40, 80, 100, 100, 100, 100, 100]);
-        backoff.stood(STEADY);
+        backoff.session_ended(STEADY);
         assert_eq!(backoff.next_with(false, None, 1.0), Duration::ZERO);
     }
 
@@ -96,7 +96,7 @@ mod tests {
     fn the_server_may_ask_for_more_time() {
         let mut backoff = Backoff::default();
         assert_eq!(backoff.next_with(false, Some(Duration::from_secs(30)), 0.5), Duration::from_secs(30));
-        backoff.stood(STEADY);
+        backoff.session_ended(STEADY);
         assert_eq!(backoff.attempts(), 0);
         let delay = backoff.next(false, Some(Duration::from_secs(2)));
         assert_eq!(delay, Duration::from_secs(2));

@@ -1,4 +1,4 @@
-//! One visitor's bytes: from a stream of the link to the local service and back, without a look at them.
+//! One visitor's bytes: from a stream of the link to the local service and back. They are not parsed.
 
 use std::{
     future::poll_fn,
@@ -38,7 +38,7 @@ pub(crate) async fn serve(stream: LinkStream, service: &Service) -> Result<(), R
         }
     };
     let mut stall = Stall::new(&service.target);
-    // Up is from the local service to the link, down is from the link to the local service.
+    // Up: from the local service to the link. Down: from the link to the local service.
     let (mut up, mut down) = (Pump::default(), Pump::default());
     let mut moved = (0, 0);
     let result = poll_fn(|cx| {
@@ -120,7 +120,7 @@ mod tests {
             (0, true, false, false),
             (1, false, true, false),
             (1, false, true, false),
-            // The next request: a slow answer to it is no sign.
+            // The next request: a slow answer to it means nothing.
             (40, true, false, false),
             (40, false, true, false),
             (400, false, true, false),

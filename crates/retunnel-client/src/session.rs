@@ -1,5 +1,5 @@
-//! The supervisor: connects, authenticates, keeps the session up, and begins again when it is lost. What a session does is
-//! the matter of its dialect; what it knows about its tunnels is the same for all ([`Tunnels`]).
+//! The supervisor: connects, authenticates, keeps a session, and reconnects when it is lost. A session's wire depends on
+//! its dialect; what it knows about its tunnels is the same for all ([`Tunnels`]).
 
 mod native;
 #[cfg(feature = "dialects")]
@@ -37,7 +37,7 @@ use crate::{
     version::VERSION,
 };
 
-/// What a supervisor goes by.
+/// Values of a supervisor.
 #[derive(Debug)]
 pub(crate) struct Config {
     pub(crate) credentials: Credentials,
@@ -45,7 +45,7 @@ pub(crate) struct Config {
     pub(crate) dialect: Option<Dialect>,
 }
 
-/// Keeps a session up until the client is closed or the server refuses it for good.
+/// Keeps a session until the client is closed or the server refuses it for good.
 pub(crate) async fn supervise(
     shared: Arc<Shared>,
     dialer: Dialer,
@@ -57,7 +57,7 @@ pub(crate) async fn supervise(
     let mut token = config.credentials.token().cloned();
     let mut may_replace = registers;
     let mut backoff = Backoff::default();
-    let mut stood = false;
+    let mut was_established = false;
     let mut dialects = config.dialect.map_or_else(|| Dialect::ALL.to_vec(), |only| vec![only]);
     let cause = loop {
         shared.emit(Event::Connecting { attempt: backoff.attempts() + 1 });
@@ -68,11 +68,11 @@ pub(crate) async fn supervise(
         };
         let cause = match outcome {
             Ok(established) => {
-                stood = true;
+                was_established = true;
                 prefer(&mut dialects, established.info.dialect);
                 let began = Instant::now();
                 let lost = established.run(&shared, &mut commands).await;
-                backoff.stood(began.elapsed());
+                backoff.session_ended(began.elapsed());
                 if closing.is_cancelled() {
                     break ConnectError::Closed;
                 }
@@ -90,9 +90,9 @@ pub(crate) async fn supervise(
         }
         let refused_for_good =
             matches!(cause, ConnectError::Refused { .. } | ConnectError::Register { .. }) && cause.is_final();
-        // No account, and none can be created now: the caller decides when to ask again.
+        // There is no account and the server creates none now: the caller decides when to try again.
         let no_account = matches!(&cause, ConnectError::Register { source: ApiError::Status { .. }, .. });
-        if refused_for_good || (!stood && (no_account || cause.is_final() || !config.keep_trying)) {
+        if refused_for_good || (!was_established && (no_account || cause.is_final() || !config.keep_trying)) {
             break cause;
         }
         let retry_in = backoff.next(cause.may_be_restart(), cause.retry_after());
@@ -105,7 +105,7 @@ pub(crate) async fn supervise(
     end(&shared, cause);
 }
 
-/// The native dialect is always tried first, in case the server learned it; then the one that worked.
+/// The native dialect is always tried first, in case the server was updated; then the one that worked.
 fn prefer(dialects: &mut [Dialect], worked: Dialect) {
     dialects.sort_by_key(|dialect| (*dialect != Dialect::Native, *dialect != worked));
 }
@@ -115,7 +115,7 @@ fn end(shared: &Shared, cause: ConnectError) {
         let mut state = shared.lock();
         state.session = None;
         state.ended = Some(cause.clone());
-        // Callers that wait for a tunnel, or for its end, are notified.
+        // Callers that wait for a tunnel to open or to close are notified.
         for entry in std::mem::take(&mut state.tunnels).into_values() {
             if let Some(waiter) = entry.waiter {
                 let _ = waiter.send(Err(TunnelError::SessionEnded(cause.clone())));
@@ -133,16 +133,16 @@ enum Session {
     Published(published::Session),
 }
 
-/// A session that stands, and what it is called.
+/// An established session and facts about it.
 struct Established {
     session: Session,
     info: SessionInfo,
-    /// Tunnels that were asked for already.
+    /// Tunnels that were requested already.
     asked: HashMap<RequestId, u64>,
 }
 
 impl Established {
-    /// Serves until the session ends, and says why it did.
+    /// Serves until the session ends, and returns the cause.
     async fn run(self, shared: &Arc<Shared>, commands: &mut mpsc::UnboundedReceiver<Command>) -> LinkError {
         let support = match (&self.session, self.info.dialect) {
             (Session::Native(session), _) => session.rule_support(),
@@ -181,7 +181,7 @@ async fn establish(
         let mut asked = HashMap::new();
         let attempt = match dialect {
             Dialect::Native => {
-                // A round trip less until the addresses are known.
+                // This saves a round trip until the addresses are known.
                 let requests = tunnels::wanted_now(shared);
                 asked.extend(requests.iter().map(|(key, request)| (request.request_id.clone(), *key)));
                 let requests = requests.into_iter().map(|(_, request)| request).collect();
@@ -195,9 +195,9 @@ async fn establish(
         };
         match attempt {
             Ok((session, info)) => return Ok(Established { session, info, asked }),
-            // It does not speak this one. The first answer names the server best.
+            // It does not speak this dialect. The first answer identifies the server best.
             Err(cause @ ConnectError::NotAServer { .. }) => drop(failure.get_or_insert(cause)),
-            // Servers of 2.x share the endpoint; some end the connection, or say nothing, to what they do not understand.
+            // Servers of 2.x share the endpoint. Some close the connection, or stay silent, when they do not understand.
             Err(cause @ (ConnectError::Lost { .. } | ConnectError::Timeout { .. })) if *dialect == Dialect::V3 => {
                 failure = Some(cause);
             }

@@ -1,4 +1,4 @@
-//! Tunnels as values: what a caller asks for, and what is known of an open one.
+//! Tunnels as values: what a caller requests, and facts about an open tunnel.
 
 mod rules;
 
@@ -54,13 +54,13 @@ impl TunnelSpec {
         Self::new(TunnelProtocol::Tcp, target.into())
     }
 
-    /// Where the local service is.
+    /// Address of the local service.
     #[must_use]
     pub const fn target(&self) -> &LocalTarget {
         &self.target
     }
 
-    /// A name for events and statistics; without one it is the public address.
+    /// A name for events and statistics. Default: a part of the public address.
     #[must_use]
     pub fn name(mut self, name: impl Into<String>) -> Self {
         self.name = Some(name.into());
@@ -134,7 +134,7 @@ impl TunnelSpec {
         self.rules.iter().map(|(_, rule)| rule)
     }
 
-    /// Whether an observer may look at what passes. Default yes.
+    /// Whether an observer sees the exchanges. Default yes.
     #[must_use]
     pub const fn inspect(mut self, inspect: bool) -> Self {
         self.inspect = inspect;
@@ -146,7 +146,7 @@ impl TunnelSpec {
     }
 
     /// What the local service sees as `Host`, `Origin`, `X-Forwarded-Host` and `X-Forwarded-Proto` instead of the public
-    /// address: `rewrite` is its own address, anything else is used as it is, for example `app.test`. Default: the public one.
+    /// address: `rewrite` is its own address, other values are used as they are, for example `app.test`. Default: the public one.
     /// Redirects to it are turned back; the public address is in `X-Original-Host` and `X-Original-Proto`.
     ///
     /// # Errors
@@ -156,14 +156,14 @@ impl TunnelSpec {
     }
 
     /// Accepts any certificate of a local service reached by TLS. Default: only on this machine's loopback addresses;
-    /// others need one that the system, or [`crate::ClientBuilder::extra_roots`], vouches for.
+    /// others need one that the system or [`crate::ClientBuilder::extra_roots`] trusts.
     #[must_use]
     pub fn local_insecure(mut self) -> Self {
-        self.target.trust = Some(Trust::anybody());
+        self.target.trust = Some(Trust::everything());
         self
     }
 
-    /// What to call this tunnel while it has no public address.
+    /// The name of this tunnel while it has no public address.
     #[must_use]
     pub fn shown_name(&self) -> String {
         self.name.clone().or_else(|| self.subdomain.clone()).unwrap_or_else(|| self.target.to_string())
@@ -193,17 +193,17 @@ pub struct TunnelInfo {
     pub name: String,
     /// Public address.
     pub url: String,
-    /// What it carries.
+    /// The protocol.
     pub protocol: TunnelProtocol,
     /// Name below the server's domain; empty for TCP.
     pub subdomain: String,
     /// Public port of a TCP tunnel.
     pub remote_port: Option<u16>,
-    /// Where visitors' bytes go.
+    /// Address of the local service.
     pub target: LocalTarget,
 }
 
-/// The name a tunnel has in events when the caller gave none.
+/// The name of a tunnel in events.
 pub(crate) fn name_of(spec: &TunnelSpec, subdomain: &str, remote_port: Option<u16>) -> String {
     match (&spec.name, spec.protocol, remote_port) {
         (Some(name), ..) => name.clone(),

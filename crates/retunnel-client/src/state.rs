@@ -22,22 +22,22 @@ use crate::{
     tap::Observer,
 };
 
-/// What the handles ask of the supervisor.
+/// Requests of the handles to the supervisor.
 #[derive(Debug)]
 pub(crate) enum Command {
     Open(u64),
     Close(u64),
 }
 
-/// A tunnel as the supervisor keeps it.
+/// A tunnel, as the supervisor knows it.
 pub(crate) struct Entry {
     pub(crate) spec: TunnelSpec,
-    /// Set once it was open; what it is asked for again after a reconnect.
+    /// Set when it has been open: what is requested again after a reconnect.
     pub(crate) info: Option<TunnelInfo>,
     pub(crate) stats: Arc<Stats>,
     pub(crate) waiter: Option<oneshot::Sender<Result<TunnelInfo, TunnelError>>>,
     pub(crate) closed: watch::Sender<Option<Refusal>>,
-    /// It was refused for now.
+    /// Set after a temporary refusal.
     pub(crate) retry: Option<Retry>,
 }
 
@@ -46,7 +46,7 @@ pub(crate) struct State {
     pub(crate) tunnels: BTreeMap<u64, Entry>,
     pub(crate) next_key: u64,
     pub(crate) session: Option<SessionInfo>,
-    /// The native session's link, for its measurements.
+    /// The native session's link, for its round-trip times.
     pub(crate) link: Option<Link>,
     /// Why the supervisor gave up.
     pub(crate) ended: Option<ConnectError>,
@@ -57,7 +57,7 @@ pub(crate) struct Shared {
     state: Mutex<State>,
     /// Notified when `session` or `ended` changes.
     pub(crate) changed: Notify,
-    /// As many commands as the caller has tunnels.
+    /// Bounded by the number of tunnels: each has at most two commands.
     pub(crate) commands: mpsc::UnboundedSender<Command>,
     pub(crate) events: broadcast::Sender<Event>,
     pub(crate) observer: Option<Arc<dyn Observer>>,
@@ -89,7 +89,7 @@ impl Shared {
     }
 
     pub(crate) fn emit(&self, event: Event) {
-        // No listener is fine.
+        // There may be no listener.
         let _ = self.events.send(event);
     }
 
@@ -103,7 +103,7 @@ impl Shared {
     }
 }
 
-/// A tunnel that was refused for now.
+/// When a tunnel is requested again after a temporary refusal.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Retry {
     pub(crate) at: Instant,

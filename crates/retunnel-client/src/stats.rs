@@ -1,4 +1,4 @@
-//! Counts of a tunnel or a client, cheap to update and to read at any time.
+//! Statistics of a tunnel or a client, cheap to update and to read at any time.
 
 use std::{
     collections::VecDeque,
@@ -12,10 +12,10 @@ use std::{
 use retunnel_proto::message::{RequestSummary, Requests};
 use tokio::time::Instant;
 
-/// Requests remembered for the live view.
+/// Requests that are kept for the live view.
 const RECENT: usize = 50;
 
-/// What has happened on a tunnel, or on all tunnels of a client.
+/// Statistics of a tunnel, or of all tunnels of a client.
 #[doc(alias = "TunnelStats")]
 #[derive(Debug, Clone, Default)]
 #[non_exhaustive]
@@ -32,7 +32,7 @@ pub struct StatsSnapshot {
     pub connections: u64,
     /// Connections to the local service that failed.
     pub errors: u64,
-    /// Since the tunnel or client was made.
+    /// Time since the tunnel or client was created.
     pub uptime: Duration,
     /// The last requests, oldest first.
     pub recent: Vec<RequestSummary>,
@@ -117,7 +117,7 @@ impl Stats {
         }
     }
 
-    /// A request that this side counts, because the server's dialect has no reports.
+    /// Counts a request on this side, because the server's dialect has no reports.
     pub(crate) fn request(&self, request: RequestSummary) {
         let mut seen = self.seen();
         seen.current += 1;

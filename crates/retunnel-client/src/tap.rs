@@ -1,11 +1,10 @@
-//! A copy of the bytes between visitors and the local service, for the inspector.
+//! A copy of what visitors and the local service send to each other, for an observer such as the inspector.
 //!
-//! Without an observer there is no copy and no cost. With one, `TappedSocket` shows what it moves to a `Tap`, which finds
-//! the exchanges in it. A dialect that does HTTP with the local service over a socket needs nothing else; one that has
-//! requests and answers as values may call [`Observer`] and [`Exchange`] itself.
+//! Without an observer there is no copy and no cost. With an observer, `TappedSocket` shows its bytes to a `Tap`, which
+//! finds the HTTP exchanges and reports them to [`Observer`] and [`Exchange`].
 //!
-//! A tap needs to see bytes before they are gone: code that moves bytes past it (`splice`) asks `Tap::unseen` how many may go
-//! unlooked at and reports them with `Tap::skip`.
+//! The kernel may move bytes past a tap (`splice`): `Tap::unseen` is how many the tap need not see, and `Tap::skip` counts
+//! them.
 
 mod http1;
 mod observer;

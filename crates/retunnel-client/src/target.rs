@@ -1,4 +1,4 @@
-//! Where the local service is.
+//! Address of a local service.
 
 use std::{
     fmt,
@@ -22,7 +22,7 @@ use crate::{
 pub struct LocalTarget {
     pub(crate) address: Address,
     pub(crate) tls: bool,
-    /// Whom a TLS service may be; `None` until its client is known.
+    /// Which certificates are trusted; `None` until the client is known.
     pub(crate) trust: Option<Trust>,
     /// Learned from its answers ([`crate::relay`]).
     pub(crate) waits_for_acknowledgements: Arc<AtomicBool>,
@@ -33,7 +33,7 @@ pub(crate) enum Address {
     Tcp {
         host: String,
         port: u16,
-        /// The one of several addresses that answered last.
+        /// The address that answered last.
         remembered: Arc<Mutex<Option<SocketAddr>>>,
     },
     Unix(PathBuf),
@@ -56,8 +56,8 @@ impl LocalTarget {
     }
 
     fn tcp(host: &str, port: u16, tls: bool) -> Self {
-        // A service on this machine has a certificate that no authority signed, and its bytes do not leave the machine.
-        let trust = (tls && is_loopback(host)).then(Trust::anybody);
+        // A service on this machine has a self-signed certificate, and its bytes do not leave the machine.
+        let trust = (tls && is_loopback(host)).then(Trust::everything);
         Self::new(Address::Tcp { host: host.to_owned(), port, remembered: Arc::default() }, tls, trust)
     }
 

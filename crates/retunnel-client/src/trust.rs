@@ -1,4 +1,4 @@
-//! What TLS connections trust: the system's roots, additional ones, or any certificate.
+//! Which certificates TLS connections trust: those of the system's authorities, of additional authorities, or all.
 
 use std::{
     io,
@@ -15,21 +15,21 @@ use rustls_platform_verifier::Verifier;
 
 use crate::validation::ValidationError;
 
-/// Whom to trust. Clones share what was read from the system.
+/// Which certificates to trust. Clones share what was read from the system.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Trust(Arc<Inner>);
 
 #[derive(Debug, Default)]
 struct Inner {
-    anybody: bool,
+    everything: bool,
     roots: Vec<CertificateDer<'static>>,
     config: OnceLock<Arc<ClientConfig>>,
 }
 
 impl Trust {
     /// Accepts every certificate.
-    pub(crate) fn anybody() -> Self {
-        Self(Arc::new(Inner { anybody: true, ..Inner::default() }))
+    pub(crate) fn everything() -> Self {
+        Self(Arc::new(Inner { everything: true, ..Inner::default() }))
     }
 
     /// The system's roots and those of a PEM file.
@@ -47,7 +47,7 @@ impl Trust {
         Ok(Self(Arc::new(Inner { roots, ..Inner::default() })))
     }
 
-    /// The configuration, made once: reading the system's roots takes milliseconds.
+    /// The configuration, built once: reading the system's roots takes milliseconds.
     pub(crate) fn config(&self) -> io::Result<Arc<ClientConfig>> {
         if let Some(config) = self.0.config.get() {
             return Ok(Arc::clone(config));
@@ -58,32 +58,32 @@ impl Trust {
 
     fn verifier(&self) -> io::Result<Arc<dyn ServerCertVerifier>> {
         let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-        Ok(if self.0.anybody {
+        Ok(if self.0.everything {
             Arc::new(AcceptAll(provider.signature_verification_algorithms))
         } else {
             Arc::new(platform(&self.0.roots, provider).map_err(io::Error::other)?)
         })
     }
 
-    /// The same trust, which notes down whom it was asked about.
+    /// The same trust, which records the certificates that it checks.
     pub(crate) fn watched(&self) -> io::Result<(Self, Arc<Watch>)> {
         let watch = Arc::new(Watch { verifier: self.verifier()?, seen: Mutex::default() });
         let config = OnceLock::from(Arc::new(configured(Arc::<Watch>::clone(&watch))?));
-        let inner = Inner { anybody: self.0.anybody, roots: self.0.roots.clone(), config };
+        let inner = Inner { everything: self.0.everything, roots: self.0.roots.clone(), config };
         Ok((Self(Arc::new(inner)), watch))
     }
 
-    /// Who vouches for certificates, in words.
-    pub(crate) fn vouched_by(&self) -> &'static str {
-        match (self.0.anybody, self.0.roots.is_empty()) {
-            (true, _) => "no authority: any certificate is accepted",
+    /// The trusted authorities, for people.
+    pub(crate) fn authorities(&self) -> &'static str {
+        match (self.0.everything, self.0.roots.is_empty()) {
+            (true, _) => "none: any certificate is accepted",
             (false, true) => "the system's authorities",
-            (false, false) => "the system's authorities and the named ones",
+            (false, false) => "the system's authorities and the configured ones",
         }
     }
 
-    pub(crate) fn is_anybody(&self) -> bool {
-        self.0.anybody
+    pub(crate) fn is_everything(&self) -> bool {
+        self.0.everything
     }
 }
 
@@ -113,7 +113,7 @@ pub(crate) struct Seen {
     pub(crate) version: Option<&'static str>,
 }
 
-/// Trusts as another one does, and notes down whom it was asked about.
+/// Trusts as another verifier does, and records the certificates that it checks.
 #[derive(Debug)]
 pub(crate) struct Watch {
     verifier: Arc<dyn ServerCertVerifier>,
@@ -164,7 +164,7 @@ impl ServerCertVerifier for Watch {
     }
 }
 
-/// Accepts every certificate: for `--insecure`, and for local services, whose certificates no authority signed.
+/// Accepts every certificate: for `--insecure`, and for local services, which often have self-signed certificates.
 #[derive(Debug)]
 struct AcceptAll(WebPkiSupportedAlgorithms);
 

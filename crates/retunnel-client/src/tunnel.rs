@@ -19,7 +19,7 @@ pub struct Tunnel {
     pub(crate) key: u64,
     pub(crate) info: TunnelInfo,
     pub(crate) stats: Arc<Stats>,
-    /// Why the server closed it, when it did; without a sender when it is closed otherwise.
+    /// Why the server closed it. The sender is dropped when it ends in another way.
     pub(crate) closed: watch::Receiver<Option<Refusal>>,
 }
 
@@ -42,18 +42,18 @@ impl Tunnel {
         &self.info
     }
 
-    /// What has happened on it.
+    /// Its statistics.
     #[must_use]
     pub fn stats(&self) -> StatsSnapshot {
         self.stats.snapshot()
     }
 
-    /// Waits until the tunnel is closed for good, by the server or through [`crate::Client::close_tunnel`], and says why.
-    /// Cancel-safe.
+    /// Waits until the tunnel is closed for good, by the server or through [`crate::Client::close_tunnel`], and returns the
+    /// cause. Cancel-safe.
     pub async fn closed(&self) -> TunnelError {
         match self.closed.clone().wait_for(Option::is_some).await {
             Ok(refusal) => refusal.clone().map_or(TunnelError::Closed, TunnelError::Refused),
-            // Gone with the supervisor, or taken back.
+            // The supervisor ended, or the tunnel was removed.
             Err(_) => self.shared.lock().ended.clone().map_or(TunnelError::Closed, TunnelError::SessionEnded),
         }
     }
@@ -64,14 +64,14 @@ impl Tunnel {
         self.closed.has_changed().is_err() || self.closed.borrow().is_some()
     }
 
-    /// Gives the address up.
+    /// Closes the tunnel. The server frees its address.
     pub fn close(self) {}
 }
 
 impl Drop for Tunnel {
     fn drop(&mut self) {
         self.shared.remove(self.key);
-        // A supervisor that is gone has closed it already.
+        // A supervisor that has ended has closed it already.
         let _ = self.shared.commands.send(Command::Close(self.key));
     }
 }

@@ -1,8 +1,8 @@
-//! Values that a caller gave and that cannot be right.
+//! Values from a caller that are not valid.
 
 use thiserror::Error;
 
-/// A value that cannot be right.
+/// A value that is not valid.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
 #[error("{what} `{value}`: {reason}")]
 pub struct ValidationError {

@@ -98,7 +98,7 @@ async fn all_is_well_and_nothing_was_changed() {
     assert_eq!(steps, [&STEPS[..], &["local"]].concat());
     assert!(checks.iter().all(|check| check["status"] == "ok"), "{}", report.json);
     assert!(found(report.check("configuration")).contains("--server"));
-    assert!(found(report.check("token")).contains("makes an account"));
+    assert!(found(report.check("token")).contains("creates an account"));
     assert!(!user.home().join(".retunnel.conf").exists(), "no account was made");
 
     // The same with the token of an account, as text.
@@ -205,7 +205,7 @@ async fn proxies_refuse_connect_and_are_left_out() {
 async fn something_else_than_a_server_answers() {
     let (app, user) = (service::http().await, User::default());
     let report = diagnose(&user, &["--server", &app.address.to_string()]).await;
-    assert!(found(report.fails_at("api", "not_a_server")).contains("no ReTunnel server"));
+    assert!(found(report.fails_at("api", "not_a_server")).contains("not a ReTunnel server"));
 }
 
 #[tokio::test]

@@ -51,7 +51,7 @@ async fn sessions_and_registration_pass_an_http_proxy_with_a_password() {
     assert_eq!(code, Some(69), "{stderr}");
     assert!(stderr.contains("does not accept the user name or password") && !stderr.contains("wrong"), "{stderr}");
     let (code, stderr) = fails(command(&user, &args, &[("HTTPS_PROXY", &gateway.address.to_string())])).await;
-    assert!(code == Some(69) && stderr.contains("wants a user name and password"), "{stderr}");
+    assert!(code == Some(69) && stderr.contains("requires a user name and password"), "{stderr}");
     let (code, stderr) = fails(command(&user, &args, &[("HTTP_PROXY", "gopher://x")])).await;
     assert!(code == Some(2) && stderr.contains("HTTP_PROXY"), "{stderr}");
 }

@@ -12,9 +12,9 @@ use x509_parser::{
 
 use super::check::plain;
 
-/// From here on a certificate is about to expire. Those that are renewed by programs are renewed weeks before.
+/// A certificate that expires within this time is reported. Programs renew certificates weeks earlier.
 const SOON: Duration = Duration::from_secs(7 * 24 * 3600);
-/// Names that are shown.
+/// Most names that are shown.
 const MAX_NAMES: usize = 8;
 
 /// The facts of a certificate.
@@ -27,7 +27,7 @@ pub(super) struct Certificate {
     not_after: Moment,
 }
 
-/// A date as people write it, and in seconds since 1970.
+/// A date for people, and in seconds since 1970.
 #[derive(Debug)]
 struct Moment {
     date: String,
@@ -40,7 +40,7 @@ impl From<ASN1Time> for Moment {
     }
 }
 
-/// Reads a certificate; `None` when it is none.
+/// Reads a certificate; `None` when it is not valid.
 pub(super) fn read(der: &[u8]) -> Option<Certificate> {
     let (_, certificate) = X509Certificate::from_der(der).ok()?;
     let names = certificate.subject_alternative_name().ok().flatten();
@@ -60,7 +60,7 @@ pub(super) fn read(der: &[u8]) -> Option<Certificate> {
     })
 }
 
-/// The common name, or else all there is.
+/// The common name, or else the whole name.
 fn named(name: &X509Name<'_>) -> String {
     let common = name.iter_common_name().next().and_then(|common| common.as_str().ok());
     common.map_or_else(|| plain(&name.to_string()), plain)

@@ -8,38 +8,38 @@ use serde_json::{Value, json};
 /// Characters of a peer's text that are shown.
 const MAX_TEXT: usize = 200;
 
-/// The checks, in this order.
+/// The steps, in the order of the checks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 #[non_exhaustive]
 pub enum Step {
-    /// Options, variables and files; checked by the program.
+    /// Options, variables and files. The program checks them.
     Configuration,
     /// Which proxy applies.
     Proxy,
     /// The addresses of the server, or of the proxy.
     Dns,
-    /// A connection.
+    /// The TCP connection.
     Tcp,
     /// Encryption and the certificate.
     Tls,
-    /// What answers, and its version.
+    /// The server's version.
     Api,
     /// Whether a session can open.
     Upgrade,
-    /// The server's clock and ours.
+    /// The server's clock compared with ours.
     Clock,
-    /// Whether the server knows the token.
+    /// Whether the token is valid on the server.
     Token,
-    /// Whether a local service takes connections.
+    /// Whether a local service accepts connections.
     Local,
 }
 
 impl Step {
-    /// Those that need a server.
+    /// Steps that need a server.
     pub(super) const OF_SERVER: [Self; 8] =
         [Self::Proxy, Self::Dns, Self::Tcp, Self::Tls, Self::Api, Self::Upgrade, Self::Clock, Self::Token];
 
-    /// Its stable name.
+    /// The step's name in reports.
     #[must_use]
     pub const fn as_str(self) -> &'static str {
         match self {
@@ -70,17 +70,17 @@ stable_codes! {
         Unreachable = "unreachable";
         /// Some addresses of the server answer and others do not.
         PartlyUnreachable = "partly_unreachable";
-        /// The proxy is not there, or does not open the way.
+        /// The proxy cannot be reached, or does not connect to the server.
         ProxyFailed = "proxy_failed";
-        /// What is said to the server can be read on the way.
+        /// The connection to the server is not encrypted.
         NotEncrypted = "not_encrypted";
-        /// No authority that is trusted vouches for the certificate.
+        /// No trusted authority signed the certificate.
         CertificateUntrusted = "certificate_untrusted";
-        /// The certificate's time is over.
+        /// The certificate has expired.
         CertificateExpired = "certificate_expired";
-        /// The certificate's time is nearly over.
+        /// The certificate expires soon.
         CertificateExpiresSoon = "certificate_expires_soon";
-        /// The certificate's time has not come.
+        /// The certificate is not valid yet.
         CertificateNotYetValid = "certificate_not_yet_valid";
         /// The certificate is for other names.
         CertificateWrongName = "certificate_wrong_name";
@@ -88,35 +88,35 @@ stable_codes! {
         CertificateNotChecked = "certificate_not_checked";
         /// The handshake failed for another reason.
         TlsFailed = "tls_failed";
-        /// The server speaks TLS only, and was asked without.
+        /// The server accepts TLS only, and the connection was without TLS.
         HttpsRequired = "https_required";
-        /// Something else than a ReTunnel server answers.
+        /// Something other than a ReTunnel server answers.
         NotAServer = "not_a_server";
-        /// It sends clients elsewhere.
+        /// The server redirects clients to another address.
         Redirected = "redirected";
-        /// It answers that it cannot serve now.
+        /// The server answers that it is unavailable.
         ServerUnavailable = "server_unavailable";
         /// The connection ended without an answer.
         NoAnswer = "no_answer";
-        /// A server of a published dialect, which does not tell its version.
+        /// The server speaks a published dialect and does not report its version.
         VersionUnknown = "version_unknown";
         /// The server speaks another version of the link.
         VersionDiffers = "version_differs";
-        /// Something in between does not pass the upgrade of links on, but WebSockets.
+        /// A proxy removes the upgrade to a link, but passes WebSockets.
         UpgradeStripped = "upgrade_stripped";
-        /// No kind of session can open.
+        /// No session can open.
         UpgradeRefused = "upgrade_refused";
         /// Our clock and the server's differ.
         ClockDiffers = "clock_differs";
-        /// The server does not know the token.
+        /// The token is not valid on the server.
         TokenRefused = "token_refused";
-        /// There is no token, and the server requires an invitation to register.
+        /// There is no token, and the server creates accounts by invitation only.
         TokenMissing = "token_missing";
-        /// The server did not say whether it knows the token.
+        /// The server did not say whether the token is valid.
         TokenNotChecked = "token_not_checked";
-        /// The local service takes no connection.
+        /// The local service accepts no connection.
         LocalUnreachable = "local_unreachable";
-        /// There was no result in time.
+        /// The check did not finish in time.
         TooSlow = "too_slow";
     }
 }
@@ -124,7 +124,7 @@ stable_codes! {
 /// How a check ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Outcome {
-    /// As it should be.
+    /// No problem.
     Fine,
     /// Tunnels work, but something could be better.
     Warning(Problem),
@@ -149,13 +149,13 @@ impl Outcome {
 #[derive(Debug, Clone)]
 #[non_exhaustive]
 pub struct Check {
-    /// What was checked.
+    /// The step.
     pub step: Step,
-    /// How it ended.
+    /// The result.
     pub outcome: Outcome,
-    /// How long it took.
+    /// How long the check took.
     pub took: Duration,
-    /// What is there, in words.
+    /// What was found, for people.
     pub found: String,
     /// The same for programs; an object.
     pub details: Value,
@@ -169,7 +169,7 @@ impl Check {
     }
 }
 
-/// What a check found, before its duration is known.
+/// What a check found, without its duration.
 pub(super) struct Finding {
     pub(super) outcome: Outcome,
     pub(super) found: String,

@@ -1,4 +1,4 @@
-//! The way to the server: proxy, name, connection, encryption.
+//! The path to the server: proxy, name, connection, encryption.
 
 use std::{io, net::IpAddr, net::SocketAddr, time::Duration};
 
@@ -28,16 +28,18 @@ const MAX_ADDRESSES: usize = 16;
 /// Which proxy applies, and why.
 pub(super) fn proxy(server: &ServerEndpoint, proxies: &Proxies) -> Finding {
     let (through, variable, found) = match proxies.route(server.host(), server.port(), server.is_tls()) {
-        Route::Through(proxy, Some(variable)) => (Some(proxy), Some(variable), format!("{proxy}, named by {variable}")),
+        Route::Through(proxy, Some(variable)) => (Some(proxy), Some(variable), format!("{proxy}, from {variable}")),
         Route::Through(proxy, None) => (Some(proxy), None, format!("{proxy}")),
-        Route::Direct => (None, None, "none is named".into()),
-        Route::Loopback => (None, None, "none for a server on this machine, though one is named for others".into()),
-        Route::Excepted => (None, None, format!("none for {}: NO_PROXY has it", server.host())),
+        Route::Direct => (None, None, "none is configured".into()),
+        Route::Loopback => {
+            (None, None, "none for a server on this machine, although one is configured for others".into())
+        }
+        Route::Excepted => (None, None, format!("none for {}: NO_PROXY lists it", server.host())),
     };
     Finding::fine(found).with(json!({ "proxy": through.map(ToString::to_string), "variable": variable }))
 }
 
-/// The addresses of what is connected to: the server, or the proxy.
+/// The addresses of the server, or of its proxy.
 pub(super) async fn look_up(dialer: &Dialer) -> (Finding, Option<Vec<SocketAddr>>) {
     let (host, port) = match &dialer.proxy {
         Some(proxy) => proxy.address(),
@@ -63,7 +65,7 @@ pub(super) async fn look_up(dialer: &Dialer) -> (Finding, Option<Vec<SocketAddr>
     let found = match &dialer.proxy {
         Some(_) if is_number(dialer.endpoint.host()) => format!("the proxy {host}: {list}"),
         Some(proxy) if proxy.wants_address() => {
-            // A connection asks for it again, for the proxy's sake.
+            // This proxy needs the server's address.
             if let Err(source) = dialer.look_up(dialer.endpoint.host(), dialer.endpoint.port()).await {
                 let error = ConnectError::resolve(&dialer.endpoint, source);
                 return (Finding::failed(Problem::NameNotFound, error.to_string()), None);
@@ -137,14 +139,14 @@ fn described(Attempt { address, result, took }: &Attempt) -> String {
     }
 }
 
-/// The handshake, and whom the certificate is of.
+/// The TLS handshake and the certificate.
 pub(super) async fn secure(dialer: &Dialer, socket: Socket, watch: &Watch) -> (Finding, Option<Socket>) {
     if !dialer.endpoint.is_tls() {
         let details = json!({ "encrypted": false });
         let finding = if is_loopback(dialer.endpoint.host()) {
-            Finding::fine("not encrypted; what is said stays on this machine")
+            Finding::fine("not encrypted; the traffic stays on this machine")
         } else {
-            let found = "not encrypted: what is said, the token too, can be read on the way";
+            let found = "not encrypted: others on the network can read the traffic, including the token";
             Finding::warning(Problem::NotEncrypted, found)
         };
         return (finding.with(details), Some(socket));
@@ -154,17 +156,17 @@ pub(super) async fn secure(dialer: &Dialer, socket: Socket, watch: &Watch) -> (F
     let certificate = seen.certificate.as_deref().and_then(certificate::read);
     let shown = certificate.as_ref().map_or_else(|| "no certificate".to_owned(), ToString::to_string);
     let details = json!({
-        "encrypted": true, "version": seen.version, "vouched_by": dialer.trust.vouched_by(),
+        "encrypted": true, "version": seen.version, "vouched_by": dialer.trust.authorities(),
         "certificate": certificate.as_ref().map(certificate::Certificate::json),
     });
     let finding = match &result {
-        Ok(_) if dialer.trust.is_anybody() => {
-            let found = format!("{}, {shown}; its certificate is not checked", seen.version.unwrap_or("TLS"));
+        Ok(_) if dialer.trust.is_everything() => {
+            let found = format!("{}, {shown}; not checked", seen.version.unwrap_or("TLS"));
             Finding::warning(Problem::CertificateNotChecked, found)
         }
         Ok(_) => {
             let found =
-                format!("{}, {shown}; vouched for by {}", seen.version.unwrap_or("TLS"), dialer.trust.vouched_by());
+                format!("{}, {shown}; trusted by {}", seen.version.unwrap_or("TLS"), dialer.trust.authorities());
             if certificate.is_some_and(|certificate| certificate.expires_soon()) {
                 Finding::warning(Problem::CertificateExpiresSoon, found)
             } else {
@@ -173,7 +175,7 @@ pub(super) async fn secure(dialer: &Dialer, socket: Socket, watch: &Watch) -> (F
         }
         Err(error) => {
             let (problem, why) = why_not(error, dialer.endpoint.host());
-            let found = if seen.certificate.is_some() { format!("{why}; it shows {shown}") } else { why };
+            let found = if seen.certificate.is_some() { format!("{why}; the server shows {shown}") } else { why };
             Finding::failed(problem, found)
         }
     };
@@ -197,7 +199,7 @@ fn why_not(error: &ConnectError, host: &str) -> (Problem, String) {
             (Problem::CertificateWrongName, format!("the certificate is not for `{host}`"))
         }
         CertificateError::UnknownIssuer => {
-            (Problem::CertificateUntrusted, "no trusted authority vouches for the certificate".into())
+            (Problem::CertificateUntrusted, "no trusted authority signed the certificate".into())
         }
         other => {
             (Problem::CertificateUntrusted, format!("the certificate is not accepted: {}", plain(&other.to_string())))

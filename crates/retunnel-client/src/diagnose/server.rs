@@ -1,4 +1,4 @@
-//! What answers at the server's address: its version, whether a session can open, its clock, and what it says to the token.
+//! Checks of the server itself: its version, whether a session can open, its clock, and whether it accepts the token.
 
 use std::time::{Duration, SystemTime};
 
@@ -15,29 +15,29 @@ use crate::{
     transport::{Dialer, Socket, upgrade::HTTPS_REQUIRED, websocket},
 };
 
-/// Clocks may differ by so much. Certificates and sessions bear more; people who compare logs do not.
+/// Clocks may differ by this much. Certificates and sessions tolerate more; people who compare logs do not.
 const CLOCK_MAY_DIFFER: Duration = Duration::from_secs(30);
 /// Where published dialects open a session.
 const SESSION: &str = "/api/v1/ws/tunnel";
-/// Largest message of a WebSocket that is opened to see whether it opens.
+/// Largest message of a WebSocket that is opened for a check only.
 const MAX_MESSAGE: usize = 1024;
 
-/// A server as it describes itself.
+/// What a server reports about itself.
 pub(super) struct Server {
-    /// Its answer about itself; null when it does not know the question.
+    /// Its answer; null when it does not support the request.
     about: Value,
     /// Its time, and ours in the middle of the exchange.
     clocks: Option<(SystemTime, SystemTime)>,
 }
 
-/// Asks what answers, over the connection that was made.
+/// Asks the server about itself, over the connection of the earlier checks.
 pub(super) async fn api(dialer: &Dialer, socket: Socket) -> (Finding, Option<Server>) {
     let began = SystemTime::now();
     let asked = api::ask(socket, &dialer.endpoint.authority(), Method::GET, "/api/v1/server", None, None).await;
     let answer = match asked {
         Ok(answer) => answer,
         Err(ApiError::Http(error)) if error.downcast_ref::<hyper::Error>().is_some_and(hyper::Error::is_parse) => {
-            return (Finding::failed(Problem::NotAServer, "what answers there does not speak HTTP"), None);
+            return (Finding::failed(Problem::NotAServer, "the server does not speak HTTP"), None);
         }
         Err(error) => {
             return (Finding::failed(Problem::NoAnswer, format!("no answer: {}", plain(&error.to_string()))), None);
@@ -53,27 +53,24 @@ pub(super) async fn api(dialer: &Dialer, socket: Socket) -> (Finding, Option<Ser
         return (finding, Some(Server { about: answer.value, clocks }));
     }
     if header(header::HeaderName::from_static(HTTPS_REQUIRED.0)).as_deref() == Some(HTTPS_REQUIRED.1) {
-        return (Finding::failed(Problem::HttpsRequired, "this server speaks TLS only").with(details), None);
+        return (Finding::failed(Problem::HttpsRequired, "this server accepts TLS only").with(details), None);
     }
     let finding = match answer.status {
         301 | 302 | 303 | 307 | 308 => {
             let to = header(header::LOCATION).unwrap_or_default();
-            Finding::failed(Problem::Redirected, format!("it sends clients to {to}{by}"))
+            Finding::failed(Problem::Redirected, format!("it redirects clients to {to}{by}"))
         }
         status @ (429 | 502 | 503 | 504) => {
             Finding::failed(Problem::ServerUnavailable, format!("it answers with status {status}{by}"))
         }
         status => {
-            // Servers of the published dialects do not know this question, but open sessions.
+            // Servers of the published dialects do not support this request, but open sessions.
             if opens_websocket(dialer).await.is_ok() {
-                let found = "a server that does not tell its version: an older one, or of another make";
+                let found = "a server that does not report its version: an older one, or another implementation";
                 let finding = Finding::warning(Problem::VersionUnknown, found).with(details);
                 return (finding, Some(Server { about: Value::Null, clocks }));
             }
-            Finding::failed(
-                Problem::NotAServer,
-                format!("what answers there is no ReTunnel server: status {status}{by}"),
-            )
+            Finding::failed(Problem::NotAServer, format!("not a ReTunnel server: status {status}{by}"))
         }
     };
     (finding.with(details), None)
@@ -113,8 +110,7 @@ pub(super) async fn upgrade(dialer: &Dialer, wanted: Option<Dialect>, server: &S
             Err(ConnectError::NotAServer { answer, .. }) => {
                 if knows_links && dialer.in_messages(None).await.is_ok() {
                     let found = format!(
-                        "something in between does not pass the upgrade of links on (it answers `{answer}`); WebSockets pass, \
-                         and links ride in them"
+                        "a proxy removes the upgrade to a link (it answers `{answer}`); WebSockets pass and carry links instead"
                     );
                     let details = json!({ "transport": "websocket", "link_answer": answer });
                     return (Finding::warning(Problem::UpgradeStripped, found).with(details), Some(()));
@@ -126,17 +122,15 @@ pub(super) async fn upgrade(dialer: &Dialer, wanted: Option<Dialect>, server: &S
     }
     let websocket = opens_websocket(dialer).await;
     let details = json!({ "transport": websocket.is_ok().then_some("websocket"), "link_answer": answered });
-    let between = format!(
-        "something in between does not pass the upgrade of links on (it answers `{}`)",
-        answered.as_deref().unwrap_or_default()
-    );
+    let between =
+        format!("a proxy removes the upgrade to a link (it answers `{}`)", answered.as_deref().unwrap_or_default());
     let finding = match (websocket, wanted) {
         (Ok(()), Some(Dialect::Native)) if knows_links => Finding::failed(Problem::UpgradeStripped, between),
         (Ok(()), Some(Dialect::Native)) => {
-            Finding::failed(Problem::UpgradeRefused, "this server knows no links, only WebSockets")
+            Finding::failed(Problem::UpgradeRefused, "this server does not support links, only WebSockets")
         }
         (Ok(()), None) if knows_links => {
-            let found = format!("{between}; WebSockets pass, and sessions go through one");
+            let found = format!("{between}; WebSockets pass, and sessions use one");
             Finding::warning(Problem::UpgradeStripped, found)
         }
         (Ok(()), _) => Finding::fine("a WebSocket opens"),
@@ -153,7 +147,7 @@ impl Server {
     /// Compares the clocks.
     pub(super) fn clock(&self) -> Finding {
         let Some((theirs, ours)) = self.clocks else {
-            return Finding::fine("the server does not tell its time");
+            return Finding::fine("the server does not report its time");
         };
         let (apart, direction) = match ours.duration_since(theirs) {
             Ok(ahead) => (ahead, "ahead of"),
@@ -163,7 +157,7 @@ impl Server {
         let details = json!({ "ahead_of_server_seconds": sign * apart.as_secs_f64().round() });
         // The server reports whole seconds.
         if apart < Duration::from_secs(2) {
-            return Finding::fine("as the server's").with(details);
+            return Finding::fine("equal to the server's").with(details);
         }
         let found = format!("this machine's clock is {} s {direction} the server's", apart.as_secs());
         let finding = if apart > CLOCK_MAY_DIFFER {
@@ -175,25 +169,24 @@ impl Server {
     }
 }
 
-/// Whether the server knows the token; without one, whether it would make an account.
+/// Whether the server accepts the token; without one, whether it would create an account.
 pub(super) async fn token(dialer: &Dialer, credentials: &Credentials, server: &Server) -> (Finding, Option<()>) {
     let token = credentials.token();
     let registration = server.about["registration"].as_str().map(plain);
     let details = json!({ "token": token.map(Token::masked), "registration": registration });
     let is_open = match registration.as_deref() {
         Some(policy) => policy == "open",
-        // Published servers register every client, or give no way to find out.
+        // Published servers register anyone, or it cannot be known.
         None => true,
     };
     let Some(token) = token else {
         let finding = match registration.as_deref() {
-            Some("open") => Finding::fine("none yet; the server makes an account with the first tunnel"),
-            Some("invite") => Finding::failed(
-                Problem::TokenMissing,
-                "there is none, and the server makes accounts by invitation only",
-            ),
-            Some(_) => Finding::failed(Problem::TokenMissing, "there is none, and the server makes no accounts"),
-            None => Finding::fine("none yet; the server does not tell whether it makes accounts"),
+            Some("open") => Finding::fine("none yet; the server creates an account with the first tunnel"),
+            Some("invite") => {
+                Finding::failed(Problem::TokenMissing, "none, and the server creates accounts by invitation only")
+            }
+            Some(_) => Finding::failed(Problem::TokenMissing, "none, and the server creates no accounts"),
+            None => Finding::fine("none yet; the server does not report whether it creates accounts"),
         };
         return (finding.with(details), None);
     };
@@ -206,14 +199,16 @@ pub(super) async fn token(dialer: &Dialer, credentials: &Credentials, server: &S
     let finding = match answer {
         Ok(account) => Finding::fine(format!("{shown} is accepted: {}", plain(&account.email))),
         Err(ApiError::Status { status: 401, .. }) if credentials.may_register() && is_open => {
-            let found = format!("{shown}, which was saved, is not known to this server; a new account is made instead");
+            let found =
+                format!("the saved token {shown} is not valid on this server; a new account is created instead");
             Finding::warning(Problem::TokenRefused, found)
         }
-        Err(ApiError::Status { status: 401, .. }) => {
-            Finding::failed(Problem::TokenRefused, format!("{shown} is not known to this server, revoked or expired"))
-        }
+        Err(ApiError::Status { status: 401, .. }) => Finding::failed(
+            Problem::TokenRefused,
+            format!("{shown} is not valid on this server: unknown, revoked or expired"),
+        ),
         Err(ApiError::Status { status: 404 | 405, .. }) => {
-            Finding::warning(Problem::TokenNotChecked, "this server cannot be asked about tokens")
+            Finding::warning(Problem::TokenNotChecked, "this server cannot check tokens")
         }
         Err(error) => Finding::warning(Problem::TokenNotChecked, plain(&error.to_string())),
     };

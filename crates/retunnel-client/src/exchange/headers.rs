@@ -1,4 +1,4 @@
-//! Headers on their way: what stays on one connection, and which address of the local service is shown to whom.
+//! Headers between visitor and local service: which stay on one connection, and which address each side sees.
 
 use hyper::{
     HeaderMap, Request,

@@ -14,7 +14,7 @@ use super::{headers::strip_hop, own::OwnAnswer};
 
 pub(crate) type RequestBody = UnsyncBoxBody<Bytes, io::Error>;
 
-/// A body that is completely there.
+/// A complete body.
 pub(crate) fn whole(body: Bytes) -> RequestBody {
     Full::new(body).map_err(|never| match never {}).boxed_unsync()
 }
@@ -25,7 +25,7 @@ pub(crate) struct Request {
     pub(crate) target: String,
     pub(crate) headers: Vec<(String, String)>,
     pub(crate) body: RequestBody,
-    /// The body is completely there: its own length counts, whatever the headers say.
+    /// The body is complete: its own length counts, whatever the headers say.
     pub(crate) is_whole: bool,
     /// Headers for the connection to the local service, for example `Upgrade`.
     pub(crate) hop: HeaderMap,
@@ -35,7 +35,7 @@ impl Request {
     /// The request for the local service.
     ///
     /// # Errors
-    /// What the visitor is answered: it may not make this request, or the request is not valid.
+    /// The answer for the visitor, who may not make this request or whose request is not valid.
     pub(super) fn checked(mut self, passwords: &[BasicAuth]) -> Result<HttpRequest<RequestBody>, OwnAnswer> {
         if !passwords.is_empty() {
             let is_credentials = |(name, _): &mut (String, String)| name.eq_ignore_ascii_case("authorization");

@@ -30,7 +30,7 @@ impl Visit {
         Self { service, summary, began: Instant::now() }
     }
 
-    /// The local service did not answer the request, or not as it should.
+    /// The request got no valid answer from the local service.
     pub(crate) fn failed(&mut self, status: u16, code: PageCode) {
         self.summary.status = status;
         self.summary.error = code.as_str().to_owned();

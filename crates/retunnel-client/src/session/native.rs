@@ -21,24 +21,24 @@ use crate::{
     relay,
     service::{Service, rules::RuleSupport},
     state::Command,
-    transport::{Dialer, Socket, dialer::CLOSE_WITHIN, upgrade::Early},
+    transport::{Dialer, Socket, dialer::CLOSE_WITHIN, upgrade::EarlyData},
 };
 
-/// A session that stands.
+/// An established session.
 pub(crate) struct Session {
     link: Link,
-    /// In force.
+    /// The version that both ends use.
     link_version: u16,
     events: LinkEvents,
     /// Drives the link; ended with the session.
     _driver: JoinSet<LinkError>,
     relays: JoinSet<()>,
     dialer: Dialer,
-    /// Lanes under way.
+    /// Lanes that are being opened.
     lanes: JoinSet<(u32, Result<Socket, ConnectError>)>,
 }
 
-/// Connects and authenticates. `requests` are sent along; their answers come once the session runs.
+/// Connects and authenticates. `requests` are sent with it; their answers arrive when the session runs.
 pub(crate) async fn establish(
     dialer: &Dialer,
     auth: Auth,
@@ -54,8 +54,8 @@ pub(crate) async fn establish(
         let messages = hello.into_iter().chain(requests.map(request_of));
         match begin(dialer, socket, messages).await {
             Err(ConnectError::Lost { .. } | ConnectError::Timeout { .. }) if was_early => {
-                // An intermediary may have passed the request on and lost what came after it.
-                dialer.mind_early();
+                // A proxy may have forwarded the request and lost the bytes after it.
+                dialer.early_data_was_lost();
                 early = None;
             }
             result => return result,
@@ -63,9 +63,9 @@ pub(crate) async fn establish(
     }
 }
 
-/// What may be sent before the server has answered. Bytes that are mistaken for a request may end in a log, so that there are
-/// no secrets in it.
-fn early(hello: &Hello, requests: &[ReqTunnel]) -> Option<Early> {
+/// Early data: what may be sent before the server has answered. A proxy may take it for another request and log it, so
+/// it contains no secrets.
+fn early(hello: &Hello, requests: &[ReqTunnel]) -> Option<EarlyData> {
     let token = hello.auth.token.clone();
     let fits_header =
         |token: &Token| !token.expose().is_empty() && token.expose().bytes().all(|b| b.is_ascii_graphic());
@@ -82,7 +82,7 @@ fn early(hello: &Hello, requests: &[ReqTunnel]) -> Option<Early> {
         frames.extend_from_slice(&FrameHeader { kind: FrameKind::Control, flags: 0, len, stream: 0 }.encode());
         frames.extend_from_slice(&payload);
     }
-    Some(Early { token, frames })
+    Some(EarlyData { token, frames })
 }
 
 const fn request_of(request: ReqTunnel) -> FromClient {
@@ -102,7 +102,7 @@ async fn begin(
     for message in messages {
         send(&link, message).await.map_err(lost)?;
     }
-    // A goodbye may overtake the refusal that it belongs to.
+    // The end of the link may overtake the refusal that caused it.
     let first_message = async {
         loop {
             match events.next().await {
@@ -151,7 +151,7 @@ impl Session {
         if self.link_version < native::RULES_VERSION { RuleSupport::LinkVersion1 } else { RuleSupport::List }
     }
 
-    /// Serves until the link ends, and says why it did.
+    /// Serves until the link ends, and returns the cause.
     pub(crate) async fn run(
         mut self,
         mut tunnels: Tunnels,
@@ -169,7 +169,7 @@ impl Session {
                 event = self.events.next() => match event {
                     Some(LinkEvent::Control(payload)) => self.control(&mut tunnels, &payload),
                     Some(LinkEvent::Opened { open, stream }) => self.relay(&tunnels, &open, stream),
-                    Some(LinkEvent::GoAway { code, reason }) => debug!(%code, reason, "the server is about to end the session"),
+                    Some(LinkEvent::GoAway { code, reason }) => debug!(%code, reason, "the server is going to end the session"),
                     Some(_) => {}
                     None => break,
                 },
@@ -189,7 +189,7 @@ impl Session {
         }
         tunnels.shared.lock().link = None;
         let cause = timeout(CLOSE_WITHIN, self.link.closed()).await.unwrap_or(LinkError::Dropped);
-        // The streams have ended with the link; their relays reset the local connections now.
+        // The streams ended with the link; their relays reset the local connections now.
         let _ = timeout(CLOSE_WITHIN, async { while self.relays.join_next().await.is_some() {} }).await;
         cause
     }
@@ -227,12 +227,12 @@ impl Session {
         }
     }
 
-    /// A lane is open, or it is not: then bulk streams stay on the link.
+    /// A lane is open, or it failed: then bulk streams stay on the link.
     async fn lane(&self, (lane, opened): (u32, Result<Socket, ConnectError>)) {
         match opened {
             Ok(socket) => self.link.add_lane(lane, socket.into()),
             Err(error) => {
-                debug!(%error, "no lane");
+                debug!(%error, "a lane could not be opened");
                 self.link.lane_failed(lane);
                 let _ = send(&self.link, FromClient::LaneFailed(LaneFailed { lane })).await;
             }
@@ -253,7 +253,7 @@ fn message_of(tunnels: &mut Tunnels, message: Result<FromServer, DecodeError>) {
             tunnels.closed(&tunnel_id, refusal);
         }
         Ok(FromServer::Message(ServerMessage::Requests(report))) => tunnels.report(report),
-        Ok(_) => debug!("message not expected in this state"),
+        Ok(_) => debug!("unexpected message ignored"),
         Err(error) => debug!(%error, "message of a newer server ignored"),
     }
 }

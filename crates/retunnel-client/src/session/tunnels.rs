@@ -1,4 +1,4 @@
-//! What a session knows about its tunnels: which were requested, which are open, and what their owners learn.
+//! What a session knows about its tunnels: which were requested, which are open, and what their owners are notified of.
 
 use std::{collections::HashMap, sync::Arc, time::Duration};
 
@@ -24,12 +24,12 @@ use crate::{
     state::{Command, Entry, Retry, Shared},
 };
 
-/// Pause before a tunnel that was refused for now is asked for again; doubled each time.
+/// Pause before a tunnel is requested again after a temporary refusal; doubled each time.
 const RETRY: Duration = Duration::from_secs(3);
 /// Longest pause.
 const MAX_RETRY: Duration = Duration::from_secs(60);
 
-/// Tunnels asked for before the server has said who we are.
+/// Tunnels that are requested before the server has answered.
 const MAX_EARLY: usize = 64;
 
 fn later(retries: &mut JoinSet<u64>, key: u64, until: Instant) {
@@ -39,7 +39,7 @@ fn later(retries: &mut JoinSet<u64>, key: u64, until: Instant) {
     });
 }
 
-/// Requests for the tunnels that are wanted, to be sent before the session stands. A tunnel with rules for its visitors
+/// Requests for tunnels that can be sent before the session is established. A tunnel with rules for its visitors
 /// waits: they may hold secrets, and a server of link version 1 would ignore them and open the tunnel to everyone.
 pub(crate) fn wanted_now(shared: &Shared) -> Vec<(u64, ReqTunnel)> {
     let state = shared.lock();
@@ -68,12 +68,12 @@ pub(crate) struct Tunnels {
     /// Requests without an answer.
     asked: HashMap<RequestId, u64>,
     open: HashMap<TunnelId, Open>,
-    /// Tunnels to ask for again after a pause.
+    /// Tunnels to request again after a pause.
     retries: JoinSet<u64>,
 }
 
 impl Tunnels {
-    /// `asked` were asked for while the session was made.
+    /// `asked`: requests that were sent while the session was established.
     pub(crate) fn new(
         shared: Arc<Shared>,
         info: SessionInfo,
@@ -83,8 +83,8 @@ impl Tunnels {
         Self { shared, info, support, asked, open: HashMap::new(), retries: JoinSet::new() }
     }
 
-    /// The tunnels to ask for at the beginning. Older commands are part of the state by now. One that was refused for now
-    /// waits for its time, so that it does not end a session that other tunnels live in.
+    /// The tunnels to request at the beginning. The state already includes older commands. After a temporary refusal a
+    /// tunnel waits for its time, so that it does not end a session that other tunnels use.
     pub(crate) fn wanted(&mut self, commands: &mut mpsc::UnboundedReceiver<Command>) -> Vec<u64> {
         while commands.try_recv().is_ok() {}
         let mut now = Vec::new();
@@ -97,15 +97,15 @@ impl Tunnels {
         now
     }
 
-    /// The session serves from now on.
+    /// The session is established.
     pub(crate) fn connected(&self) {
         self.shared.lock().session = Some(self.info.clone());
         self.shared.emit(Event::Connected { session: self.info.clone() });
         self.shared.changed.notify_waiters();
     }
 
-    /// The request for a tunnel, again or for the first time; `None` when it is not wanted, it was asked for, or it has a
-    /// rule that no side can apply.
+    /// The request for a tunnel, again or for the first time; `None` when its owner closed it, it was requested already, or
+    /// it has a rule that no side can apply.
     pub(crate) fn request(&mut self, key: u64) -> Option<ReqTunnel> {
         let request = {
             let state = self.shared.lock();
@@ -124,12 +124,12 @@ impl Tunnels {
         Some(request)
     }
 
-    /// What was asked for, and what it was before a reconnect.
+    /// The tunnel as its owner requested it, and as it was before a reconnect.
     pub(crate) fn entry(&self, key: u64) -> Option<(TunnelSpec, Option<TunnelInfo>)> {
         self.shared.lock().tunnels.get(&key).map(|entry| (entry.spec.clone(), entry.info.clone()))
     }
 
-    /// A tunnel that was refused for now and is due again. Pending while there is none; cancel-safe.
+    /// A tunnel whose pause after a temporary refusal is over. Pending while there is none; cancel-safe.
     pub(crate) async fn due(&mut self) -> u64 {
         match self.retries.join_next().await {
             Some(Ok(key)) => key,
@@ -137,7 +137,7 @@ impl Tunnels {
         }
     }
 
-    /// The owner gave a tunnel up: its ids, for the server.
+    /// The owner closed a tunnel. Returns its ids, for the server.
     pub(crate) fn close(&mut self, key: u64) -> Vec<TunnelId> {
         self.open.extract_if(|_, open| open.key == key).map(|(id, _)| id).collect()
     }
@@ -147,7 +147,7 @@ impl Tunnels {
         let open =
             self.open.entry(tunnel.tunnel_id.clone()).insert_entry(Open { key, rules: Arc::default() }).into_mut();
         let mut state = self.shared.lock();
-        // Kept also when it is no longer wanted: the `Close` that follows ends it.
+        // Kept also when its owner has closed it: the `Close` that follows ends it.
         let Some(entry) = state.tunnels.get_mut(&key) else {
             drop(state);
             let _ = self.shared.commands.send(Command::Close(key));
@@ -156,7 +156,7 @@ impl Tunnels {
         let rules: Vec<Rule> = entry.spec.rules().cloned().collect();
         match self.support.client_rules(&rules, entry.spec.protocol) {
             Ok(rules) => open.rules = Arc::new(rules),
-            // It was asked for before the server's version was known.
+            // It was requested before the server's version was known.
             Err(refusal) => {
                 drop(state);
                 self.refuse(key, refusal);
@@ -176,7 +176,7 @@ impl Tunnels {
         let was_open = entry.info.replace(info.clone()).is_some();
         let waiter = entry.waiter.take();
         drop(state);
-        // Reported first, so that the waiting caller finds the event when the wait ends.
+        // The event comes first, so that a caller that waits for the tunnel finds it when the wait is over.
         self.shared.emit(if was_open {
             Event::TunnelRestored(info.clone())
         } else {
@@ -187,7 +187,7 @@ impl Tunnels {
         }
     }
 
-    /// The server does not open a tunnel; `false` when it was not requested.
+    /// The server refused a tunnel; `false` when it was not requested.
     pub(crate) fn refused(&mut self, request_id: &RequestId, refusal: Refusal) -> bool {
         let Some(key) = self.asked.remove(request_id) else { return false };
         self.refuse(key, refusal);
@@ -216,7 +216,7 @@ impl Tunnels {
         }
     }
 
-    /// The server took a tunnel away for good.
+    /// The server closed a tunnel for good.
     pub(crate) fn closed(&mut self, tunnel_id: &TunnelId, refusal: Refusal) {
         if let Some(open) = self.open.remove(tunnel_id) {
             self.ended(open.key, refusal);
@@ -233,7 +233,7 @@ impl Tunnels {
         }
     }
 
-    /// What visitors did, as the server saw it.
+    /// Visitors' requests, as the server saw them.
     pub(crate) fn report(&self, report: Requests) {
         let Some(service) = self.find(&report.tunnel_id) else { return };
         service.stats.report(&report);
@@ -254,7 +254,7 @@ impl Tunnels {
         open.map(|info| info.subdomain.clone()).filter(|subdomain| !subdomain.is_empty()).collect()
     }
 
-    /// What serves an open tunnel.
+    /// The local service of an open tunnel.
     pub(crate) fn find(&self, tunnel_id: &TunnelId) -> Option<Service> {
         let state = self.shared.lock();
         let open = self.open.get(tunnel_id)?;
@@ -385,6 +385,6 @@ mod tests {
             subdomain: String::new(),
             remote_port: Some(1),
         });
-        assert!(shared.lock().tunnels[&KEY].retry.is_none(), "what was open starts again");
+        assert!(shared.lock().tunnels[&KEY].retry.is_none(), "an open tunnel starts again with the first pause");
     }
 }

@@ -9,7 +9,7 @@ use tokio::sync::mpsc;
 use super::tunnels::Tunnels;
 use crate::{dialect::Dialect, error::ConnectError, event::SessionInfo, state::Command, transport::Dialer};
 
-/// There is none.
+/// No session can exist.
 pub(super) enum Session {}
 
 pub(super) fn establish(

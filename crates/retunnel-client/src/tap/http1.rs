@@ -1,5 +1,5 @@
-//! Finds requests and answers in the two byte streams of an HTTP/1.1 connection, piece by piece and without holding the bytes
-//! up. It trusts both sides: the edge has checked the requests, and what cannot be parsed is ignored from then on.
+//! Finds requests and answers in the two byte streams of an HTTP/1.1 connection, piece by piece and without delaying the
+//! bytes. It trusts both sides: the edge has checked the requests, and what cannot be parsed is ignored from there on.
 
 use std::{collections::VecDeque, mem::MaybeUninit, sync::Arc};
 
@@ -7,11 +7,11 @@ use retunnel_proto::http1::{Framing, body::Decoder};
 
 use super::observer::{Exchange, Observer, Side};
 
-/// Bytes of a head; the edge allows 16 KiB of target and 64 KiB of headers.
+/// Largest head, in bytes; the edge allows 16 KiB of target and 64 KiB of headers.
 const MAX_HEAD: usize = 128 * 1024;
-/// Headers of a head.
+/// Most headers of a head.
 const MAX_HEADERS: usize = 256;
-/// Requests that wait for their answers; the edge sends one at a time.
+/// Most requests that wait for their answers; the edge sends one at a time.
 const MAX_WAITING: usize = 16;
 
 /// The exchanges of one connection to the local service.
@@ -21,7 +21,7 @@ pub(crate) struct Tap {
     tunnel: String,
     request: Half,
     response: Half,
-    /// Requests whose answers are not over, oldest first; bodies of requests belong to the last, answers to the first.
+    /// Requests whose answers are not complete, oldest first. Request bodies belong to the last, answers to the first.
     open: VecDeque<Open>,
 }
 
@@ -37,7 +37,7 @@ struct Open {
 /// One direction.
 #[derive(Debug, Default)]
 struct Half {
-    /// A head of which not all is there.
+    /// An incomplete head.
     head: Vec<u8>,
     next: Next,
 }

@@ -1,4 +1,4 @@
-//! What an observer is shown.
+//! What an observer sees.
 
 use std::fmt;
 
@@ -11,32 +11,32 @@ pub enum Side {
     Response,
 }
 
-/// Observes the HTTP exchanges of a client's tunnels. It is called on the thread that moves the bytes, so it must neither
-/// wait nor do much.
+/// Sees the HTTP exchanges of a client's tunnels. It is called on the thread that moves the bytes, so it must neither block
+/// nor do much work.
 pub trait Observer: fmt::Debug + Send + Sync + 'static {
-    /// A request's head went, or should go, to the local service of a tunnel: request line, headers and the empty line, as HTTP/1.1 has
-    /// them. `None` does not look at this exchange.
+    /// The head of a request to the local service of a tunnel: request line, headers and the empty line, in the form of
+    /// HTTP/1.1. `None` ignores this exchange.
     fn request(&self, tunnel: &str, head: &[u8]) -> Option<Box<dyn Exchange>>;
 }
 
-/// One request and its answer. It is dropped when both are over, or the connection is: a side whose [`Exchange::end`] was
-/// not called was cut.
+/// One request and its answer. It is dropped when both have ended, or the connection has: a side whose [`Exchange::end`]
+/// was not called is incomplete.
 pub trait Exchange: fmt::Debug + Send {
-    /// The head of the answer, in the same form as the request's. Interim answers are not shown, but 101 is.
+    /// The head of the answer, in the same form as the request's. Interim answers are left out, except 101.
     fn response(&mut self, head: &[u8]);
 
     /// Bytes of a body without its transfer coding, or of the connection after a 101.
     fn body(&mut self, side: Side, bytes: &[u8]);
 
-    /// Whether bytes of this side must still be shown; if not, they may be counted with [`Exchange::passed`] alone.
+    /// Whether [`Exchange::body`] needs more bytes of this side; if not, [`Exchange::passed`] may count them instead.
     fn wants(&self, side: Side) -> bool;
 
-    /// So many bytes passed without being shown.
+    /// The number of bytes that passed without [`Exchange::body`].
     fn passed(&mut self, side: Side, count: u64);
 
-    /// A side has come to its proper end.
+    /// A side is complete.
     fn end(&mut self, side: Side);
 
-    /// The local service took no connection: the request did not reach it, and the server answers the visitor.
+    /// The local service accepted no connection. The request did not reach it, and the server answers the visitor.
     fn failed(&mut self, reason: &str);
 }

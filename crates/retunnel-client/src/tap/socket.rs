@@ -1,4 +1,4 @@
-//! A connection whose bytes are copied to a tap.
+//! A connection whose bytes are shown to a tap.
 
 use std::{
     io::{self, IoSlice},
@@ -27,12 +27,12 @@ impl TappedSocket {
         Self { socket, tap }
     }
 
-    /// The connection is reset, not closed.
+    /// Makes the end of the connection a reset.
     pub(crate) fn abort(&self) {
         self.socket.abort();
     }
 
-    /// What has arrived is acknowledged at once.
+    /// Acknowledges what has arrived at once.
     pub(crate) fn acknowledge(&self) {
         self.socket.acknowledge();
     }

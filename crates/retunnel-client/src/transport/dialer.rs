@@ -27,9 +27,9 @@ use crate::{endpoint::ServerEndpoint, error::ConnectError, trust::Trust};
 const DIAL_WITHIN: Duration = Duration::from_secs(8);
 /// How long the server may take for the upgrade.
 pub(crate) const ANSWER_WITHIN: Duration = Duration::from_secs(10);
-/// How long a goodbye may take.
+/// How long a closing handshake may take.
 pub(crate) const CLOSE_WITHIN: Duration = Duration::from_millis(500);
-/// Bytes of a link that may wait in its socket; the rest waits where streams take turns.
+/// Bytes of a link that may wait in its socket. The rest waits in the link, where streams take turns.
 const NOTSENT_LOWAT: u32 = 32 * 1024;
 
 /// Connects to one server.
@@ -37,7 +37,7 @@ const NOTSENT_LOWAT: u32 = 32 * 1024;
 pub(crate) struct Dialer {
     pub(crate) endpoint: ServerEndpoint,
     pub(crate) trust: Trust,
-    /// What stands between here and the server.
+    /// The proxy on the path to the server.
     pub(crate) proxy: Option<Proxy>,
     pub(crate) path: Arc<Mutex<PathState>>,
     resolver: Arc<dyn Resolver>,
@@ -60,13 +60,13 @@ impl Dialer {
         Self { trust, ..self }
     }
 
-    /// A connection, encrypted when the endpoint says so.
+    /// A connection, encrypted if the endpoint requires TLS.
     pub(crate) async fn connect(&self) -> Result<Socket, ConnectError> {
         let socket = self.dial().await?;
         self.secure(socket).await
     }
 
-    /// Does TLS with the server when the endpoint says so.
+    /// Does the TLS handshake with the server if the endpoint requires it.
     pub(crate) async fn secure(&self, socket: Socket) -> Result<Socket, ConnectError> {
         if !self.endpoint.is_tls() {
             return Ok(socket);
@@ -76,7 +76,7 @@ impl Dialer {
             Ok(Ok(socket)) => Ok(socket),
             Ok(Err(source)) if tls::speaks_no_tls(&source) => {
                 let address = self.endpoint.authority();
-                Err(failed(io::Error::other(format!("it does not speak TLS; without TLS it is http://{address}"))))
+                Err(failed(io::Error::other(format!("it does not speak TLS; use http://{address}"))))
             }
             Ok(Err(source)) if matches!(source.kind(), io::ErrorKind::InvalidData | io::ErrorKind::Other) => {
                 Err(failed(source))
@@ -149,19 +149,19 @@ impl Dialer {
     }
 }
 
-/// Sets what long connections to the server wish for; a system that lacks some of it works without.
+/// Sets socket options for long connections to the server. All are best effort: not every system has them.
 pub(crate) fn for_a_link(socket: TcpStream) -> TcpStream {
-    let wish = SockRef::from(&socket);
-    let _ = wish.set_tcp_nodelay(true);
-    let _ = wish.set_tcp_notsent_lowat(NOTSENT_LOWAT);
-    let _ = wish.set_tcp_congestion(b"bbr");
+    let options = SockRef::from(&socket);
+    let _ = options.set_tcp_nodelay(true);
+    let _ = options.set_tcp_notsent_lowat(NOTSENT_LOWAT);
+    let _ = options.set_tcp_congestion(b"bbr");
     socket
 }
 
-/// Why there is no TLS with a proxy.
+/// Why the TLS handshake with a proxy failed.
 fn untrusted(error: &io::Error) -> Refused {
     if tls::speaks_no_tls(error) {
-        return Refused::new("does not speak TLS; without TLS it is written as http://", true);
+        return Refused::new("does not speak TLS; use http:// for a proxy without TLS", true);
     }
     Refused::new(format!("is not trusted: {error}"), error.kind() == io::ErrorKind::InvalidData)
 }

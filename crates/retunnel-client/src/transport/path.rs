@@ -6,24 +6,24 @@ use tokio::time::Instant;
 
 use crate::error::ConnectError;
 
-/// How long a refusal of the upgrade is remembered. Then, when the link is lost, it is tried again: machines move between
-/// networks, and proxies get fixed.
+/// How long a refusal of the upgrade is remembered. After that a lost link tries the upgrade again: machines move between
+/// networks, and proxies are fixed.
 const REMEMBERED: Duration = Duration::from_secs(600);
 
 /// What is known about the way to the server.
 #[derive(Debug, Default)]
 pub(crate) struct PathState {
-    /// The upgrade has passed. Who ends a connection without an answer then is a server that restarts.
+    /// The upgrade has passed. If a connection ends without an answer, the server is restarting.
     pub(super) passed: bool,
-    /// Only a WebSocket passed, at this time.
+    /// When only a WebSocket passed.
     pub(super) refused: Option<Instant>,
-    /// The peer may see the token before it has answered: by TLS it is the server, or the token is its own.
+    /// The token may be sent before the server has answered: the connection uses TLS, or this server issued the token.
     pub(super) trusted: bool,
-    /// An intermediary rejected or lost what came after a request.
-    pub(super) minds_early: bool,
+    /// A proxy on the path rejected, or lost, early data.
+    pub(super) loses_early_data: bool,
 }
 
-/// How the server is asked.
+/// How a link is requested.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum By {
     Upgrade,
@@ -35,9 +35,9 @@ impl PathState {
         Self { trusted, ..Self::default() }
     }
 
-    /// Whether what a client says first may follow its request at once.
+    /// Whether early data may follow the request.
     pub(super) const fn may_be_early(&self) -> bool {
-        (self.trusted || self.passed) && !self.minds_early
+        (self.trusted || self.passed) && !self.loses_early_data
     }
 
     pub(super) fn next(&self) -> By {
@@ -47,7 +47,7 @@ impl PathState {
         }
     }
 
-    /// Whether a failed upgrade is caused by an intermediary, or of a server that has no links at all.
+    /// Whether a failed upgrade was refused by a proxy on the path, or by a server that does not support links.
     pub(super) fn is_refusal(&self, error: &ConnectError) -> bool {
         matches!(error, ConnectError::NotAServer { .. }) || (is_silent(error) && !self.passed)
     }

@@ -1,4 +1,4 @@
-//! Proxies between a client and its server: which one a server is reached through, and the words that open the way.
+//! Proxies between a client and its server: which one applies, and the handshakes with them.
 
 use std::{fmt, net::IpAddr, str::FromStr};
 
@@ -11,7 +11,7 @@ const MAX_ANSWER: usize = 16 * 1024;
 /// Longest name, user and password that SOCKS5 can carry.
 const SOCKS_TEXT: usize = 255;
 
-/// A proxy: `http://`, `https://`, `socks5://` or `socks5h://`, with `user:password@` where it wants them.
+/// A proxy: `http://`, `https://`, `socks5://` or `socks5h://`, with `user:password@` if it requires them.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Proxy {
     kind: Kind,
@@ -24,16 +24,16 @@ pub struct Proxy {
 enum Kind {
     /// HTTP CONNECT.
     Http {
-        /// The proxy itself is talked to by TLS.
+        /// The connection to the proxy uses TLS.
         tls: bool,
     },
     Socks5 {
-        /// The proxy looks the server's name up.
+        /// The proxy resolves the server's name.
         remote_names: bool,
     },
 }
 
-/// Shows no password.
+/// Without the password.
 impl fmt::Display for Proxy {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let scheme = match self.kind {
@@ -60,7 +60,7 @@ impl FromStr for Proxy {
     type Err = ValidationError;
 
     fn from_str(text: &str) -> Result<Self, ValidationError> {
-        // The value may hold a password: it is not repeated.
+        // The value may contain a password, so it is not repeated.
         let error = |reason| ValidationError { what: "proxy", value: "***".into(), reason };
         let (scheme, rest) = text.split_once("://").unwrap_or(("http", text));
         let (kind, default_port) = match scheme.to_ascii_lowercase().as_str() {
@@ -81,7 +81,7 @@ impl FromStr for Proxy {
         if let Some((user, password)) = &login
             && (user.is_empty() || user.len() > SOCKS_TEXT || password.len() > SOCKS_TEXT)
         {
-            return Err(error("the user name is empty, or one of both is longer than 255 bytes"));
+            return Err(error("the user name is empty, or user name or password is longer than 255 bytes"));
         }
         let (host, port) = match address.strip_prefix('[').and_then(|rest| rest.split_once(']')) {
             Some((host, port)) => (host, port.strip_prefix(':')),
@@ -91,14 +91,18 @@ impl FromStr for Proxy {
             return Err(error("expected HOST:PORT"));
         }
         let port = match port {
-            Some(port) => port.parse().ok().filter(|port| *port != 0).ok_or_else(|| error("the port is no number"))?,
+            Some(port) => port
+                .parse()
+                .ok()
+                .filter(|port| *port != 0)
+                .ok_or_else(|| error("the port is not a number from 1 to 65535"))?,
             None => default_port,
         };
         Ok(Self { kind, host: host.to_owned(), port, login })
     }
 }
 
-/// Bytes written as `%41`; anything else stays.
+/// Decodes bytes written as `%41`.
 fn percent_decoded(text: &str) -> String {
     let hex = |byte: Option<&u8>| byte.and_then(|byte| char::from(*byte).to_digit(16));
     let bytes = text.as_bytes();
@@ -118,11 +122,11 @@ fn percent_decoded(text: &str) -> String {
     String::from_utf8_lossy(&out).into_owned()
 }
 
-/// What a proxy answered instead of opening the way.
+/// A proxy's refusal to connect.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct Refused {
     pub(crate) reason: String,
-    /// Asking again with the same values cannot help.
+    /// Trying again with the same values cannot help.
     pub(crate) is_final: bool,
 }
 
@@ -139,22 +143,22 @@ impl From<std::io::Error> for Refused {
 }
 
 impl Proxy {
-    /// Where the proxy listens.
+    /// Address of the proxy.
     pub(crate) fn address(&self) -> (&str, u16) {
         (&self.host, self.port)
     }
 
-    /// Whether the proxy itself is talked to by TLS.
+    /// Whether the connection to the proxy uses TLS.
     pub(crate) const fn is_tls(&self) -> bool {
         matches!(self.kind, Kind::Http { tls: true })
     }
 
-    /// Whether the server's name must be looked up here.
+    /// Whether the client must resolve the server's name.
     pub(crate) const fn wants_address(&self) -> bool {
         matches!(self.kind, Kind::Socks5 { remote_names: false })
     }
 
-    /// Asks for a connection to the server. Afterwards the socket carries the server's bytes.
+    /// Asks for a connection to the server. After that the socket carries the server's bytes.
     pub(crate) async fn open<S>(&self, socket: &mut S, host: &str, port: u16) -> Result<(), Refused>
     where
         S: AsyncRead + AsyncWrite + Unpin,
@@ -181,7 +185,7 @@ impl Proxy {
         let mut head = Vec::with_capacity(256);
         while !head.ends_with(b"\r\n\r\n") {
             if head.len() == MAX_ANSWER {
-                return Err(Refused::new("gave an answer without an end", true));
+                return Err(Refused::new("sent an answer without an end", true));
             }
             // One byte at a time: what follows the head belongs to the server.
             head.push(socket.read_u8().await?);
@@ -191,7 +195,7 @@ impl Proxy {
         match line.split(' ').nth(1) {
             Some(status) if line.starts_with("HTTP/1.") && status.len() == 3 && status.starts_with('2') => Ok(()),
             Some("407") if self.login.is_none() => Err(Refused::new(
-                format!("wants a user name and password (`{line}`); write them as USER:PASSWORD@HOST:PORT"),
+                format!("requires a user name and password (`{line}`); write them as USER:PASSWORD@HOST:PORT"),
                 true,
             )),
             Some("407") => Err(Refused::new(format!("does not accept the user name or password (`{line}`)"), true)),
@@ -225,10 +229,12 @@ impl Proxy {
                 }
             }
             ([5, _], None) => {
-                let how = "wants a user name and password; write them as socks5h://USER:PASSWORD@HOST:PORT";
+                let how = "requires a user name and password; write them as socks5h://USER:PASSWORD@HOST:PORT";
                 return Err(Refused::new(how, true));
             }
-            ([5, _], Some(_)) => return Err(Refused::new("wants another kind of login than a password", true)),
+            ([5, _], Some(_)) => {
+                return Err(Refused::new("requires another kind of authentication than a password", true));
+            }
             _ => return Err(Refused::new("does not speak SOCKS5", true)),
         }
         let mut request = vec![5, 1, 0];
@@ -242,7 +248,8 @@ impl Proxy {
                 request.extend_from_slice(&address.octets());
             }
             Err(_) => {
-                let length = u8::try_from(host.len()).map_err(|_| Refused::new("cannot carry so long a name", true))?;
+                let length =
+                    u8::try_from(host.len()).map_err(|_| Refused::new("cannot carry a name of this length", true))?;
                 request.extend_from_slice(&[3, length]);
                 request.extend_from_slice(host.as_bytes());
             }
@@ -263,7 +270,7 @@ impl Proxy {
         if let Some(reason) = reason {
             return Err(Refused::new(format!("does not connect to {host}:{port}: {reason}"), head[1] == 2));
         }
-        // The address it connected from; not needed.
+        // The address it connected from is not needed.
         let length = match head[3] {
             1 => 4,
             4 => 16,
@@ -275,18 +282,18 @@ impl Proxy {
     }
 }
 
-/// A proxy, and the variable that names it, if one does.
+/// A proxy, and the variable that it comes from.
 type Named = (Proxy, Option<&'static str>);
 
-/// How a server is reached, and why so.
+/// How a server is reached, and why.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Route<'a> {
     Through(&'a Proxy, Option<&'static str>),
-    /// No proxy is named for such servers.
+    /// No proxy is configured for such servers.
     Direct,
-    /// One is, but not for servers of this machine.
+    /// A proxy is configured, but not for servers on this machine.
     Loopback,
-    /// One is, but `NO_PROXY` has this server.
+    /// A proxy is configured, but `NO_PROXY` lists this server.
     Excepted,
 }
 
@@ -296,12 +303,12 @@ pub struct Proxies {
     for_tls: Option<Named>,
     for_plain: Option<Named>,
     except: Vec<Exception>,
-    /// Asked for by name, so that it is used for servers of this machine too.
+    /// Set explicitly, so it applies to servers on this machine too.
     always: bool,
 }
 
 impl Proxies {
-    /// One proxy for every server, also one at this machine's loopback addresses.
+    /// One proxy for every server, also for servers at loopback addresses.
     #[must_use]
     pub fn all(proxy: Proxy) -> Self {
         Self { for_tls: Some((proxy.clone(), None)), for_plain: Some((proxy, None)), except: Vec::new(), always: true }
@@ -311,7 +318,7 @@ impl Proxies {
     /// loopback addresses are reached directly.
     ///
     /// # Errors
-    /// [`ValidationError`] of a variable that names no proxy.
+    /// [`ValidationError`] of a variable whose value is not a proxy.
     pub fn from_variables(variable: impl Fn(&str) -> Option<String>) -> Result<Self, ValidationError> {
         let value = |name: &str| variable(&name.to_ascii_lowercase()).or_else(|| variable(name));
         let first = |names: &[&'static str]| {
@@ -325,7 +332,7 @@ impl Proxies {
         };
         Ok(Self {
             for_tls: first(&["HTTPS_PROXY", "ALL_PROXY"])?,
-            // A link is one long connection: a proxy that takes CONNECT for encrypted servers takes it as well.
+            // A link is one long connection. A proxy that allows CONNECT for encrypted servers allows it as well.
             for_plain: first(&["HTTP_PROXY", "ALL_PROXY", "HTTPS_PROXY"])?,
             except: value("NO_PROXY").unwrap_or_default().split(',').filter_map(Exception::read).collect(),
             always: false,
@@ -341,7 +348,7 @@ impl Proxies {
         }
     }
 
-    /// The way to a server.
+    /// The route to a server.
     pub(crate) fn route(&self, host: &str, port: u16, tls: bool) -> Route<'_> {
         match if tls { &self.for_tls } else { &self.for_plain } {
             None => Route::Direct,
@@ -357,7 +364,7 @@ impl Proxies {
 enum Exception {
     Everything,
     Net(IpAddr, u8),
-    /// A name and everything below it.
+    /// A name and all names below it.
     Name(String, Option<u16>),
 }
 
@@ -487,7 +494,7 @@ mod tests {
         assert_eq!(nothing.choose("a.test", 1, true), None);
     }
 
-    /// What a proxy receives, and what its answer leads to.
+    /// What a proxy receives, and the result of its answer.
     async fn talk(proxy: &str, host: &str, answer: &'static [u8]) -> (Vec<u8>, Result<(), Refused>) {
         let (mut ours, mut theirs) = duplex(4096);
         theirs.write_all(answer).await.expect("room");
@@ -509,7 +516,7 @@ mod tests {
             "CONNECT a.test:443 HTTP/1.1\r\nHost: a.test:443\r\nProxy-Authorization: Basic bWU6cHc=\r\n\r\n"
         );
         for (answer, part, is_final) in [
-            (&b"HTTP/1.1 407 Auth\r\n\r\n"[..], "wants a user name", true),
+            (&b"HTTP/1.1 407 Auth\r\n\r\n"[..], "requires a user name", true),
             (b"HTTP/1.1 403 Forbidden\r\n\r\n", "403", false),
             (b"SSH-2.0-x\r\n\r\n", "SSH", false),
             (b"HTTP/1.1 2", "ended the connection", false),
@@ -529,7 +536,7 @@ mod tests {
         assert_eq!(result, Ok(()));
         assert_eq!(said, b"\x05\x02\x00\x02\x01\x01u\x02pw\x05\x01\x00\x01\x01\x02\x03\x04\x01\xbb");
         for (proxy, answer, part) in [
-            ("socks5h://p", &[5, 255][..], "wants a user name"),
+            ("socks5h://p", &[5, 255][..], "requires a user name"),
             ("socks5h://u:x@p", &[5, 2, 1, 1], "does not accept"),
             ("socks5h://p", &[5, 0, 5, 5, 0, 1], "connection refused"),
             ("socks5h://p", b"HTTP/1.1", "SOCKS5"),

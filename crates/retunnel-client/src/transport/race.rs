@@ -12,7 +12,7 @@ use tokio::{
 /// Pause between the starts of two attempts while none has ended (RFC 8305, section 8).
 const HEAD_START: Duration = Duration::from_millis(250);
 
-/// One address and what became of it.
+/// One address and the result of connecting to it.
 #[derive(Debug)]
 pub(crate) struct Attempt {
     pub(crate) address: SocketAddr,
@@ -78,7 +78,7 @@ impl Race {
 /// The first connection to any of the addresses, within `limit`.
 ///
 /// # Errors
-/// The failure that says most: a refusal comes from the host itself, a time limit from nowhere.
+/// The most informative failure: a refusal comes from the host itself, a timeout can have any cause.
 pub(crate) async fn connect(addresses: &[SocketAddr], limit: Duration) -> io::Result<TcpStream> {
     let rank = |error: &io::Error| match error.kind() {
         io::ErrorKind::ConnectionRefused => 2,
@@ -131,7 +131,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_refusal_says_more_than_other_failures() {
+    async fn a_refusal_is_more_informative_than_other_failures() {
         let closed = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a port");
         let port = closed.local_addr().expect("bound").port();
         drop(closed);

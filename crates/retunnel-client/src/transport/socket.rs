@@ -1,4 +1,4 @@
-//! A connection to the server or to a local service, whatever stands between here and there.
+//! A connection to the server or to a local service, with all its layers.
 
 use std::{
     fmt, io,
@@ -82,7 +82,7 @@ impl From<Socket> for Lane {
 }
 
 impl Socket {
-    /// The TCP connection below, whatever stands above it.
+    /// The TCP connection below all layers.
     pub(super) fn below(&self) -> Option<&TcpStream> {
         match self {
             Self::Plain(socket) => Some(socket),
@@ -104,7 +104,7 @@ impl Socket {
         }
     }
 
-    /// Acknowledges at once what has arrived; systems that have no such option do it when they want to.
+    /// Acknowledges what has arrived at once, on systems that have an option for it.
     pub(crate) fn acknowledge(&self) {
         #[cfg(any(target_os = "linux", target_os = "android"))]
         if let Some(socket) = self.below() {

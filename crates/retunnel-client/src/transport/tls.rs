@@ -1,4 +1,4 @@
-//! TLS handshakes on connections that are already there.
+//! TLS handshakes on existing connections.
 
 use std::io;
 
@@ -18,7 +18,7 @@ pub(crate) async fn handshake(trust: &Trust, host: &str, socket: Socket) -> io::
     })
 }
 
-/// Whether what came back for a TLS handshake was no TLS at all.
+/// Whether the answer to a TLS handshake was not TLS at all.
 pub(crate) fn speaks_no_tls(error: &io::Error) -> bool {
     let inner = error.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>());
     matches!(inner, Some(rustls::Error::InvalidMessage(_)))

@@ -1,5 +1,5 @@
-//! The HTTP upgrade that turns a connection into a link or a lane. Where an intermediary refuses it, the same bytes travel
-//! in a WebSocket, which almost everybody lets through (`docs/decisions/0007-websocket-fallback.md`).
+//! The HTTP upgrade that turns a connection into a link or a lane. Where a proxy refuses it, the same bytes are carried by a
+//! WebSocket, which almost all proxies allow (`docs/decisions/0007-websocket-fallback.md`).
 
 use std::{io, sync::MutexGuard};
 
@@ -23,16 +23,16 @@ pub(super) const PATH: &str = "/api/v1/link";
 /// Largest answer to the upgrade.
 const MAX_ANSWER: usize = 16 * 1024;
 
-/// What a client says first, where it need not wait for the answer to its upgrade (`docs/decisions/0008-early-data.md`). The
-/// token goes into the request, where everybody knows what not to write down; the frames follow it.
+/// Early data: what a client sends without waiting for the answer to its upgrade (`docs/decisions/0008-early-data.md`). The
+/// token goes into the request's `Authorization` header, which proxies do not log. The frames follow the request.
 #[derive(Debug)]
-pub(crate) struct Early {
+pub(crate) struct EarlyData {
     pub(crate) token: Option<Token>,
     pub(crate) frames: Vec<u8>,
 }
 
-/// Whether an intermediary may have mistaken what came after a request for a part of it, or for the next one.
-fn may_mind_early(error: &ConnectError) -> bool {
+/// Whether a proxy may have taken early data for a part of the request, or for the next request.
+fn may_be_early_data(error: &ConnectError) -> bool {
     is_silent(error)
         || matches!(error, ConnectError::NotAServer { answer, .. } if answer.split(' ').nth(1) == Some("400"))
 }
@@ -42,18 +42,18 @@ impl Dialer {
         self.path.lock().expect("no code panics while it holds what is known of the path")
     }
 
-    /// The token was issued by this very server.
+    /// This server issued the token.
     pub(crate) fn trust(&self) {
         self.path().trusted = true;
     }
 
-    /// What came after a request was lost.
-    pub(crate) fn mind_early(&self) {
-        self.path().minds_early = true;
+    /// Early data did not reach the server: the next attempts send none.
+    pub(crate) fn early_data_was_lost(&self) {
+        self.path().loses_early_data = true;
     }
 
-    /// A connection that carries link frames from here on, and whether `early` was said on it.
-    pub(crate) async fn link(&self, early: Option<&Early>) -> Result<(Socket, bool), ConnectError> {
+    /// A connection that carries link frames from now on, and whether `early` was sent on it.
+    pub(crate) async fn link(&self, early: Option<&EarlyData>) -> Result<(Socket, bool), ConnectError> {
         let mut refusal = None;
         if self.path().next() == By::Upgrade {
             match self.upgraded_early(early).await {
@@ -69,7 +69,7 @@ impl Dialer {
         match self.in_messages(None).await {
             Ok(socket) => {
                 if let Some(refusal) = refusal {
-                    info!(%refusal, "the link rides in a WebSocket: the upgrade did not pass");
+                    info!(%refusal, "the link uses a WebSocket: a proxy refused the upgrade");
                     let mut path = self.path();
                     (path.passed, path.refused) = (false, Some(Instant::now()));
                 }
@@ -77,22 +77,22 @@ impl Dialer {
             }
             Err(error) => {
                 if matches!(error, ConnectError::NotAServer { .. }) {
-                    // The path has changed: the next attempt starts again.
+                    // The path has changed: the next attempt starts with the upgrade again.
                     self.path().refused = None;
                 }
-                // The first answer names the server best.
+                // The first answer identifies the server best.
                 Err(refusal.unwrap_or(error))
             }
         }
     }
 
-    async fn upgraded_early(&self, early: Option<&Early>) -> Result<(Socket, bool), ConnectError> {
+    async fn upgraded_early(&self, early: Option<&EarlyData>) -> Result<(Socket, bool), ConnectError> {
         if let Some(early) = early.filter(|_| self.path().may_be_early()) {
             let authorization = early.token.as_ref().map(|token| format!("Bearer {}", token.expose()));
             match self.upgraded(authorization, &early.frames).await {
-                Err(error) if may_mind_early(&error) => {
+                Err(error) if may_be_early_data(&error) => {
                     let socket = self.upgraded(None, &[]).await?;
-                    self.mind_early();
+                    self.early_data_was_lost();
                     return Ok((socket, false));
                 }
                 upgraded => return Ok((upgraded?, true)),
@@ -101,7 +101,7 @@ impl Dialer {
         Ok((self.upgraded(None, &[]).await?, false))
     }
 
-    /// A connection that carries one bulk stream of a link, by the same way as the link.
+    /// A connection that carries one bulk stream of a link, opened in the same way as the link.
     pub(crate) async fn lane(&self, nonce: &Token) -> Result<Socket, ConnectError> {
         let by = if self.path().refused.is_some() { By::WebSocket } else { By::Upgrade };
         let socket = match by {
@@ -109,14 +109,14 @@ impl Dialer {
             By::WebSocket => self.in_messages(Some(nonce)).await?,
         };
         if let Socket::Plain(socket) = &socket {
-            // Nothing waits for a lane's bytes, and the kernel moves many at a time.
+            // No other stream waits for a lane's bytes, and the kernel moves many at once.
             let _ = SockRef::from(socket).set_tcp_notsent_lowat(u32::MAX);
         }
         Ok(socket)
     }
 
-    /// A connection behind its upgrade. `behind` follows the request without waiting for the answer.
-    pub(crate) async fn upgraded(&self, authorization: Option<String>, behind: &[u8]) -> Result<Socket, ConnectError> {
+    /// A connection after its upgrade. `early` follows the request without waiting for the answer.
+    pub(crate) async fn upgraded(&self, authorization: Option<String>, early: &[u8]) -> Result<Socket, ConnectError> {
         let mut socket = self.connect().await?;
         let lost = |source| ConnectError::unreachable(&self.endpoint, source);
         let authorization = authorization.map(|value| format!("Authorization: {value}\r\n")).unwrap_or_default();
@@ -127,7 +127,7 @@ impl Dialer {
             VERSION,
         )
         .into_bytes();
-        request.extend_from_slice(behind);
+        request.extend_from_slice(early);
         let answer = timeout(ANSWER_WITHIN, async {
             socket.write_all(&request).await?;
             socket.flush().await?;
@@ -158,14 +158,14 @@ impl Dialer {
             Some("101") => {
                 Ok(if answer.is_empty() { socket } else { Socket::Prefixed(answer.freeze(), Box::new(socket)) })
             }
-            // A server that restarts, or the proxy in front of it.
+            // The server is restarting, or the proxy in front of it says so.
             Some("429" | "502" | "503" | "504") => Err(lost(io::Error::other(format!("answered `{status_line}`")))),
             _ => Err(ConnectError::NotAServer { endpoint: self.endpoint.clone(), answer: status_line }),
         }
     }
 }
 
-/// The code of a server that speaks TLS only, in the header of the same name as all its errors.
+/// The header and the code with which a server says that it accepts TLS only.
 pub(crate) const HTTPS_REQUIRED: (&str, &str) = ("x-retunnel-error", "https_required");
 
 fn wants_tls(head: &[u8]) -> bool {

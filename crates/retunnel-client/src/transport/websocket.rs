@@ -34,7 +34,7 @@ impl ByteStream for MessageSocket<Socket> {
 }
 
 impl Dialer {
-    /// A WebSocket at `path`. `token` goes into the handshake, as 2.x does it; messages up to `max` bytes are taken.
+    /// A WebSocket at `path`. `token` is sent in the handshake, as in 2.x. Messages may have up to `max` bytes.
     pub(crate) async fn websocket(
         &self,
         path: &str,
@@ -63,7 +63,7 @@ impl Dialer {
         }));
         let (socket, agreed) = self.handshake(PATH, headers, message_form()).await?;
         if agreed.as_deref() != Some(SUBPROTOCOL) {
-            let answer = "a WebSocket that is no link".into();
+            let answer = "a WebSocket that is not a link".into();
             return Err(ConnectError::NotAServer { endpoint: self.endpoint.clone(), answer });
         }
         Ok(Socket::Other(Box::new(MessageSocket::new(socket))))
@@ -94,7 +94,7 @@ impl Dialer {
                 Ok((socket, agreed))
             }
             Ok(Err(Error::Upgrade(upgrade::Error::DidNotSwitchProtocols(status)))) => {
-                // A server that restarts, or the proxy in front of it.
+                // The server is restarting, or the proxy in front of it says so.
                 if matches!(status, 429 | 502 | 503 | 504) {
                     return Err(lost(io::Error::other(format!("answered with status {status}"))));
                 }
@@ -128,7 +128,7 @@ pub(crate) async fn next(socket: &mut WebSocket) -> Result<Bytes, LinkError> {
     loop {
         match socket.next().await {
             Some(Ok(message)) if message.is_binary() => return Ok(message.into_payload().into()),
-            Some(Ok(message)) if message.is_close() => return Err(LinkError::Io(Arc::new(farewell(&message)))),
+            Some(Ok(message)) if message.is_close() => return Err(LinkError::Io(Arc::new(close_reason(&message)))),
             Some(Ok(_)) => {}
             Some(Err(error)) => return Err(failed(error)),
             None => return Err(LinkError::ClosedByPeer),
@@ -136,7 +136,7 @@ pub(crate) async fn next(socket: &mut WebSocket) -> Result<Bytes, LinkError> {
     }
 }
 
-/// Closes a WebSocket with a reason.
+/// Closes a WebSocket.
 pub(crate) async fn close(mut socket: WebSocket) {
     let _ = timeout(CLOSE_WITHIN, async {
         let _ = socket.close().await;
@@ -146,7 +146,7 @@ pub(crate) async fn close(mut socket: WebSocket) {
 }
 
 /// Why a WebSocket ended, from its closing message.
-pub(crate) fn farewell(message: &Message) -> io::Error {
+pub(crate) fn close_reason(message: &Message) -> io::Error {
     match message.as_close() {
         Some((code, reason)) if !reason.is_empty() => {
             let reason: String = reason.chars().filter(|c| !c.is_control()).take(200).collect();

@@ -47,20 +47,20 @@ use crate::{
     },
 };
 
-/// Data sockets at a time.
+/// Data sockets open at the same time.
 const MAX_SOCKETS: usize = 256;
-/// Requests for a data socket that wait for one of them; a server queues no more than it has visitors.
+/// Requests for a data socket that wait for another one to end; a server has one for each visitor.
 const MAX_WAITING: usize = 1024;
-/// Answers of one session that are in memory at a time, in KiB: four of the largest.
+/// Memory for the answers of one session, in KiB: four of the largest.
 const ANSWERS_KIB: usize = 4 * V2_MAX_RESPONSE / 1024;
 /// How long the server may take to answer a request for a tunnel.
 const TUNNEL_WITHIN: Duration = Duration::from_secs(10);
-/// Some servers take a client that sends no `Ping` for so long for dead.
+/// Interval of `Ping`: some servers consider a client dead that sends none.
 const PING_EVERY: Duration = Duration::from_secs(20);
-/// And a tunnel without a `Heartbeat`.
+/// Interval of `Heartbeat`: some servers consider a tunnel dead without it.
 const HEARTBEAT_EVERY: Duration = Duration::from_secs(30);
 
-/// A session that stands.
+/// An established session.
 pub(crate) struct Session {
     control: WebSocket,
     opener: Arc<Opener>,
@@ -73,7 +73,7 @@ pub(super) async fn establish(dialer: &Dialer, auth: Auth) -> Result<(Session, S
     let mut control = dialer.websocket("/api/v1/ws/tunnel", auth.token.as_ref(), MAX_CONTROL_MESSAGE).await?;
     let client_id = format!("client-{}", random_text(12));
     let token = auth.token.clone();
-    // Servers know the version that every published client names, and no other.
+    // Servers accept only the version that every published client sends.
     let auth = Auth { client_id: client_id.clone(), version: String::new(), ..auth };
     send(&mut control, &ClientMessage::Auth(auth)).await.map_err(lost)?;
     let answer = match timeout(AUTH_WITHIN, websocket::next(&mut control)).await {
@@ -109,7 +109,7 @@ fn not_2(dialer: &Dialer, answer: &str) -> ConnectError {
     ConnectError::NotAServer { endpoint: dialer.endpoint.clone(), answer: answer.to_owned() }
 }
 
-/// The dialect has one text for everything; our servers append the code.
+/// The dialect has one text for everything. Our servers append the code to it.
 fn spelled_out(refusal: Refusal) -> Refusal {
     let code = refusal.message.rsplit_once(" [").and_then(|(text, code)| Some((text, code.strip_suffix(']')?)));
     match code.map(|(text, code)| (text, RefusalCode::from(code))) {
@@ -119,7 +119,7 @@ fn spelled_out(refusal: Refusal) -> Refusal {
 }
 
 impl Session {
-    /// Serves until the control socket ends, and says why it did.
+    /// Serves until the control socket ends, and returns the cause.
     pub(crate) async fn run(self, tunnels: Tunnels, commands: &mut mpsc::UnboundedReceiver<Command>) -> LinkError {
         let Self { mut control, opener } = self;
         let mut running = Running {
@@ -144,15 +144,15 @@ impl Session {
 struct Running {
     tunnels: Tunnels,
     opener: Arc<Opener>,
-    /// As many as one event gives rise to; sent before the next.
+    /// Messages to send before the next event is handled.
     outgoing: VecDeque<ClientMessage>,
-    /// Until when a request for a tunnel must be answered.
+    /// Deadlines of requests for tunnels.
     asked: HashMap<RequestId, Instant>,
     /// Requests for a data socket that wait for others to end.
     waiting: usize,
-    /// Data sockets on which a request is expected.
+    /// Data sockets that wait for a request.
     arrivals: JoinSet<Option<Arrival>>,
-    /// Data sockets whose request is with the local service.
+    /// Data sockets whose request is being served.
     relays: JoinSet<Option<Arrival>>,
 }
 
@@ -177,7 +177,7 @@ impl Running {
                     heard = Instant::now();
                     match message {
                         Some(Ok(message)) if message.is_binary() => self.message(message.as_payload()),
-                        Some(Ok(message)) if message.is_close() => return LinkError::Io(Arc::new(websocket::farewell(&message))),
+                        Some(Ok(message)) if message.is_close() => return LinkError::Io(Arc::new(websocket::close_reason(&message))),
                         Some(Ok(_)) => {}
                         Some(Err(error)) => return websocket::failed(error),
                         None => return LinkError::ClosedByPeer,
@@ -185,7 +185,7 @@ impl Running {
                 }
                 Some(command) = commands.recv() => match command {
                     Command::Open(key) => self.ask(key),
-                    // The dialect has no word for it: visitors of the tunnel get 502 from now on.
+                    // The dialect has no message for it: visitors of the tunnel get 502 from now on.
                     Command::Close(key) => drop(self.tunnels.close(key)),
                 },
                 key = self.tunnels.due() => self.ask(key),
@@ -223,7 +223,7 @@ impl Running {
         self.outgoing.push_back(ClientMessage::ReqTunnel(request));
     }
 
-    /// A request without an answer counts as refused for now.
+    /// A request without an answer counts as a temporary refusal.
     fn expire(&mut self, now: Instant) {
         let late: Vec<RequestId> = self.asked.extract_if(|_, deadline| *deadline < now).map(|(id, _)| id).collect();
         for request_id in late {
@@ -267,13 +267,13 @@ impl Running {
         }
     }
 
-    /// A request has come on a data socket.
+    /// A request arrived on a data socket.
     fn arrived(&mut self, arrival: Option<Arrival>) {
         if let Some(arrival) = arrival {
             let tunnel = tunnel_of(&arrival.start.url, self.tunnels.ids());
             match tunnel.and_then(|tunnel| self.tunnels.find(&tunnel)) {
-                Some(served) => drop(self.relays.spawn(data::serve(arrival, served, Arc::clone(&self.opener)))),
-                // Closed without an answer, which servers turn into 502.
+                Some(service) => drop(self.relays.spawn(data::serve(arrival, service, Arc::clone(&self.opener)))),
+                // The socket is closed without an answer, which servers turn into 502.
                 None => debug!(url = arrival.start.url, "a request for a tunnel that is not open"),
             }
         }
@@ -289,8 +289,8 @@ impl Running {
     }
 }
 
-/// The tunnel that a `StartProxy` is for. Its URL has the tunnel's id somewhere; taking the first id that occurs
-/// would confuse `app` and `app2`. So: the fragment, then the first label of the host, then the id as a separate word.
+/// The tunnel that a `StartProxy` is for. Its URL contains the tunnel's id somewhere; the first id that occurs would be
+/// `app` for `app2`. So the fragment counts first, then the first label of the host, then the id as a separate word.
 fn tunnel_of<'a>(url: &str, ids: impl Iterator<Item = &'a TunnelId> + Clone) -> Option<TunnelId> {
     let address = url.split_once("://").map_or(url, |(_, rest)| rest);
     let fragment = address.rsplit_once('#').map(|(_, fragment)| fragment);

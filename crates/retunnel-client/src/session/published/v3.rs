@@ -1,5 +1,5 @@
-//! A session with a server that knows dialect 3: one WebSocket carries everything. The server opens a stream for each
-//! visitor; a stream is a task, which talks with the session through bounded queues ([`stream`]).
+//! A session with a server that speaks dialect 3: one WebSocket carries everything. The server opens a stream for each
+//! visitor. A stream is a task that exchanges frames with the session through bounded queues ([`stream`]).
 
 mod http;
 mod socket;
@@ -52,19 +52,19 @@ use crate::{
     },
 };
 
-/// Messages that wait to be written; most are chunks of 64 KiB.
+/// Messages that may wait to be written; most are chunks of 64 KiB.
 const OUTGOING: usize = 64;
-/// Answers to heartbeats, pings and resets that wait in front of them.
+/// Answers to heartbeats, pings and resets that may wait; they are written first.
 const URGENT: usize = 256;
 /// How long the server may take to answer a request for a tunnel.
 const TUNNEL_WITHIN: Duration = Duration::from_secs(20);
-/// An answer to a heartbeat lets the server send on. While a stream is far behind it waits, but not longer than this:
-/// the other streams' frames wait for it too.
+/// An answer to a heartbeat lets the server send more. It is delayed while a stream has much to process, but not longer
+/// than this: the other streams' frames wait as well.
 const ACK_WITHIN: Duration = Duration::from_secs(2);
-/// How often a stream that is far behind is checked.
-const LOOK_EVERY: Duration = Duration::from_millis(20);
+/// How often a stream that has much to process is checked.
+const CHECK_EVERY: Duration = Duration::from_millis(20);
 
-/// A session that stands.
+/// An established session.
 pub(crate) struct Session {
     socket: WebSocket,
     version: WireVersion,
@@ -103,7 +103,7 @@ pub(super) async fn establish(dialer: &Dialer, auth: Auth) -> Result<(Session, S
     }
 }
 
-/// Writes what is queued, all that is ready at once; the urgent queue first. Ends with the queues.
+/// Writes queued messages, all that are ready at once, urgent ones first. Ends when the queues are closed.
 async fn write(
     mut sink: SplitSink<WebSocket, Message>,
     mut urgent: mpsc::Receiver<Message>,
@@ -139,7 +139,7 @@ async fn within(writing: impl Future<Output = Result<(), tokio_websockets::Error
 }
 
 impl Session {
-    /// Serves until the WebSocket ends, and says why it did.
+    /// Serves until the WebSocket ends, and returns the cause.
     pub(crate) async fn run(self, tunnels: Tunnels, commands: &mut mpsc::UnboundedReceiver<Command>) -> LinkError {
         let (sink, mut source) = self.socket.split();
         let (urgent, urgent_queue) = mpsc::channel(URGENT);
@@ -164,16 +164,16 @@ impl Session {
             Some(ended) = writer.join_next() => ended.unwrap_or(LinkError::Dropped),
             () = closing.cancelled() => LinkError::Dropped,
         };
-        // The streams notice that no one listens any more and reset their local connections.
+        // The streams notice that the session has ended and reset their local connections.
         running.streams.clear();
         let Running { urgent, outgoing, mut relays, .. } = running;
         drop((urgent, outgoing));
-        let farewell = async {
+        let closed = async {
             while relays.join_next().await.is_some() {}
             while writer.join_next().await.is_some() {}
             while let Some(Ok(_)) = source.next().await {}
         };
-        let _ = timeout(CLOSE_WITHIN, farewell).await;
+        let _ = timeout(CLOSE_WITHIN, closed).await;
         cause
     }
 }
@@ -191,14 +191,14 @@ struct Running {
     version: WireVersion,
     urgent: mpsc::Sender<Message>,
     outgoing: mpsc::Sender<Message>,
-    /// Tunnels to ask for, one at a time.
+    /// Tunnels to request, one after the other.
     wanted: VecDeque<u64>,
     creating: Option<Creating>,
     streams: HashMap<u64, Entrance>,
-    /// Of all streams.
+    /// Bytes in the queues of all streams.
     load: Arc<Load>,
     relays: JoinSet<u64>,
-    /// When heartbeats came that are not answered yet.
+    /// Arrival times of heartbeats that are not answered yet.
     owed: VecDeque<Instant>,
 }
 
@@ -211,13 +211,13 @@ impl Running {
         self.wanted.extend(self.tunnels.wanted(commands));
         self.tunnels.connected();
         let mut tick = interval(TICK);
-        let mut look = interval(LOOK_EVERY);
+        let mut check = interval(CHECK_EVERY);
         let mut heard = Instant::now();
         loop {
             if let Err(error) = self.create_next().await {
                 return error;
             }
-            if let Err(error) = self.pay().await {
+            if let Err(error) = self.answer_heartbeats().await {
                 return error;
             }
             // Every arm is cancel-safe.
@@ -231,7 +231,7 @@ impl Running {
                             }
                         }
                         Some(Ok(message)) if message.is_close() => {
-                            return LinkError::Io(Arc::new(websocket::farewell(&message)));
+                            return LinkError::Io(Arc::new(websocket::close_reason(&message)));
                         }
                         Some(Ok(_)) => {}
                         Some(Err(error)) => return websocket::failed(error),
@@ -240,7 +240,7 @@ impl Running {
                 }
                 Some(command) = commands.recv() => match command {
                     Command::Open(key) => self.wanted.push_back(key),
-                    // The dialect has no word for it: visitors of the tunnel are reset from now on.
+                    // The dialect has no message for it: visitors of the tunnel are reset from now on.
                     Command::Close(key) => drop(self.tunnels.close(key)),
                 },
                 key = self.tunnels.due() => self.wanted.push_back(key),
@@ -249,7 +249,7 @@ impl Running {
                         self.streams.remove(&stream_id);
                     }
                 }
-                _ = look.tick(), if !self.owed.is_empty() => {}
+                _ = check.tick(), if !self.owed.is_empty() => {}
                 now = tick.tick() => {
                     if now.duration_since(heard) > SILENCE {
                         return LinkError::Silent(now.duration_since(heard));
@@ -275,7 +275,7 @@ impl Running {
         self.send(FromClient::Stream(StreamFrame { stream_id, event })).await
     }
 
-    /// Asks for the next tunnel when the one before is answered.
+    /// Requests the next tunnel when the one before is answered.
     async fn create_next(&mut self) -> Result<(), LinkError> {
         while self.creating.is_none() {
             let Some(key) = self.wanted.pop_front() else { return Ok(()) };
@@ -295,7 +295,7 @@ impl Running {
                 protocol: spec.protocol,
                 subdomain,
                 path: None,
-                // As the user said it: servers remember a port by the name that came with it.
+                // As the user wrote it: servers remember a port by the name that came with it.
                 remote_port: spec.remote_port,
                 hostname: spec.hostname,
             };
@@ -319,7 +319,7 @@ impl Running {
                 if self.creating.is_some() {
                     return Err(self.refused(refusal));
                 }
-                warn!(%refusal, "the server reports a failure");
+                warn!(%refusal, "the server reports an error");
             }
             Ok(FromServer::HeartbeatAck { .. }) => {}
             Err(error) => debug!(%error, "message ignored"),
@@ -349,7 +349,7 @@ impl Running {
         None
     }
 
-    /// A refused tunnel ends the session: servers close it, and tunnels that are open come back in the next.
+    /// A refused tunnel ends the session: servers close it. Tunnels that are open are opened again in the next session.
     fn refused(&mut self, refusal: Refusal) -> LinkError {
         if let Some(creating) = self.creating.take() {
             self.tunnels.refused(&creating.request_id, refusal);
@@ -360,16 +360,16 @@ impl Running {
     async fn open(&mut self, open: StreamOpen) -> Result<(), LinkError> {
         let stream_id = open.stream_id;
         if self.streams.contains_key(&stream_id) {
-            debug!(stream_id, "a stream that is open already");
+            debug!(stream_id, "the stream is open already");
             return Ok(());
         }
         if self.streams.len() >= V3_MAX_STREAMS {
-            return self.reset(stream_id, "this client serves as many streams as it may").await;
+            return self.reset(stream_id, "this client has reached its limit of streams").await;
         }
-        let Some(served) = self.tunnels.find(&TunnelId::from_text(open.tunnel_id.as_str())) else {
+        let Some(service) = self.tunnels.find(&TunnelId::from_text(open.tunnel_id.as_str())) else {
             return self.reset(stream_id, "this client has no such tunnel").await;
         };
-        if (open.mode == StreamMode::Tcp) != (served.protocol == TunnelProtocol::Tcp) {
+        if (open.mode == StreamMode::Tcp) != (service.protocol == TunnelProtocol::Tcp) {
             return self.reset(stream_id, "the tunnel carries another protocol").await;
         }
         let (entrance, inbox) = stream::queue(Arc::clone(&self.load));
@@ -378,30 +378,30 @@ impl Running {
         let stream = Stream { inbox, outbox };
         self.relays.spawn(async move {
             match open.mode {
-                StreamMode::Http => http::serve(open, stream, served).await,
-                StreamMode::WebSocket => socket::serve(open, stream, served).await,
-                StreamMode::Tcp => tcp::serve(stream, served).await,
+                StreamMode::Http => http::serve(open, stream, service).await,
+                StreamMode::WebSocket => socket::serve(open, stream, service).await,
+                StreamMode::Tcp => tcp::serve(stream, service).await,
             }
             stream_id
         });
         Ok(())
     }
 
-    /// Frames of streams that have ended are dropped.
+    /// Frames of streams that have ended are ignored.
     fn frame(&mut self, frame: StreamFrame) {
         if let Some(entrance) = self.streams.get(&frame.stream_id)
             && !entrance.push(frame.event)
         {
-            // Its task says so to the server, behind what it has sent.
+            // Its task resets the stream after what it has sent.
             self.streams.remove(&frame.stream_id);
         }
     }
 
-    /// Answers heartbeats, unless a stream is far behind.
-    async fn pay(&mut self) -> Result<(), LinkError> {
+    /// Answers heartbeats, unless a stream has much to process.
+    async fn answer_heartbeats(&mut self) -> Result<(), LinkError> {
         while let Some(since) = self.owed.front() {
-            let is_behind = self.load.is_high() || self.streams.values().any(Entrance::is_behind);
-            if is_behind && since.elapsed() < ACK_WITHIN {
+            let is_loaded = self.load.is_high() || self.streams.values().any(Entrance::is_loaded);
+            if is_loaded && since.elapsed() < ACK_WITHIN {
                 return Ok(());
             }
             self.owed.pop_front();

@@ -33,12 +33,12 @@ use crate::{
     transport::websocket::{self, WebSocket},
 };
 
-/// How long a server may keep a data socket without a request.
+/// How long a data socket may be without a request.
 const IDLE: Duration = Duration::from_secs(300);
 /// Largest message of a server. The published clients take less.
 const MAX_REQUEST: usize = 2 * V2_MAX_MESSAGE_TO_CLIENT;
 
-/// A request on its data socket.
+/// A request and its data socket.
 pub(super) struct Arrival {
     socket: WebSocket,
     pub(super) start: StartProxy,
@@ -48,7 +48,7 @@ pub(super) struct Arrival {
 /// Opens a data socket and waits for its first request.
 pub(super) async fn open(opener: Arc<Opener>) -> Option<Arrival> {
     let opened = opener.dialer.websocket("/api/v1/ws/proxy", opener.token.as_ref(), MAX_REQUEST).await;
-    let mut socket = opened.inspect_err(|error| debug!(%error, "no data socket")).ok()?;
+    let mut socket = opened.inspect_err(|error| debug!(%error, "cannot open a data socket")).ok()?;
     let register = ClientMessage::RegProxy(RegProxy { client_id: opener.client_id.clone() });
     send(&mut socket, &register).await.ok()?;
     arrival(socket, None).await
@@ -67,7 +67,7 @@ async fn arrival(mut socket: WebSocket, mut start: Option<StartProxy>) -> Option
                 Ok(ServerMessage::StartProxy(started)) => start = Some(started),
                 _ => match v2::decode_request(&message) {
                     Ok(request) if start.is_some() => return Some(request),
-                    Ok(_) => debug!("a request before StartProxy"),
+                    Ok(_) => debug!("a request came before StartProxy"),
                     Err(error) => debug!(%error, "message on a data socket ignored"),
                 },
             }
@@ -83,7 +83,7 @@ async fn arrival(mut socket: WebSocket, mut start: Option<StartProxy>) -> Option
     }
 }
 
-/// Answers a request; gives its socket back for the next one.
+/// Answers a request; returns its socket for the next one.
 pub(super) async fn serve(mut arrival: Arrival, service: Service, opener: Arc<Opener>) -> Option<Arrival> {
     let request = std::mem::take(&mut arrival.request);
     let answered = tokio::select! {
@@ -92,7 +92,7 @@ pub(super) async fn serve(mut arrival: Arrival, service: Service, opener: Arc<Op
         () = gone(&mut arrival.socket) => None,
     };
     let Some((response, _budget)) = answered else {
-        // Without an answer, which servers turn into 502.
+        // Closed without an answer, which servers turn into 502.
         websocket::close(arrival.socket).await;
         return None;
     };

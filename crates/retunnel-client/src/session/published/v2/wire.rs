@@ -1,4 +1,4 @@
-//! What control and data sockets have in common.
+//! What the control socket and the data sockets have in common.
 
 use std::sync::Arc;
 
@@ -16,7 +16,7 @@ use crate::transport::{
     websocket::{self, WebSocket},
 };
 
-/// What it takes to open a data socket.
+/// What is needed to open a data socket.
 pub(super) struct Opener {
     pub(super) dialer: Dialer,
     pub(super) token: Option<Token>,

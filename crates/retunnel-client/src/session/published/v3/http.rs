@@ -69,7 +69,7 @@ pub(super) async fn serve(open: StreamOpen, stream: Stream, service: Service) {
     }
 }
 
-/// A body that comes in pieces. `first` is what came with the request.
+/// A body that arrives in pieces. `first` came with the request.
 async fn streamed(first: Bytes) -> (Feed, RequestBody) {
     let (feed, pieces) = mpsc::channel(FEED);
     if !first.is_empty() {
@@ -82,12 +82,12 @@ async fn streamed(first: Bytes) -> (Feed, RequestBody) {
     (feed, BodyExt::boxed_unsync(StreamBody::new(frames)))
 }
 
-/// Passes the request's body on, and then waits for the visitor to leave: nothing else is left to come.
+/// Forwards the request's body, then waits until the visitor leaves: nothing else can arrive.
 async fn follow(inbox: &mut Inbox, mut feed: Option<Feed>, received: &mut u64) -> Gone {
     loop {
         let Some(event) = inbox.next().await else { return inbox.end() };
         let (StreamEvent::Data { data, fin, .. }, Some(to_local)) = (event, &feed) else {
-            // A body that was cut must not look complete.
+            // An incomplete body must not look complete.
             if let Some(to_local) = feed {
                 let _ = to_local.try_send(Err(io::ErrorKind::ConnectionReset.into()));
             }
@@ -95,7 +95,7 @@ async fn follow(inbox: &mut Inbox, mut feed: Option<Feed>, received: &mut u64) -
         };
         *received += data.len() as u64;
         if !data.is_empty() {
-            // A local service that has its answer may not want the rest.
+            // A local service that has answered may not read the rest.
             let _ = to_local.send(Ok(data)).await;
         }
         if fin == Some(true) {

@@ -32,7 +32,7 @@ use crate::{
 
 /// How long the local service may take for the handshake.
 const UPGRADE_WITHIN: Duration = Duration::from_secs(30);
-/// How long it may take for the closing handshake.
+/// How long the local service may take for the closing handshake.
 const CLOSE_WITHIN: Duration = Duration::from_secs(2);
 /// Bytes that may wait for one write.
 const BATCH: usize = 64 * 1024;
@@ -154,7 +154,7 @@ enum End {
         code: Option<u16>,
         reason: Option<String>,
     },
-    /// The visitor did; the local service was notified.
+    /// The visitor closed it; the local service was notified.
     Visitor,
     Gone(Gone),
     Failed(String),
@@ -177,7 +177,7 @@ async fn relay(local: Local, inbox: &mut Inbox, outbox: &Outbox, visit: &mut Vis
             return outbox.reset(&reason).await;
         }
     }
-    // The closing handshake with the local service comes to its end.
+    // The closing handshake with the local service is completed.
     let _ = timeout(CLOSE_WITHIN, async {
         let _ = sink.flush().await;
         while let Some(Ok(_)) = source.next().await {}
@@ -220,7 +220,7 @@ async fn to_local(inbox: &mut Inbox, sink: &mut SplitSink<Local, Message>, count
     }
 }
 
-/// A close with a code that may be sent.
+/// A close message with a code that may be sent.
 fn closing(code: Option<u16>, reason: &str) -> Message {
     let code = code.and_then(|code| CloseCode::try_from(code).ok()).filter(|code| !code.is_reserved());
     match code {
@@ -243,7 +243,7 @@ async fn to_server(source: &mut SplitStream<Local>, outbox: &Outbox, count: &mut
         }
         let kind = if message.is_text() { MessageKind::Text } else { MessageKind::Binary };
         if !message.is_text() && !message.is_binary() {
-            // Pings are answered hop by hop.
+            // Pings are answered on each connection separately.
             continue;
         }
         let data = Bytes::from(message.into_payload());

@@ -14,13 +14,13 @@ use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 use tokio_websockets::Message;
 
-/// Frames of one stream that may wait. The published clients take 256; small ones come in bursts.
+/// Frames of one stream that may wait. The published clients accept 256; small frames come in bursts.
 const MAX_FRAMES: usize = 4096;
 /// Bytes of one stream that may wait.
 const MAX_BYTES: usize = V3_MAX_MESSAGE;
 /// Bytes of all streams that may wait.
 const MAX_BYTES_OF_ALL: usize = 4 * MAX_BYTES;
-/// Longest reason that the dialect has.
+/// Longest reason that the dialect carries, in bytes.
 const MAX_REASON: usize = 200;
 
 /// Bytes that wait in the queues of a session.
@@ -28,7 +28,7 @@ const MAX_REASON: usize = 200;
 pub(super) struct Load(AtomicUsize);
 
 impl Load {
-    /// More waits than may be good.
+    /// Whether the queues hold more than half of what they may.
     pub(super) fn is_high(&self) -> bool {
         self.0.load(Relaxed) > MAX_BYTES_OF_ALL / 2
     }
@@ -37,7 +37,7 @@ impl Load {
 #[derive(Debug)]
 struct Waiting {
     bytes: AtomicUsize,
-    /// Cancelled when the queue ran over.
+    /// Cancelled when the queue overflows.
     overflow: CancellationToken,
     all: Arc<Load>,
 }
@@ -48,14 +48,14 @@ impl Drop for Waiting {
     }
 }
 
-/// Where the session puts what arrives for a stream.
+/// The session's end of a stream's queue.
 #[derive(Debug)]
 pub(super) struct Entrance {
     events: mpsc::Sender<StreamEvent>,
     waiting: Arc<Waiting>,
 }
 
-/// Where the stream's task takes it.
+/// The task's end of a stream's queue.
 #[derive(Debug)]
 pub(super) struct Inbox {
     events: mpsc::Receiver<StreamEvent>,
@@ -90,14 +90,14 @@ impl Entrance {
         fits
     }
 
-    /// The task is far behind what arrived.
-    pub(super) fn is_behind(&self) -> bool {
+    /// Whether the queue is more than half full.
+    pub(super) fn is_loaded(&self) -> bool {
         self.events.capacity() < MAX_FRAMES / 2 || self.waiting.bytes.load(Relaxed) > MAX_BYTES / 2
     }
 }
 
 impl Inbox {
-    /// What comes next; `None` when the session ended or the queue ran over. Cancel-safe.
+    /// The next event; `None` when the session ended or the queue overflowed. Cancel-safe.
     pub(super) async fn next(&mut self) -> Option<StreamEvent> {
         let event = self.events.recv().await?;
         let size = size(&event);
@@ -106,18 +106,19 @@ impl Inbox {
         Some(event)
     }
 
-    /// Cancelled when the queue overflows. A task that waits for the local service does not read the queue, so this wakes it.
+    /// Cancelled when the queue overflows. A task that waits for the local service does not read the queue, so it needs
+    /// this signal.
     pub(super) fn overflow(&self) -> CancellationToken {
         self.waiting.overflow.clone()
     }
 
-    /// Why there is nothing more.
+    /// Why there are no more events.
     pub(super) fn end(&self) -> Gone {
         if self.waiting.overflow.is_cancelled() { Gone::Overflow } else { Gone::Session }
     }
 }
 
-/// Why the rest of the local service's answer is not wanted.
+/// Why the rest of an answer is not needed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Gone {
     /// The visitor has left.
@@ -128,13 +129,13 @@ pub(super) enum Gone {
     Overflow,
 }
 
-/// What a stream's task has.
+/// A stream, as its task sees it.
 pub(super) struct Stream {
     pub(super) inbox: Inbox,
     pub(super) outbox: Outbox,
 }
 
-/// Where it puts what goes to the server.
+/// Sends frames of one stream to the server.
 pub(super) struct Outbox {
     pub(super) stream_id: u64,
     pub(super) version: WireVersion,
@@ -167,19 +168,19 @@ impl Outbox {
         Ok(())
     }
 
-    /// The proper end.
+    /// The regular end.
     pub(super) async fn close(&self, code: Option<u16>, reason: Option<String>) {
         // A session that has ended needs no end of a stream.
         let _ = self.send(StreamEvent::Close { code, reason }).await;
     }
 
-    /// The end of what failed.
+    /// The end after a failure.
     pub(super) async fn reset(&self, reason: &str) {
         let reason = reason[..reason.floor_char_boundary(MAX_REASON)].to_owned();
         let _ = self.send(StreamEvent::Reset { reason }).await;
     }
 
-    /// Notifies the server that the stream ended on this side, if it did.
+    /// Resets the stream if it ended on this side.
     pub(super) async fn gone(&self, gone: Gone) {
         if gone == Gone::Overflow {
             self.reset("buffer overflow: the local service reads too slowly").await;
@@ -196,11 +197,11 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_waits_is_bounded_by_stream_and_session() {
+    async fn queues_are_bounded_by_stream_and_session() {
         let all = Arc::new(Load::default());
         let (entrance, mut inbox) = queue(Arc::clone(&all));
-        assert!(entrance.push(data(MAX_BYTES)) && entrance.is_behind());
-        assert!(inbox.next().await.is_some() && !entrance.is_behind());
+        assert!(entrance.push(data(MAX_BYTES)) && entrance.is_loaded());
+        assert!(inbox.next().await.is_some() && !entrance.is_loaded());
         for _ in 0..MAX_FRAMES {
             assert!(entrance.push(data(1)));
         }

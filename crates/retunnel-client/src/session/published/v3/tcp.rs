@@ -9,9 +9,9 @@ use crate::{connection::Connection, error::RelayError, exchange::visit::Visit, s
 
 /// How a connection ended.
 enum End {
-    /// The visitor closed it, or the server did so for the visitor.
+    /// The visitor closed it, or the server on behalf of the visitor.
     Closed,
-    /// The local service did.
+    /// The local service closed it.
     Local,
     Gone(Gone),
     Failed(std::io::Error),
