@@ -39,7 +39,7 @@ pub(crate) use failure::FailureCode;
 use crate::{
     args::InspectArgs,
     exit::{InspectorListenError, Usage},
-    settings::Variables,
+    variables::Variables,
 };
 
 /// The default port. If it is in use, the next ones are tried.

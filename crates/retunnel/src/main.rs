@@ -12,6 +12,7 @@ mod memory;
 mod output;
 mod settings;
 mod ui;
+mod variables;
 
 use std::process::ExitCode;
 
@@ -19,11 +20,11 @@ use clap::{CommandFactory, FromArgMatches};
 
 use args::{Cli, Command};
 use output::Output;
-use settings::Variables;
+use variables::Variables;
 
 fn main() -> ExitCode {
     let variables = Variables::load();
-    let command = settings::with_dotenv(Cli::command(), variables.as_ref().ok());
+    let command = variables::with_dotenv(Cli::command(), variables.as_ref().ok());
     let cli = Cli::from_arg_matches(&command.get_matches()).unwrap_or_else(|error| error.exit());
     let output = Output::new(&cli.global);
     match run(cli, variables, output) {

@@ -6,7 +6,7 @@ use anyhow::Result;
 use clap::{Arg, ArgMatches, Args, Command, FromArgMatches};
 use retunnel_client::{SHORT_RULES, ShortRule, TunnelProtocol, TunnelSpec};
 
-use crate::settings::Variables;
+use crate::variables::Variables;
 
 /// What the tunnels of a command carry.
 pub(crate) trait Carries {

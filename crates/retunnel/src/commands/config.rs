@@ -7,11 +7,8 @@ use retunnel_config::{ConfigFile, Diagnostics, TunnelsFile, tunnels};
 use serde_json::json;
 
 use crate::{
-    args::ConfigArgs,
-    commands::diagnostics::invalid,
-    exit::Usage,
-    output::Output,
-    settings::{Variables, config_path},
+    args::ConfigArgs, commands::diagnostics::invalid, exit::Usage, output::Output, settings::config_path,
+    variables::Variables,
 };
 
 pub(crate) fn run(args: &ConfigArgs, variables: &Variables, output: Output) -> Result<()> {

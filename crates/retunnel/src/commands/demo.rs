@@ -20,7 +20,7 @@ use crate::{
         tunnels::{self, EventHandler},
     },
     output::Output,
-    settings::Variables,
+    variables::Variables,
 };
 
 /// How long the request through the tunnel may take.

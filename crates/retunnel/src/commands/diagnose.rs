@@ -22,8 +22,9 @@ use crate::{
     commands::{diagnostics, logging, signals::Signals},
     exit::{self, DiagnosisError, Usage},
     output::Output,
-    settings::{FromFile, Settings, Variables},
+    settings::{FromFile, Settings},
     ui::theme::Theme,
+    variables::Variables,
 };
 
 /// The tunnels file that is read if it exists and nothing else is given.

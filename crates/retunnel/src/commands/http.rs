@@ -8,7 +8,8 @@ use crate::{
     commands::tunnels::{self, TunnelSource},
     inspector::Options,
     output::Output,
-    settings::{FromFile, Settings, Variables},
+    settings::{FromFile, Settings},
+    variables::Variables,
 };
 
 pub(crate) fn run(args: HttpArgs, global: &Global, variables: &Variables, output: Output) -> Result<()> {

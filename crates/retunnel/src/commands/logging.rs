@@ -8,7 +8,7 @@ use tracing_subscriber::{EnvFilter, fmt};
 use crate::{
     args::{Global, LogLevel},
     exit::Usage,
-    settings::Variables,
+    variables::Variables,
 };
 
 /// Starts the log. `quiet_screen`: a live view uses the terminal, so the log goes to a file or nowhere.

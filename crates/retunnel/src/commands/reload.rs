@@ -16,7 +16,7 @@ use crate::{
         diagnostics, json_events,
         watch::{FileContent, FileWatch},
     },
-    settings::Variables,
+    variables::Variables,
 };
 
 /// A tunnels file as it was read at the start.

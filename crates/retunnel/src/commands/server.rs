@@ -23,7 +23,7 @@ use crate::{
     exit::Usage,
     memory,
     output::Output,
-    settings::Variables,
+    variables::Variables,
 };
 
 pub(crate) fn run(args: ServerArgs, global: &Global, variables: &Variables, output: Output) -> Result<()> {

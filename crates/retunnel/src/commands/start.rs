@@ -15,7 +15,8 @@ use crate::{
     exit::Usage,
     inspector::Options,
     output::Output,
-    settings::{FromFile, Settings, Variables},
+    settings::{FromFile, Settings},
+    variables::Variables,
 };
 
 pub(crate) fn run(args: StartArgs, global: &Global, variables: &Variables, output: Output) -> Result<()> {

@@ -7,7 +7,8 @@ use crate::{
     args::{Global, TcpArgs},
     commands::tunnels::{self, TunnelSource},
     output::Output,
-    settings::{FromFile, Settings, Variables},
+    settings::{FromFile, Settings},
+    variables::Variables,
 };
 
 pub(crate) fn run(args: TcpArgs, global: &Global, variables: &Variables, output: Output) -> Result<()> {

@@ -19,7 +19,8 @@ use crate::{
     inspector::{self, Inspector},
     memory,
     output::Output,
-    settings::{Settings, Variables},
+    settings::Settings,
+    variables::Variables,
 };
 
 /// How long closing the session may take.
