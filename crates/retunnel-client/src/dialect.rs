@@ -4,11 +4,11 @@ use std::{fmt, str::FromStr};
 
 use crate::validation::ValidationError;
 
-/// What client and server speak. By default a client tries them in this order.
+/// The protocol between client and server. Unless one is chosen, a client tries them in this order.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Dialect {
-    /// Streams over one link: all features, least overhead.
+    /// Streams over one link: all features, with the least overhead.
     Native,
     /// The published protocol 3.x: HTTP, WebSocket and TCP over one WebSocket, without half-close; no reports of visitors.
     V3,

@@ -1,19 +1,44 @@
-//! Gives local services a public address through a ReTunnel server.
+//! Gives a service on this machine a public address through a ReTunnel server.
+//!
+//! Use it to show a development server to others, to receive webhooks in a test, or to reach devices behind NAT, from within
+//! your own program. The server is the program `retunnel server`, or the crate `retunnel-server`.
+//!
+//! # A complete first program
 //!
 //! ```no_run
-//! # async fn run() -> Result<(), retunnel_client::Error> {
-//! use retunnel_client::Client;
+//! use retunnel_client::{Client, Error};
 //!
-//! let client = Client::builder().server("localhost:6400".parse()?).connect().await?;
-//! let tunnel = client.http(8080).await?;
-//! println!("{} -> localhost:8080", tunnel.url());
-//! # client.close().await;
-//! # Ok(())
-//! # }
+//! #[tokio::main]
+//! async fn main() -> Result<(), Error> {
+//!     // Without a token the client registers an account.
+//!     let client = Client::builder().server("localhost:6400".parse()?).connect().await?;
+//!     let tunnel = client.http(8080).await?;
+//!     println!("{} -> localhost:8080", tunnel.url());
+//!
+//!     // The tunnel survives reconnects. This returns if the server closes it for good.
+//!     println!("closed: {}", tunnel.closed().await);
+//!     client.close().await;
+//!     Ok(())
+//! }
 //! ```
 //!
-//! A [`Client`] keeps one session: it reconnects with growing, random pauses and opens its tunnels again at the same
-//! addresses. [`Client::events`] reports what happens, and [`Tunnel::stats`] counts it.
+//! # Concepts
+//!
+//! A [`Client`] keeps one session with one server. It reconnects with growing, random pauses and opens its tunnels again at
+//! the same addresses. A [`Tunnel`] is one public address and the local service behind it, a [`LocalTarget`]: a port, a Unix
+//! socket, another host, or a [`LocalListener`] within the program. [`TunnelSpec`] has the options of a tunnel, for example
+//! its name or a password. [`Client::events`] reports what happens, and [`Tunnel::stats`] counts it.
+//!
+//! Dropping a value ends what it owns: dropping a [`Tunnel`] closes it, dropping the [`Client`] ends its tasks.
+//!
+//! # Features
+//!
+//! All are enabled by default.
+//!
+//! * `api`: the server's REST API, and registering an account when there is no token.
+//! * `diagnose`: checks of the path to a server, step by step. Enables `api` and `websocket`.
+//! * `dialects`: servers that speak only the published protocols 2.x or 3.x. Enables `websocket`.
+//! * `websocket`: links within a WebSocket, for networks that refuse the upgrade of a connection.
 
 #![cfg_attr(
     not(all(feature = "dialects", feature = "diagnose")),
@@ -70,3 +95,7 @@ pub use target::LocalTarget;
 pub use transport::proxy::{Proxies, Proxy};
 pub use tunnel::Tunnel;
 pub use version::VERSION;
+
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;

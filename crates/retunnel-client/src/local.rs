@@ -22,7 +22,7 @@ use crate::{
 pub struct LocalConnection(Connection);
 
 impl LocalTarget {
-    /// Connects to the service. An observer sees what passes as exchanges of the tunnel `name`.
+    /// Connects to the service. `observer` sees the bytes as an exchange of the tunnel `name`.
     ///
     /// # Errors
     /// [`RelayError::LocalUnreachable`].

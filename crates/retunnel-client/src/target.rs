@@ -22,9 +22,9 @@ use crate::{
 pub struct LocalTarget {
     pub(crate) address: Address,
     pub(crate) tls: bool,
-    /// Which certificates are trusted; `None` until the client is known.
+    /// Which certificates of a TLS service are accepted; `None` until the client is known.
     pub(crate) trust: Option<Trust>,
-    /// Learned from its answers ([`crate::relay`]).
+    /// Whether the service delays until its bytes are acknowledged; learned from its answers ([`crate::relay`]).
     pub(crate) waits_for_acknowledgements: Arc<AtomicBool>,
 }
 
@@ -41,7 +41,7 @@ pub(crate) enum Address {
 }
 
 impl LocalTarget {
-    /// A port of this machine.
+    /// A TCP port on this machine.
     #[must_use]
     pub fn port(port: u16) -> Self {
         Self::tcp("localhost", port, false)
@@ -65,7 +65,7 @@ impl LocalTarget {
         Self { address, tls, trust, waits_for_acknowledgements: Arc::default() }
     }
 
-    /// The port, when the service is reached by TCP.
+    /// The port of a TCP service.
     #[must_use]
     pub const fn local_port(&self) -> Option<u16> {
         match &self.address {
