@@ -18,7 +18,11 @@ use hyper::{
     header::{self, HeaderValue},
 };
 use hyper_util::rt::TokioIo;
-use retunnel_proto::{PageCode, rules};
+use retunnel_proto::{
+    PageCode,
+    http1::{HeadLimits, response::is_chunked},
+    rules,
+};
 use tokio::task::JoinSet;
 
 use self::{headers::strip_hop, visit::Visit};
@@ -132,14 +136,23 @@ async fn exchange(service: &Service, mut request: HttpRequest<RequestBody>) -> R
             return Err(error);
         }
     };
-    let (mut sender, driver) =
-        http1::Builder::new().title_case_headers(true).handshake(TokioIo::new(local)).await.map_err(failed)?;
+    let (mut sender, driver) = http1::Builder::new()
+        .title_case_headers(true)
+        .max_headers(HeadLimits::RESPONSE.lines)
+        .handshake(TokioIo::new(local))
+        .await
+        .map_err(failed)?;
     let mut connection = JoinSet::new();
     connection.spawn(async move {
         // Its failure is the failure of the answer.
         let _ = driver.with_upgrades().await;
     });
     let mut response = sender.send_request(request).await.map_err(failed)?;
+    let codings = response.headers().get_all(header::TRANSFER_ENCODING).iter().map(HeaderValue::as_bytes);
+    if is_chunked(codings).map_err(|why| RelayError::InvalidAnswer(Arc::new(why)))? {
+        // A length beside chunks does not count.
+        response.headers_mut().remove(header::CONTENT_LENGTH);
+    }
     strip_hop(response.headers_mut());
     if let (Some(local), Some(public)) = (&service.rules.local_origin, public_origin) {
         headers::restore(local, response.headers_mut(), &public);

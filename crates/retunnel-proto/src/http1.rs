@@ -13,12 +13,28 @@ use std::ops::Range;
 
 use bytes::Bytes;
 
-/// Largest head of a request or response, in bytes.
-pub const MAX_HEAD: usize = 64 * 1024;
+/// Bounds of a head.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct HeadLimits {
+    /// Bytes, the empty line included.
+    pub bytes: usize,
+    /// Header lines.
+    pub lines: usize,
+}
+
+impl HeadLimits {
+    /// Defaults for requests: 64 KiB, 100 lines.
+    pub const REQUEST: Self = Self { bytes: 64 * 1024, lines: MAX_HEADERS };
+    /// Defaults for answers: 256 KiB, 256 lines. Applications set many cookies, and long policies.
+    pub const RESPONSE: Self = Self { bytes: 256 * 1024, lines: 256 };
+}
+
 /// Longest request target, in bytes.
 pub const MAX_TARGET: usize = 16 * 1024;
-/// Most headers of a message.
+/// Most lines of trailers, and by default of a request's headers.
 pub const MAX_HEADERS: usize = crate::limits::MAX_HEADERS;
+/// Headers that a parser has room for without an allocation.
+const INLINE_HEADERS: usize = 128;
 
 /// The headers of a message in the order and spelling they came in.
 #[derive(Debug, Clone, Default)]
@@ -109,8 +125,8 @@ pub enum Framing {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct BadFraming;
 
-/// Content-Length and Transfer-Encoding of a message: `Ok(None)` when it has neither. Both together, repeated ones, and
-/// every coding other than a single `chunked` are refused (reliability rows 1 to 4 and 11).
+/// Content-Length and Transfer-Encoding of a request: `Ok(None)` when it has neither. Both together, repeated ones, and
+/// every coding other than a single `chunked` are refused (reliability rows 1 to 4).
 fn declared_framing(headers: &Headers, is_http_11: bool) -> Result<Option<Framing>, BadFraming> {
     let mut lengths = headers.all("content-length");
     let mut codings = headers.all("transfer-encoding");

@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use serde_json::Value;
 
 pub use basic_auth::{BadCredentials, BasicAuth};
-pub use local_origin::{LocalOrigin, RESTORED, host_refused};
+pub use local_origin::{LocalOrigin, RESTORED, TRANSLATED, host_refused};
 
 use crate::message::HttpAuth;
 

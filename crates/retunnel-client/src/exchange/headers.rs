@@ -6,7 +6,7 @@ use hyper::{
 };
 use retunnel_proto::{
     http1::is_hop_by_hop,
-    rules::{LocalOrigin, RESTORED},
+    rules::{LocalOrigin, RESTORED, TRANSLATED},
 };
 
 use super::request::RequestBody;
@@ -40,8 +40,10 @@ pub(super) fn localize(local: &LocalOrigin, headers: &mut HeaderMap) -> Vec<u8> 
             headers.insert(name, value);
         }
     };
-    if let Some(origin) = value(headers, &header::ORIGIN) {
-        set(headers, header::ORIGIN, local.translate(origin.as_bytes(), host.as_bytes()));
+    for name in TRANSLATED.map(HeaderName::from_static) {
+        if let Some(given) = value(headers, &name) {
+            set(headers, name, &local.translate(given.as_bytes(), host.as_bytes()));
+        }
     }
     set(headers, header::HOST, local.host());
     set(headers, HOST, local.host());

@@ -6,7 +6,7 @@ use bytes::Bytes;
 
 use thiserror::Error;
 
-use super::{Framing, Headers, MAX_HEAD, MAX_HEADERS, MAX_TARGET, declared_framing, host::Host, tokens};
+use super::{Framing, HeadLimits, Headers, INLINE_HEADERS, MAX_TARGET, declared_framing, host::Host, tokens};
 
 /// A request's head: checked, and in the spelling it came in.
 #[derive(Debug, Clone)]
@@ -48,7 +48,7 @@ pub enum RequestError {
     /// The target is longer than [`MAX_TARGET`].
     #[error("the target is too long")]
     UriTooLong,
-    /// More headers than [`MAX_HEADERS`], or a head longer than [`MAX_HEAD`].
+    /// A head beyond its [`HeadLimits`].
     #[error("the head is too large")]
     HeadersTooLarge,
     /// An expectation other than `100-continue`.
@@ -90,8 +90,8 @@ impl RequestHead {
 /// fast one.
 ///
 /// # Errors
-/// A line that does not end in CR LF, or a head beyond [`MAX_HEAD`].
-pub fn find_end(received: &[u8], scanned: &mut usize) -> Result<Option<usize>, RequestError> {
+/// A line that does not end in CR LF, or a head beyond its limits.
+pub fn find_end(received: &[u8], scanned: &mut usize, limits: HeadLimits) -> Result<Option<usize>, RequestError> {
     // A TLS handshake never has a line end to wait for.
     if received.first() == Some(&0x16) {
         return Err(RequestError::Malformed("this is a TLS handshake, and this port does not speak TLS: use http://"));
@@ -103,11 +103,11 @@ pub fn find_end(received: &[u8], scanned: &mut usize) -> Result<Option<usize>, R
         }
         *scanned = line_end + 1;
         if line_end >= 3 && &received[line_end - 3..=line_end] == b"\r\n\r\n" {
-            return if line_end < MAX_HEAD { Ok(Some(line_end + 1)) } else { Err(RequestError::HeadersTooLarge) };
+            return if line_end < limits.bytes { Ok(Some(line_end + 1)) } else { Err(RequestError::HeadersTooLarge) };
         }
     }
     *scanned = received.len();
-    if received.len() < MAX_HEAD {
+    if received.len() < limits.bytes {
         return Ok(None);
     }
     // Which part is too long decides the status.
@@ -119,16 +119,68 @@ pub fn find_end(received: &[u8], scanned: &mut usize) -> Result<Option<usize>, R
 ///
 /// # Errors
 /// [`RequestError`]. The connection must be closed then: where the request ends is unknown.
-pub fn parse(head: Bytes) -> Result<RequestHead, RequestError> {
-    let mut storage = [const { MaybeUninit::uninit() }; MAX_HEADERS];
+pub fn parse(head: Bytes, limits: HeadLimits) -> Result<RequestHead, RequestError> {
+    let mut storage = [const { MaybeUninit::uninit() }; INLINE_HEADERS];
+    let inline = &mut storage[..limits.lines.min(INLINE_HEADERS)];
+    match parse_with(&head, inline) {
+        Err(httparse::Error::TooManyHeaders) if limits.lines > INLINE_HEADERS => {
+            parse_with(&head, Vec::with_capacity(limits.lines).spare_capacity_mut())
+        }
+        Err(httparse::Error::Token) if has_raw_target(&head) => return parse_raw_target(&head, limits),
+        parsed => parsed,
+    }
+    .map_err(|error| match error {
+        httparse::Error::TooManyHeaders => RequestError::HeadersTooLarge,
+        httparse::Error::Version if has_space_in_target(&head) => {
+            RequestError::Malformed("the target contains a space; it must be written as %20")
+        }
+        httparse::Error::Version => RequestError::HttpVersion,
+        _ => RequestError::Malformed("the request cannot be parsed"),
+    })?
+}
+
+/// The first line of a head.
+fn first_line(head: &[u8]) -> &[u8] {
+    head.split(|byte| *byte == b'\r').next().unwrap_or_default()
+}
+
+fn has_space_in_target(head: &[u8]) -> bool {
+    first_line(head).iter().filter(|byte| **byte == b' ').count() > 2
+}
+
+/// Whether the target is a path with bytes beyond ASCII. Browsers escape them; some programs send them as they are, and
+/// servers take them.
+fn has_raw_target(head: &[u8]) -> bool {
+    let target = first_line(head).split(|byte| *byte == b' ').nth(1).unwrap_or_default();
+    target.starts_with(b"/") && !target.is_ascii()
+}
+
+/// Parses a head whose target has bytes beyond ASCII. httparse refuses those that are not UTF-8, so a stand-in of the same
+/// length is parsed.
+fn parse_raw_target(head: &Bytes, limits: HeadLimits) -> Result<RequestHead, RequestError> {
+    let mut stand_in = head.to_vec();
+    let line = first_line(head).len();
+    for byte in stand_in[..line].iter_mut().filter(|byte| !byte.is_ascii()) {
+        *byte = b'x';
+    }
+    let mut parsed = parse(stand_in.into(), limits)?;
+    let start = parsed.method.len() + 1;
+    parsed.target = head.slice(start..start + parsed.target.len());
+    Ok(parsed)
+}
+
+fn parse_with<'a>(
+    head: &'a Bytes,
+    storage: &mut [MaybeUninit<httparse::Header<'a>>],
+) -> Result<Result<RequestHead, RequestError>, httparse::Error> {
     let mut request = httparse::Request::new(&mut []);
-    let len = match request.parse_with_uninit_headers(&head, &mut storage) {
-        Ok(httparse::Status::Complete(len)) => len,
-        Ok(httparse::Status::Partial) => return Err(RequestError::Malformed("the head is incomplete")),
-        Err(httparse::Error::TooManyHeaders) => return Err(RequestError::HeadersTooLarge),
-        Err(httparse::Error::Version) => return Err(RequestError::HttpVersion),
-        Err(_) => return Err(RequestError::Malformed("the request cannot be parsed")),
-    };
+    Ok(match request.parse_with_uninit_headers(head, storage)? {
+        httparse::Status::Complete(len) => check(head, len, &request),
+        httparse::Status::Partial => Err(RequestError::Malformed("the head is incomplete")),
+    })
+}
+
+fn check(head: &Bytes, len: usize, request: &httparse::Request<'_, '_>) -> Result<RequestHead, RequestError> {
     let method = head.slice_ref(request.method.unwrap_or_default().as_bytes());
     let target = head.slice_ref(request.path.unwrap_or_default().as_bytes());
     let is_http_11 = request.version == Some(1);
@@ -138,8 +190,8 @@ pub fn parse(head: Bytes) -> Result<RequestHead, RequestError> {
         return Err(RequestError::MethodNotAllowed);
     }
     let (target, authority) = split_target(&method, target)?;
-    let (host, authority) = host(&head, &headers, is_http_11, authority)?;
-    let body = declared_framing(&headers, is_http_11)
+    let (host, authority) = host(head, &headers, is_http_11, authority)?;
+    let mut body = declared_framing(&headers, is_http_11)
         .map_err(|_| RequestError::Malformed("Content-Length and Transfer-Encoding are ambiguous"))?
         .unwrap_or(Framing::None);
     let expects_continue = match headers.get("expect") {
@@ -155,10 +207,14 @@ pub fn parse(head: Bytes) -> Result<RequestHead, RequestError> {
         upgrades |= token.eq_ignore_ascii_case(b"upgrade");
     }
     let keep_alive = !close && (is_http_11 || keep);
-    let upgrade = (upgrades && is_http_11 && body == Framing::None)
-        .then(|| headers.get("upgrade").map(|value| head.slice_ref(value)))
+    let upgrade = (upgrades && is_http_11 && matches!(body, Framing::None | Framing::Length(0)))
+        .then(|| headers.get("upgrade").map(|value| upgrades_of(head, value)))
         .flatten()
         .filter(|value| !value.is_empty());
+    if upgrade.is_some() {
+        // Some clients send `Content-Length: 0` with a handshake.
+        body = Framing::None;
+    }
     Ok(RequestHead {
         len,
         method,
@@ -172,6 +228,17 @@ pub fn parse(head: Bytes) -> Result<RequestHead, RequestError> {
         host,
         authority,
     })
+}
+
+/// The protocols of an `Upgrade` header, without HTTP/2. Its upgrade needs a header that concerns one connection only, and
+/// a service that took it would speak a protocol that is not relayed. RFC 9113 has removed it.
+fn upgrades_of(head: &Bytes, value: &[u8]) -> Bytes {
+    let is_http_2 = |token: &[u8]| token.eq_ignore_ascii_case(b"h2c") || token.eq_ignore_ascii_case(b"h2");
+    if !tokens(std::iter::once(value)).any(is_http_2) {
+        return head.slice_ref(value);
+    }
+    let others: Vec<&[u8]> = tokens(std::iter::once(value)).filter(|token| !is_http_2(token)).collect();
+    others.join(&b", "[..]).into()
 }
 
 /// Separates an absolute target into authority and the rest.

@@ -4,7 +4,7 @@ use bytes::{Bytes, BytesMut};
 use proptest::prelude::*;
 
 use super::{
-    Framing,
+    Framing, HeadLimits,
     body::{self, CHUNK_HEAD, Decoder},
     host::Host,
     request::{self, RequestError, RequestHead},
@@ -28,8 +28,8 @@ fn status_of(error: RequestError) -> u16 {
 fn parse(lines: &str) -> Result<RequestHead, RequestError> {
     let text = format!("{lines}\r\n\r\n");
     let mut scanned = 0;
-    let end = request::find_end(text.as_bytes(), &mut scanned)?.expect("a complete head");
-    request::parse(Bytes::from(text).slice(..end))
+    let end = request::find_end(text.as_bytes(), &mut scanned, HeadLimits::REQUEST)?.expect("a complete head");
+    request::parse(Bytes::from(text).slice(..end), HeadLimits::REQUEST)
 }
 
 fn status(lines: &str) -> u16 {
@@ -78,7 +78,10 @@ fn row_5_malformed_headers_are_refused() {
         assert_eq!(status(&format!("GET / HTTP/1.1\r\nHost: a.test\r\n{header}")), 400, "{header:?}");
     }
     let mut scanned = 0;
-    assert!(request::find_end(b"GET / HTTP/1.1\nHost: a\n\n", &mut scanned).is_err(), "bare line feeds");
+    assert!(
+        request::find_end(b"GET / HTTP/1.1\nHost: a\n\n", &mut scanned, HeadLimits::REQUEST).is_err(),
+        "bare line feeds"
+    );
 }
 
 #[test]
@@ -106,7 +109,7 @@ fn row_10_targets() {
     }
     let mut scanned = 0;
     let endless = vec![b'a'; 65 * 1024];
-    assert_eq!(request::find_end(&endless, &mut scanned), Err(RequestError::UriTooLong));
+    assert_eq!(request::find_end(&endless, &mut scanned, HeadLimits::REQUEST), Err(RequestError::UriTooLong));
 }
 
 #[test]
@@ -158,6 +161,41 @@ fn rows_22_to_24_hop_by_hop_and_identity_headers() {
 }
 
 #[test]
+fn row_23_no_spelling_of_an_identity_passes() {
+    let lines = [
+        "X-Forwarded-Ssl: on",
+        "X-Forwarded-Scheme: https",
+        "X-Forwarded-Protocol: https",
+        "X.Forwarded.For: 6.6.6.6",
+        "X_Forwarded-Proto: https",
+        "Front-End-Https: on",
+        "X-Client-IP: 6.6.6.6",
+        "True_Client_IP: 6.6.6.6",
+        "CF-Connecting-IP: 6.6.6.6",
+        "X-Cluster-Client-Ip: 6.6.6.6",
+        "X-Original-URL: /admin",
+        "X_Rewrite_URL: /admin",
+        "Proxy: http://evil",
+        "Forwarded: for=6.6.6.6",
+    ];
+    let head = parse(&format!("GET / HTTP/1.1\r\nHost: a.test\r\nX-Real: 1\r\n{}", lines.join("\r\n"))).expect("valid");
+    assert_eq!(
+        forwarded(&head, false),
+        "GET / HTTP/1.1\r\nHost: a.test\r\nX-Real: 1\r\nX-Forwarded-For: 192.0.2.7\r\nX-Forwarded-Proto: http\r\n\
+         X-Forwarded-Host: a.test\r\n\r\n"
+    );
+    let trusted = forwarded(&head, true);
+    assert!(
+        trusted.contains("CF-Connecting-IP: 6.6.6.6\r\n") && trusted.contains("X-Forwarded-Ssl: on\r\n"),
+        "{trusted}"
+    );
+    assert!(
+        !trusted.contains("Proxy: ") && !trusted.contains("X_Forwarded-Proto") && !trusted.contains("X.Forwarded"),
+        "{trusted}"
+    );
+}
+
+#[test]
 fn a_local_origin_is_all_that_the_service_sees() {
     let head = parse(
         "POST / HTTP/1.1\r\nHost: a.test\r\nOrigin: https://a.test\r\nX-Original-Host: evil\r\nX-Forwarded-Host: evil",
@@ -188,10 +226,13 @@ fn row_25_counts_and_sizes() {
     assert_eq!(status(&format!("GET / HTTP/1.1\r\nHost: a.test{many}")), 431);
     let big = format!("GET / HTTP/1.1\r\nHost: a.test\r\nX: {}", "a".repeat(70 * 1024));
     let mut scanned = 0;
-    assert_eq!(request::find_end(big.as_bytes(), &mut scanned), Err(RequestError::HeadersTooLarge));
+    assert_eq!(
+        request::find_end(big.as_bytes(), &mut scanned, HeadLimits::REQUEST),
+        Err(RequestError::HeadersTooLarge)
+    );
     let text =
         Bytes::from_static(b"GET / HTTP/1.1\r\nHost: a.test\r\nX: \x80\xff\r\nSet-Cookie: a\r\nSet-Cookie: b\r\n\r\n");
-    let head = request::parse(text).expect("opaque bytes are allowed");
+    let head = request::parse(text, HeadLimits::REQUEST).expect("opaque bytes are allowed");
     assert_eq!(head.header("x"), Some(&b"\x80\xff"[..]));
     assert_eq!(head.headers.all("set-cookie").count(), 2);
 }
@@ -256,18 +297,27 @@ fn row_7_trailers_that_frame_or_route_are_dropped() {
 #[test]
 fn row_11_answers_with_odd_framing() {
     let parse = |text: &str, to_head| {
-        response::parse(&Bytes::from(text.to_owned()), to_head).map(|head| head.map(|head| head.body))
+        response::parse(&Bytes::from(text.to_owned()), to_head, HeadLimits::RESPONSE)
+            .map(|head| head.map(|head| head.body))
     };
     for bad in [
-        "HTTP/1.1 200 OK\r\nContent-Length: 1\r\nTransfer-Encoding: chunked\r\n\r\n",
-        "HTTP/1.1 200 OK\r\nContent-Length: 1\r\nContent-Length: 1\r\n\r\n",
+        "HTTP/1.1 200 OK\r\nContent-Length: 1\r\nContent-Length: 2\r\n\r\n",
+        "HTTP/1.1 200 OK\r\nContent-Length: 1, 2\r\n\r\n",
+        "HTTP/1.1 200 OK\r\nContent-Length: +1\r\n\r\n",
+        "HTTP/1.1 200 OK\r\nContent-Length: \r\n\r\n",
+        "HTTP/1.1 200 OK\r\nTransfer-Encoding: gzip, chunked\r\n\r\n",
         "HTTP/1.1 99 OK\r\n\r\n",
         "SSH-2.0-OpenSSH\r\n\r\n",
     ] {
         assert!(parse(bad, false).is_err(), "{bad}");
     }
-    let endless = format!("HTTP/1.1 200 OK\r\nX: {}", "a".repeat(70 * 1024));
+    let endless = format!("HTTP/1.1 200 OK\r\nX: {}", "a".repeat(257 * 1024));
     assert!(parse(&endless, false).is_err());
+    let lines = |count: usize| format!("HTTP/1.1 200 OK\r\n{}\r\n", "X: 1\r\n".repeat(count));
+    assert_eq!(parse(&lines(256), false), Ok(Some(Framing::UntilClose)));
+    assert!(parse(&lines(257), false).is_err());
+    let long = format!("HTTP/1.1 200 OK\r\nContent-Length: 2\r\nX: {}\r\n\r\n", "a".repeat(200 * 1024));
+    assert_eq!(parse(&long, false), Ok(Some(Framing::Length(2))));
     let sized = "HTTP/1.1 200 OK\r\nContent-Length: 7\r\n\r\n";
     assert_eq!(parse(sized, true), Ok(Some(Framing::None)));
     assert_eq!(parse(sized, false), Ok(Some(Framing::Length(7))));
@@ -275,6 +325,85 @@ fn row_11_answers_with_odd_framing() {
     assert_eq!(parse(&sized.replace("200 OK", "304 No"), false), Ok(Some(Framing::None)));
     assert_eq!(parse("HTTP/1.0 200 OK\r\n\r\n", false), Ok(Some(Framing::UntilClose)));
     assert_eq!(parse("HTTP/1.1 200 O", false), Ok(None));
+}
+
+#[test]
+fn answers_that_curl_understands_are_repaired() {
+    let chunked = Framing::Chunked;
+    for (head, framing, keep_alive) in [
+        ("HTTP/1.0 200 OK\r\nTransfer-Encoding: chunked", chunked, false),
+        ("HTTP/1.1 200 OK\r\nContent-Length: 5\r\nContent-Length: 5", Framing::Length(5), true),
+        ("HTTP/1.1 200 OK\r\nContent-Length: 5, 5", Framing::Length(5), true),
+        ("HTTP/1.1 200 OK\r\nContent-Length: 5\r\nTransfer-Encoding: chunked", chunked, false),
+        ("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\nContent-Length: odd", chunked, false),
+        ("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\nTransfer-Encoding: Chunked", chunked, true),
+        ("HTTP/1.1 200 OK\r\nTransfer-Encoding: identity\r\nContent-Length: 5", Framing::Length(5), true),
+        ("HTTP/1.1 200 OK\r\nTransfer-Encoding: identity", Framing::UntilClose, false),
+    ] {
+        let text = Bytes::from(format!("{head}\r\n\r\n"));
+        let parsed = response::parse(&text, false, HeadLimits::RESPONSE).expect(head).expect("complete");
+        assert_eq!((parsed.body, parsed.keep_alive), (framing, keep_alive), "{head}");
+        let mut out = BytesMut::new();
+        let answer = write::Answer { framing: parsed.body, keep_alive: true, visitor_is_http_11: true };
+        write::response(&parsed, answer, &mut out);
+        let again = response::parse(&out.freeze(), false, HeadLimits::RESPONSE).expect(head).expect("complete");
+        let fields = |name| again.headers.all(name).count();
+        let expected = (usize::from(framing == Framing::Length(5)), usize::from(framing == chunked));
+        assert_eq!((fields("content-length"), fields("transfer-encoding")), expected, "{head}");
+        assert_eq!(again.body, framing, "{head}");
+    }
+}
+
+#[test]
+fn an_answer_to_head_keeps_its_length_once() {
+    let text = Bytes::from_static(b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\nContent-Length: 5\r\n\r\n");
+    let head = response::parse(&text, true, HeadLimits::RESPONSE).expect("valid").expect("complete");
+    let mut out = BytesMut::new();
+    let answer = write::Answer { framing: Framing::None, keep_alive: true, visitor_is_http_11: true };
+    write::response(&head, answer, &mut out);
+    assert_eq!(&out[..], b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\n");
+}
+
+#[test]
+fn a_handshake_may_declare_an_empty_body() {
+    let head = parse(
+        "GET /ws HTTP/1.1\r\nHost: a.test\r\nConnection: keep-alive, Upgrade\r\nUpgrade: websocket\r\nContent-Length: 0",
+    )
+    .expect("valid");
+    assert_eq!((head.upgrade.as_deref(), head.body), (Some(&b"websocket"[..]), Framing::None));
+}
+
+#[test]
+fn an_offer_of_http_2_is_not_passed_on() {
+    let lines = "GET / HTTP/1.1\r\nHost: a.test\r\nConnection: Upgrade, HTTP2-Settings\r\nHTTP2-Settings: AAMAAABk\r\nUpgrade: ";
+    let head = parse(&format!("{lines}h2c")).expect("valid");
+    assert_eq!(head.upgrade, None);
+    assert!(!forwarded(&head, false).to_ascii_lowercase().contains("h2c"));
+    let head = parse(&format!("{lines}h2c, websocket")).expect("valid");
+    assert_eq!(head.upgrade.as_deref(), Some(&b"websocket"[..]));
+    let text = forwarded(&head, false).to_ascii_lowercase();
+    assert!(text.contains("upgrade: websocket\r\n") && !text.contains("http2-settings"), "{text}");
+}
+
+#[test]
+fn targets_with_bytes_beyond_ascii_pass_as_they_are() {
+    for target in [&b"/caf\xe9"[..], "/café?x=ü".as_bytes(), b"/\x80\xff"] {
+        let text = [b"GET ", target, b" HTTP/1.1\r\nHost: a.test\r\nX: \xe9\r\n\r\n"].concat();
+        let head = request::parse(text.into(), HeadLimits::REQUEST).expect("valid");
+        assert_eq!(&head.target[..], target);
+        assert_eq!(head.header("x"), Some(&b"\xe9"[..]));
+    }
+    for target in [&b"/a\x7f"[..], b"/a\x01\xe9", b"http://caf\xe9/", b"/\xe9#x"] {
+        let text = [b"GET ", target, b" HTTP/1.1\r\nHost: a.test\r\n\r\n"].concat();
+        let parsed = request::parse(text.into(), HeadLimits::REQUEST);
+        assert_eq!(parsed.err().map(status_of), Some(400), "{target:?}");
+    }
+}
+
+#[test]
+fn a_space_in_a_target_is_a_bad_request() {
+    assert_eq!(status("GET /a b HTTP/1.1\r\nHost: a.test"), 400);
+    assert_eq!(status("GET / HTTP/3.0\r\nHost: a.test"), 505);
 }
 
 #[test]
@@ -310,11 +439,11 @@ proptest! {
     #[test]
     fn bytes_of_a_stranger_never_panic(bytes in prop::collection::vec(any::<u8>(), 0..400), piece in 1_usize..50) {
         let mut scanned = 0;
-        if let Ok(Some(end)) = request::find_end(&bytes, &mut scanned) {
-            let _ = request::parse(Bytes::copy_from_slice(&bytes[..end]));
+        if let Ok(Some(end)) = request::find_end(&bytes, &mut scanned, HeadLimits::REQUEST) {
+            let _ = request::parse(Bytes::copy_from_slice(&bytes[..end]), HeadLimits::REQUEST);
         }
-        let _ = request::parse(Bytes::copy_from_slice(&bytes));
-        let _ = response::parse(&Bytes::copy_from_slice(&bytes), false);
+        let _ = request::parse(Bytes::copy_from_slice(&bytes), HeadLimits::REQUEST);
+        let _ = response::parse(&Bytes::copy_from_slice(&bytes), false, HeadLimits::RESPONSE);
         let _ = decode(Framing::Chunked, &bytes, piece);
     }
 
@@ -326,8 +455,8 @@ proptest! {
     ) {
         let lines: String = names.iter().map(|name| format!("X{name}: {value}\r\n")).collect();
         let text = format!("GET {path} HTTP/1.1\r\nHost: a.test\r\n{lines}\r\n");
-        let head = request::parse(Bytes::from(text)).expect("valid");
-        let again = request::parse(Bytes::from(forwarded(&head, false))).expect("what we write is valid");
+        let head = request::parse(Bytes::from(text), HeadLimits::REQUEST).expect("valid");
+        let again = request::parse(Bytes::from(forwarded(&head, false)), HeadLimits::REQUEST).expect("what we write is valid");
         prop_assert_eq!(&again.target[..], path.as_bytes());
         let kept: Vec<_> = again.headers.iter().filter(|(name, _)| !name.starts_with(b"X-Forwarded")).collect();
         let sent: Vec<_> = head.headers.iter().filter(|(name, _)| !name.starts_with(b"X-Forwarded")).collect();

@@ -8,7 +8,7 @@ use std::{
 use bytes::{BufMut, BytesMut};
 
 use super::{Framing, is_hop_by_hop, request::RequestHead, response::ResponseHead, tokens};
-use crate::rules::LocalOrigin;
+use crate::rules::{LocalOrigin, TRANSLATED};
 
 /// What a forwarded request says about its visitor, and what it hides.
 #[derive(Debug, Clone, Copy)]
@@ -58,22 +58,42 @@ fn eq(name: &[u8], other: &str) -> bool {
     name.eq_ignore_ascii_case(other.as_bytes())
 }
 
-/// Headers that identify the visitor, in every spelling that an application may accept (reliability row 23).
+/// Whether `name` starts with `known`, in any spelling that an application may take for it: gateways turn all separators
+/// into one.
+fn is_like(name: &[u8], known: &str) -> bool {
+    name.len() >= known.len()
+        && known
+            .bytes()
+            .zip(name)
+            .all(|(a, b)| a == b.to_ascii_lowercase() || (a == b'-' && !b.is_ascii_alphanumeric()))
+}
+
+/// Headers that this side writes itself.
+fn is_own(name: &[u8]) -> bool {
+    ["x-forwarded-for", "x-forwarded-proto", "x-forwarded-host"]
+        .iter()
+        .any(|known| known.len() == name.len() && is_like(name, known))
+}
+
+/// Headers by which applications recognize a visitor, its connection or the page that it asks for. Only proxies may set
+/// them (reliability row 23).
 fn is_identity(name: &[u8]) -> bool {
-    const NAMES: [&str; 8] = [
+    const NAMES: [&str; 13] = [
         "forwarded",
-        "x-forwarded-for",
-        "x-forwarded-proto",
-        "x-forwarded-host",
-        "x-forwarded-port",
-        "x-forwarded-server",
-        "x-forwarded-prefix",
         "x-real-ip",
+        "x-client-ip",
+        "x-cluster-client-ip",
+        "x-originating-ip",
+        "x-remote-ip",
+        "x-remote-addr",
+        "x-original-url",
+        "x-rewrite-url",
+        "true-client-ip",
+        "cf-connecting-ip",
+        "front-end-https",
+        "fastly-client-ip",
     ];
-    NAMES.iter().any(|known| {
-        known.len() == name.len()
-            && known.bytes().zip(name).all(|(a, b)| a == b.to_ascii_lowercase() || (a == b'-' && *b == b'_'))
-    })
+    is_like(name, "x-forwarded-") || NAMES.iter().any(|known| known.len() == name.len() && is_like(name, known))
 }
 
 /// Emits the headers of a request for the local service, in order. Hop-by-hop headers and those that `Connection` names
@@ -88,17 +108,23 @@ pub fn forwarded(head: &RequestHead, visitor: Visitor<'_>, mut emit: impl FnMut(
             host_written = true;
             continue;
         }
-        if let (Some(local), true) = (visitor.local, eq(name, "origin")) {
+        if let Some(local) = visitor.local
+            && TRANSLATED.iter().any(|translated| eq(name, translated))
+        {
             let public_host = head.headers.get("x-forwarded-host").filter(|_| visitor.by_trusted_proxy);
-            emit(name, local.translate(value, public_host.unwrap_or(&head.authority)));
+            emit(name, &local.translate(value, public_host.unwrap_or(&head.authority)));
             continue;
         }
         let dropped = is_hop_by_hop(name)
             || eq(name, "content-length")
-            || is_identity(name)
+            || is_own(name)
+            || (!visitor.by_trusted_proxy && is_identity(name))
+            // Gateways make it the variable HTTP_PROXY, which programs take for the proxy of their own requests.
+            || eq(name, "proxy")
             || (visitor.local.is_some() && (eq(name, "x-original-host") || eq(name, "x-original-proto")))
             || (visitor.strip_authorization && eq(name, "authorization"))
             || (eq(name, "expect") && !head.expects_continue)
+            || eq(name, "http2-settings")
             || named.iter().any(|named| named.eq_ignore_ascii_case(name));
         if !dropped {
             emit(name, value);
@@ -206,19 +232,22 @@ pub fn response(head: &ResponseHead, answer: Answer, out: &mut BytesMut) {
     status_line(head.status, &head.reason, out);
     let named: Vec<&[u8]> = tokens(head.headers.all("connection")).collect();
     for (name, value) in head.headers.iter() {
-        let names_framing = eq(name, "content-length");
         let announces_trailers = answer.framing == Framing::Chunked && eq(name, "trailer");
         let dropped = (is_hop_by_hop(name) && !announces_trailers)
-            || (names_framing && !(head.body == Framing::None && head.status != 204 && head.status >= 200))
-            || (!names_framing && named.iter().any(|named| named.eq_ignore_ascii_case(name)));
+            || eq(name, "content-length")
+            || named.iter().any(|named| named.eq_ignore_ascii_case(name));
         if !dropped {
             put(out, name, value);
         }
     }
-    match answer.framing {
-        Framing::Length(length) => put_number(out, b"Content-Length", length),
-        Framing::Chunked => put(out, b"Transfer-Encoding", b"chunked"),
-        Framing::None | Framing::UntilClose => {}
+    match (answer.framing, head.length) {
+        (Framing::Length(length), _) => put_number(out, b"Content-Length", length),
+        (Framing::Chunked, _) => put(out, b"Transfer-Encoding", b"chunked"),
+        // Of the body that another method would get.
+        (Framing::None, Some(length)) if head.status >= 200 && head.status != 204 => {
+            put_number(out, b"Content-Length", length);
+        }
+        (Framing::None | Framing::UntilClose, _) => {}
     }
     if head.status == 101 {
         put(out, b"Connection", b"Upgrade");

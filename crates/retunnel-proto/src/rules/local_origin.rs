@@ -2,7 +2,7 @@
 //! the Host header against DNS rebinding). The service sees what a browser on its machine would send; its own origin in
 //! answers is replaced by the public one.
 
-use std::ops::Range;
+use std::{borrow::Cow, ops::Range};
 
 use crate::http1::Headers;
 
@@ -38,11 +38,20 @@ impl LocalOrigin {
         &self.origin[..self.host.start - "://".len()]
     }
 
-    /// The value of `Origin`: ours when the visitor's page is the service's own.
+    /// The value of one of [`TRANSLATED`]: an origin or a URL, at the service's own origin when it is at the public one.
     #[must_use]
-    pub fn translate<'a>(&'a self, value: &'a [u8], public_host: &[u8]) -> &'a [u8] {
-        let host = value.strip_prefix(b"https://").or_else(|| value.strip_prefix(b"http://"));
-        if host.is_some_and(|host| host.eq_ignore_ascii_case(public_host)) { &self.origin } else { value }
+    pub fn translate<'a>(&'a self, value: &'a [u8], public_host: &[u8]) -> Cow<'a, [u8]> {
+        let after_scheme = value.strip_prefix(b"https://").or_else(|| value.strip_prefix(b"http://"));
+        let split = after_scheme.and_then(|text| text.split_at_checked(public_host.len()));
+        match split {
+            Some((host, rest))
+                if host.eq_ignore_ascii_case(public_host)
+                    && matches!(rest.first(), None | Some(b'/' | b'?' | b'#')) =>
+            {
+                [&self.origin, rest].concat().into()
+            }
+            _ => value.into(),
+        }
     }
 
     /// The value of `Location` or `Access-Control-Allow-Origin` with the public origin instead of the service's own, so
@@ -63,8 +72,12 @@ impl LocalOrigin {
     }
 }
 
+/// Headers of a request that [`LocalOrigin::translate`] applies to. WebDAV's `MOVE` and `COPY` name their target in
+/// `Destination` (RFC 4918, 10.3).
+pub const TRANSLATED: [&str; 3] = ["origin", "referer", "destination"];
+
 /// Headers of an answer that [`LocalOrigin::restored`] applies to.
-pub const RESTORED: [&str; 2] = ["location", "access-control-allow-origin"];
+pub const RESTORED: [&str; 3] = ["location", "content-location", "access-control-allow-origin"];
 
 /// Whether an answer says that the local service does not serve the public host name. `start`: the first bytes of its
 /// body. Development servers have no common answer; these are Vite and tools built on it (Angular, SvelteKit, Nuxt),
@@ -96,7 +109,7 @@ mod tests {
     use bytes::Bytes;
 
     use super::*;
-    use crate::http1::response;
+    use crate::http1::{HeadLimits, response};
 
     #[test]
     fn redirects_lead_to_the_public_address() {
@@ -109,11 +122,28 @@ mod tests {
         ] {
             let text =
                 format!("HTTP/1.1 302 Found\r\nX: 1\r\nLocation: {location}\r\nY: 2\r\nContent-Length: 0\r\n\r\n");
-            let mut head = response::parse(&Bytes::from(text), false).expect("valid").expect("complete");
+            let mut head =
+                response::parse(&Bytes::from(text), false, HeadLimits::RESPONSE).expect("valid").expect("complete");
             origin.restore(&mut head.headers, b"https://a.test");
             assert_eq!(head.headers.get("location"), Some(expected.as_bytes()));
             assert_eq!(head.headers.iter().count(), 4);
             assert_eq!(head.headers.get("y"), Some(&b"2"[..]));
+        }
+    }
+
+    #[test]
+    fn urls_at_the_public_address_are_the_services_own() {
+        let origin = LocalOrigin::parse("http://localhost:3000").expect("valid");
+        for (value, expected) in [
+            ("https://a.test", "http://localhost:3000"),
+            ("https://A.test/dir/b?c", "http://localhost:3000/dir/b?c"),
+            ("https://a.test.evil/", "https://a.test.evil/"),
+            ("https://a.test:8443/", "https://a.test:8443/"),
+            ("https://other/a.test", "https://other/a.test"),
+            ("/relative", "/relative"),
+            ("null", "null"),
+        ] {
+            assert_eq!(&*origin.translate(value.as_bytes(), b"a.test"), expected.as_bytes(), "{value}");
         }
     }
 
@@ -132,7 +162,7 @@ mod tests {
     fn pages_of_the_service_are_local_and_others_stay() {
         let origin = LocalOrigin::parse("http://localhost:3000").expect("valid");
         let to = |value: &'static str| {
-            String::from_utf8_lossy(origin.translate(value.as_bytes(), b"a.test:80")).into_owned()
+            String::from_utf8_lossy(&origin.translate(value.as_bytes(), b"a.test:80")).into_owned()
         };
         assert_eq!(to("https://A.test:80"), "http://localhost:3000");
         assert_eq!(to("https://other.test"), "https://other.test");

@@ -7,7 +7,7 @@ use retunnel_link::LinkStream;
 use retunnel_proto::http1::{request::RequestHead, response::ResponseHead};
 
 use super::page::EdgeError;
-use crate::tunnel::upstream::{Moved, Part, Trailers, Upgraded};
+use crate::tunnel::upstream::{ConnectionId, Moved, Part, Trailers, Upgraded};
 
 /// One visitor's side of an exchange.
 pub(super) trait Downstream: Send {
@@ -22,6 +22,9 @@ pub(super) trait Downstream: Send {
 
     /// The other end of the visitor's connection.
     fn peer(&self) -> SocketAddr;
+
+    /// The visitor's connection, which may carry more exchanges later.
+    fn connection(&self) -> ConnectionId;
 
     /// Whether the visitor's connection uses TLS.
     fn is_encrypted(&self) -> bool;

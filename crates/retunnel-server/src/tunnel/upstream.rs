@@ -111,10 +111,24 @@ pub(crate) struct Request<'a> {
     pub(crate) head: &'a RequestHead,
     pub(crate) visitor: write::Visitor<'a>,
     pub(crate) peer: SocketAddr,
+    /// The visitor's connection; `None` if a proxy uses it for several visitors.
+    pub(crate) connection: Option<ConnectionId>,
     /// The body, where it is given as a whole.
     pub(crate) body: WholeBody,
     /// Whether a kept connection to the local service may be used. It may turn out to be closed already.
     pub(crate) may_reuse: bool,
+}
+
+/// One connection of a visitor to this server.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(crate) struct ConnectionId(u64);
+
+impl ConnectionId {
+    /// The next one; none is ever given twice.
+    pub(crate) fn next() -> Self {
+        static NEXT: AtomicU64 = AtomicU64::new(0);
+        Self(NEXT.fetch_add(1, Relaxed))
+    }
 }
 
 /// A body that is kept whole.
@@ -187,8 +201,19 @@ pub(crate) trait Exchange: Send + Sync {
     /// The visitor's request is given up for this reason.
     fn cancel(&self, _reason: &str) {}
 
-    /// The answer is complete. `request_done`: so is the request. An exchange that is dropped instead is cut.
-    fn finish(self: Box<Self>, request_done: bool);
+    /// The answer is complete. An exchange that is dropped instead is cut.
+    fn finish(self: Box<Self>, request: Sent);
+}
+
+/// When a request was sent completely, seen from the end of its answer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Sent {
+    /// Before the answer began.
+    InOrder,
+    /// While the answer arrived.
+    Late,
+    /// Not yet.
+    Never,
 }
 
 /// What comes from an upstream before the body of an answer.
@@ -237,8 +262,8 @@ pub(crate) enum Failure {
     LocalUnreachable(String),
     /// The local service ended the connection before its answer was complete.
     LocalClosedEarly,
-    /// The local service's answer is not valid.
-    LocalInvalidResponse,
+    /// The local service's answer is not valid, for this reason.
+    LocalInvalidResponse(&'static str),
     /// The local service did not answer in time.
     LocalTimeout,
     /// The answer had begun, or the visitor is gone.

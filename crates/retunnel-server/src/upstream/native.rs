@@ -1,6 +1,8 @@
 //! Native tunnels: each connection to the local service is a stream of the client's link that carries HTTP/1.1 or the
 //! bytes of a TCP visitor. Connections are kept for the next request.
 
+mod pool;
+
 use std::{
     future::poll_fn,
     io,
@@ -10,52 +12,52 @@ use std::{
     time::Duration,
 };
 
-use bytes::{Buf, BufMut, Bytes};
+use bytes::{Buf, BufMut, Bytes, BytesMut};
 use futures_util::{FutureExt, future::BoxFuture};
 use retunnel_link::{Link, LinkStream, OpenError, Pump, StreamReset, poll_relay};
 use retunnel_proto::{
     TunnelId,
     http1::{
-        Framing, MAX_HEAD,
+        Framing, HeadLimits,
         body::{self, BadBody, Decoder},
         request::RequestHead,
-        response, write,
+        response::{self, InvalidResponse},
+        write,
     },
     message::TunnelProtocol,
     native::{ReasonCode, control::Open},
 };
 use tokio::{
-    io::{AsyncReadExt, AsyncWriteExt},
-    time::Instant,
+    io::AsyncWriteExt,
+    time::{Instant, timeout},
 };
 use tokio_util::sync::CancellationToken;
 use tracing::debug;
 
+use self::pool::{Pool, Share};
 use crate::{
     net::{
         buffer::{Draft, Joined},
         socket::Socket,
     },
     tunnel::upstream::{
-        Answer, BodyMode, Closed, Exchange, Failure, Moved, Part, PollFor, Request, Soon, Trailers, Upgraded, Upstream,
-        is_repeatable,
+        Answer, BodyMode, Closed, Exchange, Failure, Moved, Part, PollFor, Request, Sent, Soon, Trailers, Upgraded,
+        Upstream, is_repeatable,
     },
 };
 
-/// Idle connections that a tunnel keeps. More help only more visitors at the same instant.
-const MAX_IDLE: usize = 1024;
-/// How long an idle connection is kept. Shorter than the shortest keep-alive timeout among common servers (Node: 5 s), so
-/// that this side closes first.
-const KEEP_IDLE: Duration = Duration::from_secs(4);
-/// A connection that was used so recently is not about to be closed for idleness: common servers wait at least two seconds
-/// (gunicorn). Servers that close for another reason announce it in their last answer.
-const SURELY_ALIVE: Duration = Duration::from_secs(1);
 /// Bytes of a body up to which it leaves with the head, in one frame. More follow without a copy.
 const TOGETHER: usize = 1024;
 /// A body of this length is bulk before its first byte.
 const BULK_FROM: u64 = 1024 * 1024;
 /// Interim answers passed on before the final one.
 const MAX_INTERIM: usize = 16;
+/// A new connection without an answer after this time may wait for an idle one: then that one is closed.
+const SERIAL_AFTER: Duration = Duration::from_millis(250);
+/// Longest pause until the next idle one is closed.
+const SERIAL_PAUSE: Duration = Duration::from_secs(2);
+/// An answer so soon after that is a sign that the service serves one connection at a time.
+const SERIAL_WITHIN: Duration = Duration::from_millis(500);
 /// Bytes of small frames that are gathered into one part, while there are more.
 const GATHERED: usize = 32 * 1024;
 
@@ -64,15 +66,16 @@ const GATHERED: usize = 32 * 1024;
 pub(crate) struct NativeUpstream {
     link: Link,
     id: TunnelId,
+    /// Bounds of an answer's head.
+    limits: HeadLimits,
     /// The client knows of the tunnel; before that it would refuse its streams.
     announced: CancellationToken,
-    /// Connections to the local service that wait for their next request, newest last.
-    idle: Mutex<Vec<(LinkStream, Instant)>>,
+    pool: Pool,
 }
 
 impl NativeUpstream {
-    pub(crate) fn new(link: Link, id: TunnelId) -> Self {
-        Self { link, id, announced: CancellationToken::new(), idle: Mutex::new(Vec::new()) }
+    pub(crate) fn new(link: Link, id: TunnelId, limits: HeadLimits) -> Self {
+        Self { link, id, limits, announced: CancellationToken::new(), pool: Pool::default() }
     }
 
     /// Waits until the client knows of the tunnel.
@@ -88,53 +91,18 @@ impl NativeUpstream {
         self.link.open(&Open { tunnel: self.id.clone(), protocol, visitor })
     }
 
-    /// Begins an exchange on a connection of its own.
-    fn begin<'a>(&'a self, head: &'a RequestHead, unsent: Draft) -> Result<Box<dyn Exchange + 'a>, Failure> {
+    /// Begins an exchange on a new connection.
+    fn begin<'a>(
+        &'a self,
+        head: &'a RequestHead,
+        unsent: Draft,
+        share: Option<Share>,
+    ) -> Result<Box<dyn Exchange + 'a>, Failure> {
         let stream = self.open(TunnelProtocol::Http, String::new()).map_err(|error| {
             debug!(tunnel = %self.id, %error, "no stream");
             if matches!(error, OpenError::TooMany(_)) { Failure::Busy } else { Failure::Lost }
         })?;
-        Ok(NativeExchange::boxed(self, head, stream, unsent, false))
-    }
-
-    /// An idle connection, if one is alive. A request that is not `repeatable` gets one that was used a moment ago, or none.
-    fn reuse(&self, repeatable: bool) -> Option<LinkStream> {
-        loop {
-            let (mut stream, since) = self.lock().pop_if(|(_, since)| repeatable || since.elapsed() < SURELY_ALIVE)?;
-            if since.elapsed() > KEEP_IDLE {
-                // The others are older.
-                stream.finish();
-                self.sweep_idle();
-                return None;
-            }
-            // Bytes, an end or a reset on an idle connection mean that it cannot be used.
-            if stream.read_u8().now_or_never().is_none() {
-                return Some(stream);
-            }
-        }
-    }
-
-    /// Keeps a connection for the next request.
-    fn keep(&self, stream: LinkStream) {
-        if stream.is_on_lane() {
-            // Its next requests are most likely small, and those share the link.
-            return stream.finish();
-        }
-        stream.begin_exchange();
-        let mut idle = self.lock();
-        if idle.len() < MAX_IDLE {
-            idle.push((stream, Instant::now()));
-        }
-    }
-
-    fn sweep_idle(&self) {
-        let mut idle = self.lock();
-        let old = idle.iter().take_while(|(_, since)| since.elapsed() > KEEP_IDLE).count();
-        idle.drain(..old).for_each(|(stream, _)| stream.finish());
-    }
-
-    fn lock(&self) -> MutexGuard<'_, Vec<(LinkStream, Instant)>> {
-        self.idle.lock().expect("no code panics while it holds the list")
+        Ok(NativeExchange::boxed(self, head, stream, unsent, (false, share)))
     }
 }
 
@@ -144,18 +112,23 @@ impl Upstream for NativeUpstream {
     }
 
     fn exchange<'a>(&'a self, request: Request<'a>) -> Soon<'a, Result<Box<dyn Exchange + 'a>, Failure>> {
-        let Request { head, visitor, may_reuse, .. } = request;
+        let Request { head, visitor, connection, may_reuse, .. } = request;
         let mut unsent = Draft::new();
         write::request(head, visitor, &mut unsent);
-        if may_reuse && let Some(stream) = self.reuse(is_repeatable(head)) {
-            return Soon::now(Ok(NativeExchange::boxed(self, head, stream, unsent, true)));
+        let share = match leaves_bytes(head) {
+            false => Some(Share::Everyone),
+            true => connection.map(Share::Only),
+        };
+        if may_reuse && let Some((stream, of_stream)) = self.pool.take(connection, is_repeatable(head)) {
+            let share = if of_stream == Share::Everyone { share } else { Some(of_stream) };
+            return Soon::now(Ok(NativeExchange::boxed(self, head, stream, unsent, (true, share))));
         }
         if self.announced.is_cancelled() {
-            return Soon::now(self.begin(head, unsent));
+            return Soon::now(self.begin(head, unsent, share));
         }
         Soon::later(async move {
             self.announced().await;
-            self.begin(head, unsent)
+            self.begin(head, unsent, share)
         })
     }
 
@@ -183,8 +156,14 @@ impl Upstream for NativeUpstream {
     }
 
     fn sweep(&self) {
-        self.sweep_idle();
+        self.pool.sweep();
     }
+}
+
+/// Whether a local service may leave bytes after this request's head unread. They would be the start of the next request on
+/// the connection.
+fn leaves_bytes(head: &RequestHead) -> bool {
+    !matches!(head.body, Framing::None | Framing::Length(0)) || head.upgrade.is_some() || head.expects_continue
 }
 
 /// Relays until both directions have ended. `up` may hold what the visitor sent ahead.
@@ -206,6 +185,8 @@ struct NativeExchange<'a> {
     request: &'a RequestHead,
     stream: LinkStream,
     is_reused: bool,
+    /// Who may use the connection afterwards; `None`: it is closed.
+    share: Option<Share>,
     /// The request's head, until it is sent.
     unsent: Mutex<Option<Draft>>,
     receiving: Mutex<Receiving>,
@@ -216,6 +197,8 @@ struct NativeExchange<'a> {
 struct Receiving {
     /// Arrived and not passed on.
     rest: Bytes,
+    /// Bytes of an incomplete head at which it is parsed again.
+    parse_at: usize,
     /// Interim answers so far.
     interim: usize,
     /// Where the final answer's body ends.
@@ -227,6 +210,23 @@ struct Receiving {
 }
 
 impl Receiving {
+    /// Adds a frame to a head that may be incomplete.
+    fn extend_head(&mut self, more: Bytes) {
+        if self.rest.is_empty() {
+            self.rest = more;
+            return;
+        }
+        let before = self.rest.len();
+        let mut head = BytesMut::from(std::mem::take(&mut self.rest));
+        head.extend_from_slice(&more);
+        // The empty line may lie across both.
+        let joint = &head[before.saturating_sub(3)..];
+        if joint.windows(2).any(|pair| pair == b"\n\n") || joint.windows(3).any(|line| line == b"\n\r\n") {
+            self.parse_at = 0;
+        }
+        self.rest = head.freeze();
+    }
+
     /// Takes the payload at the front of what has arrived.
     fn part(&mut self) -> Result<Part, BadBody> {
         let Some(decoder) = &mut self.decoder else { return Ok(Part::default()) };
@@ -247,13 +247,31 @@ impl<'a> NativeExchange<'a> {
         request: &'a RequestHead,
         stream: LinkStream,
         unsent: Draft,
-        is_reused: bool,
+        (is_reused, share): (bool, Option<Share>),
     ) -> Box<dyn Exchange + 'a> {
         if matches!(request.body, Framing::Length(length) if length >= BULK_FROM) {
             stream.expect_bulk();
         }
         let (unsent, receiving) = (Mutex::new(Some(unsent)), Mutex::default());
-        Box::new(Self { upstream, request, stream, is_reused, unsent, receiving })
+        Box::new(Self { upstream, request, stream, is_reused, share, unsent, receiving })
+    }
+
+    /// The answer on a new connection. A service that serves one connection at a time does not accept it before the idle ones
+    /// are closed.
+    async fn first_answer(&self) -> Result<Answer, Failure> {
+        let (mut pause, mut closed_at) = (SERIAL_AFTER, None::<Instant>);
+        loop {
+            if let Ok(answer) = timeout(pause, Soon::<Result<Answer, Failure>>::Polled(self)).await {
+                if closed_at.is_some_and(|at| at.elapsed() < SERIAL_WITHIN) && answer.is_ok() {
+                    self.upstream.pool.seems_serial(&self.upstream.id);
+                }
+                return answer;
+            }
+            if self.upstream.pool.close_newest() {
+                closed_at = Some(Instant::now());
+            }
+            pause = (pause * 2).min(SERIAL_PAUSE);
+        }
     }
 
     fn receiving(&self) -> MutexGuard<'_, Receiving> {
@@ -263,16 +281,26 @@ impl<'a> NativeExchange<'a> {
     /// The next head among what has arrived, if it is complete.
     fn parse(&self) -> Result<Option<Answer>, Failure> {
         let mut receiving = self.receiving();
-        if receiving.rest.is_empty() {
+        if receiving.rest.is_empty() || receiving.rest.len() < receiving.parse_at {
             return Ok(None);
         }
-        let parsed = response::parse(&receiving.rest, self.request.is_head());
-        let Some(head) = parsed.map_err(|_| Failure::LocalInvalidResponse)? else { return Ok(None) };
+        let parsed = response::parse(&receiving.rest, self.request.is_head(), self.upstream.limits);
+        let parsed = parsed.map_err(|InvalidResponse(why)| Failure::LocalInvalidResponse(why))?;
+        let Some(head) = parsed else {
+            // Twice as much, or its end: a head in small pieces costs little more than one in a single piece.
+            receiving.parse_at = receiving.rest.len() * 2;
+            return Ok(None);
+        };
+        receiving.parse_at = 0;
         receiving.rest.advance(head.len);
         if head.is_interim() {
             receiving.interim += 1;
             let too_many = receiving.interim > MAX_INTERIM;
-            return if too_many { Err(Failure::LocalInvalidResponse) } else { Ok(Some(Answer::Interim(head))) };
+            return if too_many {
+                Err(Failure::LocalInvalidResponse("it has too many interim answers"))
+            } else {
+                Ok(Some(Answer::Interim(head)))
+            };
         }
         if head.status == 101 {
             let payload = std::mem::take(&mut receiving.rest);
@@ -280,7 +308,7 @@ impl<'a> NativeExchange<'a> {
         }
         receiving.keep_alive = head.keep_alive;
         receiving.decoder = Some(Decoder::new(head.body));
-        let part = receiving.part().map_err(|BadBody| Failure::LocalInvalidResponse)?;
+        let part = receiving.part().map_err(|BadBody| Failure::LocalInvalidResponse("its chunks are not valid"))?;
         drop(receiving);
         if matches!(head.body, Framing::Length(length) if length >= BULK_FROM) {
             self.stream.expect_bulk();
@@ -335,12 +363,7 @@ impl PollFor<Result<Answer, Failure>> for NativeExchange<'_> {
                 let failure = if self.is_silent() { Failure::Lost } else { Failure::LocalClosedEarly };
                 return Poll::Ready(Err(failure));
             }
-            let mut receiving = self.receiving();
-            receiving.rest = match receiving.rest.len() {
-                0 => more,
-                len if len < MAX_HEAD => [&receiving.rest[..], &more].concat().into(),
-                _ => return Poll::Ready(Err(Failure::LocalInvalidResponse)),
-            };
+            self.receiving().extend_head(more);
         }
     }
 }
@@ -401,7 +424,7 @@ impl Exchange for NativeExchange<'_> {
     }
 
     fn answer(&self) -> Soon<'_, Result<Answer, Failure>> {
-        Soon::Polled(self)
+        if self.is_reused { Soon::Polled(self) } else { Soon::later(self.first_answer()) }
     }
 
     fn receive(&self) -> Soon<'_, Result<Part, Failure>> {
@@ -428,14 +451,15 @@ impl Exchange for NativeExchange<'_> {
         self.is_reused
     }
 
-    fn finish(self: Box<Self>, request_done: bool) {
-        let Self { upstream, stream, receiving, .. } = *self;
+    fn finish(self: Box<Self>, request: Sent) {
+        let Self { upstream, stream, share, receiving, .. } = *self;
         let receiving = receiving.into_inner().expect("no code panics while it holds the state");
         // Bytes after the answer belong to nothing: the connection cannot be trusted any more.
-        if request_done && receiving.keep_alive && !receiving.is_spent && receiving.rest.is_empty() {
-            upstream.keep(stream);
-        } else {
-            stream.finish();
+        let is_clean =
+            request == Sent::InOrder && receiving.keep_alive && !receiving.is_spent && receiving.rest.is_empty();
+        match share {
+            Some(share) if is_clean => upstream.pool.put(stream, share),
+            _ => stream.finish(),
         }
     }
 }

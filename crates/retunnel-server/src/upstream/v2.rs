@@ -5,7 +5,7 @@
 use std::{
     collections::VecDeque,
     io,
-    net::SocketAddr,
+    net::{IpAddr, SocketAddr},
     sync::{Arc, Mutex, MutexGuard},
     time::Duration,
 };
@@ -29,14 +29,14 @@ use tokio::{
 };
 
 use super::{
-    values::{is_framing, response_head, text},
+    values::{BAD_VALUES, is_framing, response_head, text},
     waiting::Charge,
 };
 use crate::{
     account::AccountId,
     net::socket::Socket,
     tunnel::upstream::{
-        Answer, BodyMode, Closed, Exchange, Failure, Moved, Part, Request, Soon, Trailers, Upgraded, Upstream,
+        Answer, BodyMode, Closed, Exchange, Failure, Moved, Part, Request, Sent, Soon, Trailers, Upgraded, Upstream,
         WholeBody,
     },
 };
@@ -90,7 +90,7 @@ impl From<RelayError> for Failure {
     fn from(error: RelayError) -> Self {
         match error {
             RelayError::ClosedEarly => Self::LocalUnreachable("the client closed its data connection".into()),
-            RelayError::Invalid => Self::LocalInvalidResponse,
+            RelayError::Invalid => Self::LocalInvalidResponse("the client cannot read it"),
             RelayError::Timeout => Self::LocalTimeout,
             RelayError::SessionEnded => Self::Lost,
             RelayError::TooMany => Self::Busy,
@@ -103,6 +103,8 @@ impl From<RelayError> for Failure {
 pub(crate) struct Requests {
     /// Owner of the session.
     pub(crate) account: AccountId,
+    /// Where data sockets without a token may come from.
+    pub(crate) without_token: Option<IpAddr>,
     pending: Mutex<VecDeque<Pending>>,
     in_flight: Semaphore,
     control: mpsc::Sender<ServerMessage>,
@@ -110,9 +112,10 @@ pub(crate) struct Requests {
 
 impl Requests {
     /// An empty queue, and the messages that the session has to send for it.
-    pub(crate) fn new(account: AccountId) -> (Arc<Self>, mpsc::Receiver<ServerMessage>) {
+    pub(crate) fn new(account: AccountId, without_token: Option<IpAddr>) -> (Arc<Self>, mpsc::Receiver<ServerMessage>) {
         let (control, queue) = mpsc::channel(MAX_QUEUED);
-        let requests = Self { account, pending: Mutex::default(), in_flight: Semaphore::new(MAX_PENDING), control };
+        let in_flight = Semaphore::new(MAX_PENDING);
+        let requests = Self { account, without_token, pending: Mutex::default(), in_flight, control };
         (Arc::new(requests), queue)
     }
 
@@ -237,7 +240,7 @@ impl Exchange for V2Exchange<'_> {
             let answered = self.upstream.requests.send(start, request, self.upstream.timeout).await?;
             let Answered { response, charge } = answered;
             *self.charge.lock().expect("no code panics while it holds the charge") = charge;
-            final_answer(response, self.to_head).ok_or(Failure::LocalInvalidResponse)
+            final_answer(response, self.to_head).ok_or(Failure::LocalInvalidResponse(BAD_VALUES))
         })
     }
 
@@ -250,7 +253,7 @@ impl Exchange for V2Exchange<'_> {
         Box::pin(std::future::ready(Err(io::Error::other("this client cannot carry upgrades"))))
     }
 
-    fn finish(self: Box<Self>, _: bool) {}
+    fn finish(self: Box<Self>, _: Sent) {}
 }
 
 /// A request with its whole body as dialect 2 carries it: one value per name, `Connection: close`, own length.

@@ -3,9 +3,13 @@
 use bytes::{BufMut, BytesMut};
 use http::{HeaderName, StatusCode};
 use retunnel_proto::http1::{
+    HeadLimits,
     response::{self, ResponseHead},
     write,
 };
+
+/// Why an answer from values is refused.
+pub(super) const BAD_VALUES: &str = "its status or a header is not valid";
 
 /// UTF-8 where it is, otherwise each byte as the Latin-1 character of its number.
 pub(super) fn text(bytes: &[u8]) -> String {
@@ -42,7 +46,7 @@ pub(super) fn response_head(
         write::put(&mut raw, b"Content-Length", length.to_string().as_bytes());
     }
     raw.put_slice(b"\r\n");
-    response::parse(&raw.freeze(), to_head).ok().flatten()
+    response::parse(&raw.freeze(), to_head, HeadLimits::RESPONSE).ok().flatten()
 }
 
 /// Whether a header says how a body is framed.

@@ -19,7 +19,7 @@ use crate::{
         downstream::{AnswerSink, BodyError, Downstream, Gone, Leaving, RequestBody},
         page::EdgeError,
     },
-    tunnel::upstream::{Answer, BodyMode, Exchange, Failure, Moved, Request, Trailers, Upstream},
+    tunnel::upstream::{Answer, BodyMode, Exchange, Failure, Moved, Request, Sent, Trailers, Upstream},
 };
 
 /// A visitor that has closed its sending side is given up when its answer makes no progress for so long. Some half-close
@@ -96,7 +96,7 @@ impl From<Failure> for Ended {
             Failure::RequestTooLarge(max) => EdgeError::RequestTooLarge(max),
             Failure::LocalUnreachable(reason) => EdgeError::LocalUnreachable(reason),
             Failure::LocalClosedEarly => EdgeError::LocalClosedEarly,
-            Failure::LocalInvalidResponse => EdgeError::LocalInvalidResponse,
+            Failure::LocalInvalidResponse(why) => EdgeError::LocalInvalidResponse(why),
             Failure::LocalTimeout => EdgeError::LocalTimeout,
         })
     }
@@ -110,8 +110,9 @@ impl From<Gone> for Ended {
 
 /// How the answering direction ended.
 enum Finished {
-    /// The answer is complete; whether the visitor's connection can be kept.
-    Answer(bool),
+    /// The answer is complete. `keep_alive`: the visitor's connection can be kept. `in_order`: the answer began after the
+    /// request was complete.
+    Answer { keep_alive: bool, in_order: bool },
     /// Both sides leave HTTP.
     Upgrade,
 }
@@ -160,13 +161,16 @@ pub(super) async fn attempt<D: Downstream>(
                 }
             })
             .await?;
-            exchange.finish(false);
+            exchange.finish(Sent::Never);
             Ok(false)
         }
-        Finished::Answer(keep_alive) => {
-            let request_done = progress.request_done();
-            exchange.finish(request_done);
-            Ok(keep_alive && request_done)
+        Finished::Answer { keep_alive, in_order } => {
+            exchange.finish(match progress.request_done() {
+                true if in_order => Sent::InOrder,
+                true => Sent::Late,
+                false => Sent::Never,
+            });
+            Ok(keep_alive)
         }
     }
 }
@@ -285,12 +289,13 @@ async fn pass_answer<A: AnswerSink>(
         }
     };
     if head.status == 101 && request.upgrade.is_none() {
-        return Err(Ended::Page(EdgeError::LocalInvalidResponse));
+        return Err(Ended::Page(EdgeError::LocalInvalidResponse("it switches protocols, which nobody asked for")));
     }
     if let Some(local) = visitor.local {
         local.restore(&mut head.headers, &visitor.public_origin(request));
     }
-    let keep_alive = request.keep_alive && progress.request_done() && !edge.running.draining.is_cancelled();
+    let in_order = progress.request_done();
+    let keep_alive = request.keep_alive && in_order && !edge.running.draining.is_cancelled();
     progress.answered.store(head.status, Relaxed);
     progress.add_down(&first.payload);
     let keep_alive = answer.begin(&head, &first, keep_alive).await?;
@@ -313,5 +318,5 @@ async fn pass_answer<A: AnswerSink>(
         answer.send(&part).await?;
         is_complete = part.end.is_some();
     }
-    Ok(Finished::Answer(keep_alive))
+    Ok(Finished::Answer { keep_alive, in_order })
 }

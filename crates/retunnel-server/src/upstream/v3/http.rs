@@ -10,7 +10,10 @@ use bytes::Bytes;
 use futures_util::future::BoxFuture;
 use retunnel_proto::{
     dialect::v3::{Assembly, HttpMeta, StreamEvent, StreamMode, StreamOpen, WireVersion},
-    http1::{Framing, MAX_HEAD},
+    http1::{
+        Framing, HeadLimits,
+        response::{InvalidResponse, is_chunked},
+    },
     limits::{V3_MAX_FRAME_TO_V1, V3_MAX_REQUEST_BODY},
 };
 use tokio::time::timeout;
@@ -24,9 +27,9 @@ use super::{
 use crate::{
     net::buffer::Joined,
     tunnel::upstream::{
-        Answer, BodyMode, Closed, Exchange, Failure, Moved, Part, Request, Soon, Trailers, Upgraded, Upstream,
+        Answer, BodyMode, Closed, Exchange, Failure, Moved, Part, Request, Sent, Soon, Trailers, Upgraded, Upstream,
     },
-    upstream::values::{is_framing, response_head},
+    upstream::values::{BAD_VALUES, is_framing, response_head},
 };
 
 /// Bytes of an answer that are gathered into one part, while there are more.
@@ -34,7 +37,7 @@ const GATHERED: usize = 64 * 1024;
 /// How long the head of a short answer waits for its body, so that both leave together. Clients send them in two messages.
 const HEAD_WAITS: Duration = Duration::from_millis(5);
 /// Largest head of an answer as values; as text it must fit the limit of all heads.
-const MAX_META: usize = 2 * MAX_HEAD;
+const MAX_META: usize = 2 * HeadLimits::RESPONSE.bytes;
 /// What a header takes in a message beyond its text.
 const HEADER_COST: usize = 10;
 
@@ -150,10 +153,10 @@ impl Exchange for HttpExchange {
         Soon::later(async move {
             let meta = HttpMeta::decode(&meta(&self.stream).await?).map_err(|error| {
                 debug!(%error, "head of an answer is not valid");
-                Failure::LocalInvalidResponse
+                Failure::LocalInvalidResponse("the client's report of it cannot be read")
             })?;
             // A client that has decoded the chunks may leave a length that is not the body's.
-            let was_chunked = meta.headers.iter().any(|(name, _)| name.eq_ignore_ascii_case("transfer-encoding"));
+            let was_chunked = was_chunked(&meta.headers)?;
             let kept = meta
                 .headers
                 .iter()
@@ -161,7 +164,7 @@ impl Exchange for HttpExchange {
             let kept = kept.map(|(name, value)| (name, value));
             let head = response_head(meta.status, kept, None, self.to_head)
                 .filter(|head| head.status >= 200)
-                .ok_or(Failure::LocalInvalidResponse)?;
+                .ok_or(Failure::LocalInvalidResponse(BAD_VALUES))?;
             let left = if let Framing::Length(length) = head.body { length } else { 0 };
             {
                 let mut receiving = self.receiving();
@@ -205,11 +208,18 @@ impl Exchange for HttpExchange {
         self.stream.reset(reason);
     }
 
-    fn finish(self: Box<Self>, request_done: bool) {
-        if request_done {
+    fn finish(self: Box<Self>, request: Sent) {
+        if request != Sent::Never {
             self.stream.let_go();
         }
     }
+}
+
+/// Whether the local service sent chunks, which the client has decoded.
+fn was_chunked(headers: &[(String, String)]) -> Result<bool, Failure> {
+    let codings = headers.iter().filter(|(name, _)| name.eq_ignore_ascii_case("transfer-encoding"));
+    let codings = codings.map(|(_, value)| value.as_bytes());
+    is_chunked(codings).map_err(|InvalidResponse(why)| Failure::LocalInvalidResponse(why))
 }
 
 /// The first message of a stream, assembled.
@@ -220,7 +230,7 @@ pub(super) async fn meta(stream: &Stream) -> Result<Bytes, Failure> {
             Ok(StreamEvent::Data { data, fin, .. }) => match assembly.push(data, fin) {
                 Ok(Some(meta)) => return Ok(meta),
                 Ok(None) => {}
-                Err(_) => return Err(Failure::LocalInvalidResponse),
+                Err(_) => return Err(Failure::LocalInvalidResponse("its head is too large")),
             },
             Ok(StreamEvent::Reset { reason }) => return Err(failure_of(reason)),
             Ok(StreamEvent::Close { .. }) => return Err(Failure::LocalClosedEarly),
@@ -235,7 +245,7 @@ pub(super) fn failure_of(reason: String) -> Failure {
     if says("disconnected") || says("reset by peer") {
         Failure::LocalClosedEarly
     } else if says("UnicodeEncodeError") || says("InvalidURL") || says("BadHttpMessage") || says("ResponseError") {
-        Failure::LocalInvalidResponse
+        Failure::LocalInvalidResponse("the client cannot read it")
     } else if says("body larger than") {
         Failure::RequestTooLarge(V3_MAX_REQUEST_BODY)
     } else if says("client busy") || says("buffer overflow") {

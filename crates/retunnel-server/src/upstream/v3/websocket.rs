@@ -34,8 +34,8 @@ use super::{
 };
 use crate::{
     net::rewind::Rewind,
-    tunnel::upstream::{Answer, Closed, Exchange, Failure, Moved, Part, Request, Soon, Trailers, Upgraded},
-    upstream::values::response_head,
+    tunnel::upstream::{Answer, Closed, Exchange, Failure, Moved, Part, Request, Sent, Soon, Trailers, Upgraded},
+    upstream::values::{BAD_VALUES, response_head},
 };
 
 /// In version 1 the visitor's handshake is answered before the local service is known to agree. A refusal that comes
@@ -101,7 +101,7 @@ impl Exchange for SocketExchange<'_> {
                     agreement(&self.key, subprotocol.as_deref())
                 }
             };
-            let head = head.ok_or(Failure::LocalInvalidResponse)?;
+            let head = head.ok_or(Failure::LocalInvalidResponse(BAD_VALUES))?;
             let end = (head.status != 101).then(Trailers::new);
             Ok(Answer::Final(head, Part { payload: Bytes::new(), end }))
         })
@@ -120,7 +120,7 @@ impl Exchange for SocketExchange<'_> {
         })
     }
 
-    fn finish(self: Box<Self>, _: bool) {}
+    fn finish(self: Box<Self>, _: Sent) {}
 }
 
 /// One side is gone before both have said goodbye.
@@ -146,7 +146,7 @@ async fn answer(stream: &Stream) -> Result<Answered, Failure> {
     match SocketMeta::decode(&meta(stream).await?) {
         Ok(SocketMeta::Accepted { subprotocol }) => Ok(Answered::Accepted { subprotocol, first: None }),
         Ok(SocketMeta::Refused { status, headers, .. }) => Ok(Answered::Refused { status, headers }),
-        Err(_) => Err(Failure::LocalInvalidResponse),
+        Err(_) => Err(Failure::LocalInvalidResponse("the client's report of it cannot be read")),
     }
 }
 
