@@ -151,8 +151,12 @@ impl Auth {
         self.revocations.subscribe()
     }
 
-    pub(crate) async fn is_ready(&self) -> bool {
-        self.store.is_ready().await
+    /// Checks that accounts can be read and written.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub(crate) async fn check(&self) -> Result<(), StoreError> {
+        self.store.check().await
     }
 }
 

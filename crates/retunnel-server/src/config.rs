@@ -8,6 +8,7 @@ use std::{
 };
 
 use ipnet::IpNet;
+use retunnel_proto::http1::HeadLimits;
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
@@ -61,6 +62,8 @@ impl ConfigError {
 pub struct Limits {
     /// Connections of visitors and clients at a time. Default 10,000.
     pub max_connections: usize,
+    /// The same for one address (IPv6: /64), and at most half of them. Default 2,500. Trusted proxies have no such bound.
+    pub max_connections_per_address: usize,
     /// Connections that asked for a session and have not authenticated. Default 4,096.
     pub max_unauthenticated: usize,
     /// The same for one address (IPv6: /64). Default 1,024.
@@ -72,6 +75,12 @@ pub struct Limits {
     pub max_sessions_per_account: usize,
     /// Tunnels of an account at a time. Default 200.
     pub max_tunnels_per_account: usize,
+    /// TCP ports of an account, held ones included. Default 16.
+    pub max_ports_per_account: usize,
+    /// TCP ports of all clients of one address (IPv6: /64). Default 32.
+    pub max_ports_per_address: usize,
+    /// Sessions of all clients of one address (IPv6: /64). Default 1,000.
+    pub max_sessions_per_address: usize,
     /// Host names of an account. Default 100.
     pub max_hostnames_per_account: usize,
     /// Visitors' connections over one native session at a time. Default 10,000.
@@ -82,6 +91,14 @@ pub struct Limits {
     pub failed_authentications_per_minute: u32,
     /// Registrations of an address. Default 200 per hour.
     pub registrations_per_hour: u32,
+    /// Bytes of a request's head. Default 64 KiB.
+    pub max_request_head: usize,
+    /// Header lines of a request. Default 100.
+    pub max_request_headers: usize,
+    /// Bytes of the head of a local service's answer. Default 256 KiB.
+    pub max_response_head: usize,
+    /// Header lines of a local service's answer. Default 256.
+    pub max_response_headers: usize,
     /// Time for a request's head. Default 8 s.
     #[serde(with = "seconds")]
     pub header_timeout: Duration,
@@ -109,16 +126,24 @@ impl Default for Limits {
     fn default() -> Self {
         Self {
             max_connections: 10_000,
+            max_connections_per_address: 2_500,
             max_unauthenticated: 4_096,
             max_unauthenticated_per_address: 1_024,
             unauthenticated_deadline: Duration::from_secs(8),
             max_sessions_per_account: 100,
             max_tunnels_per_account: 200,
+            max_ports_per_account: 16,
+            max_ports_per_address: 32,
+            max_sessions_per_address: 1_000,
             max_hostnames_per_account: 100,
             max_streams_per_session: 10_000,
             max_buffered: 256 * 1024 * 1024,
             failed_authentications_per_minute: 30,
             registrations_per_hour: 200,
+            max_request_head: HeadLimits::REQUEST.bytes,
+            max_request_headers: HeadLimits::REQUEST.lines,
+            max_response_head: HeadLimits::RESPONSE.bytes,
+            max_response_headers: HeadLimits::RESPONSE.lines,
             header_timeout: Duration::from_secs(8),
             body_timeout: Duration::from_secs(60),
             keep_alive_timeout: Duration::from_secs(75),
@@ -127,6 +152,18 @@ impl Default for Limits {
             hold_lease: Duration::from_secs(60),
             grace_period: Duration::from_secs(20),
         }
+    }
+}
+
+impl Limits {
+    /// Bounds of a visitor's request head.
+    pub(crate) const fn request_head(&self) -> HeadLimits {
+        HeadLimits { bytes: self.max_request_head, lines: self.max_request_headers }
+    }
+
+    /// Bounds of the head of a local service's answer.
+    pub(crate) const fn response_head(&self) -> HeadLimits {
+        HeadLimits { bytes: self.max_response_head, lines: self.max_response_headers }
     }
 }
 

@@ -27,7 +27,7 @@ use crate::{
     auth::{Account, Auth, AuthError},
     config::{Registration, ServerConfig},
     hostnames::Hostnames,
-    limits::{ConnectionGate, RateLimits},
+    limits::{Places, RateLimits},
     net::{handover::ApiRequest, rewind::Rewind, socket::Socket},
     registry::Registry,
     running::{Running, guarded},
@@ -56,7 +56,7 @@ pub(crate) struct Control {
     auth: Auth,
     hostnames: Arc<Hostnames>,
     rates: Arc<RateLimits>,
-    gate: ConnectionGate,
+    gate: Places,
     /// Connections that sessions wait for.
     lanes: LaneDesk,
     v2_sessions: v2::Sessions,
@@ -76,7 +76,7 @@ pub(crate) struct Parts {
     pub(crate) auth: Auth,
     pub(crate) hostnames: Arc<Hostnames>,
     pub(crate) rates: Arc<RateLimits>,
-    pub(crate) gate: ConnectionGate,
+    pub(crate) gate: Places,
 }
 
 /// What a request for the base domain opens.
@@ -138,7 +138,7 @@ impl Control {
             self.lane(socket, messages, &nonce, peer).await;
             return None;
         }
-        let permit = self.gate.enter(peer.ip());
+        let permit = self.gate.enter(peer.ip(), false)?;
         let token = authorization(&head, "bearer");
         tune(&socket);
         let this = Arc::clone(self);

@@ -21,7 +21,7 @@ use tokio::sync::Semaphore;
 
 use crate::{
     config::ServerConfig,
-    limits::ConnectionGate,
+    limits::{Place, Places},
     net::{handover::ApiRequest, socket::Socket, tls::Tls},
     registry::Registry,
     running::Running,
@@ -29,6 +29,9 @@ use crate::{
 
 /// Unit of [`Edge::whole_bodies`] in bytes.
 const BODY_PIECE: usize = 64 * 1024;
+/// Connections beyond the bound of all, of all peers and of one. They are read until their request is known.
+const RESERVE: usize = 64;
+const RESERVE_PER_PEER: usize = 16;
 
 /// What visitors' connections share.
 #[derive(Debug)]
@@ -38,9 +41,11 @@ pub(crate) struct Edge {
     running: Arc<Running>,
     /// The certificate, if there is one.
     tls: Option<Arc<Tls>>,
-    gate: ConnectionGate,
-    /// Visitors' connections that may still be accepted.
-    pub(crate) visitors: Arc<Semaphore>,
+    gate: Places,
+    /// Places for all connections.
+    pub(crate) places: Places,
+    /// Places for connections beyond them: owners, health checks and the REST API always get in.
+    reserve: Places,
     /// Request bodies that are kept whole for published clients, in pieces of [`BODY_PIECE`].
     whole_bodies: Arc<Semaphore>,
 }
@@ -51,11 +56,15 @@ impl Edge {
         registry: Arc<Registry>,
         running: Arc<Running>,
         tls: Option<Arc<Tls>>,
-        gate: ConnectionGate,
+        gate: Places,
     ) -> Self {
         let limits = &config.limits;
         Self {
-            visitors: Arc::new(Semaphore::new(limits.max_connections)),
+            places: Places::new(
+                limits.max_connections,
+                limits.max_connections_per_address.min(limits.max_connections.div_ceil(2)),
+            ),
+            reserve: Places::reserve(RESERVE, RESERVE_PER_PEER),
             // Room for at least one body, however small the bound.
             whole_bodies: Arc::new(Semaphore::new(limits.max_buffered.max(V2_MAX_REQUEST_BODY).div_ceil(BODY_PIECE))),
             config,
@@ -66,21 +75,26 @@ impl Edge {
         }
     }
 
-    /// Serves a connection until it ends, or until a request is for the base domain; returns that request.
-    pub(crate) async fn serve(&self, socket: Socket, peer: SocketAddr) -> Option<ApiRequest> {
-        http1::serve(self, socket, peer).await
+    /// A place for a new connection, if need be one of the reserve. `None`: it has to be closed.
+    pub(crate) fn place(&self, peer: SocketAddr) -> Option<Place> {
+        let is_proxy = self.is_trusted(peer.ip());
+        self.places.enter(peer.ip(), is_proxy).or_else(|| self.reserve.enter(peer.ip(), is_proxy))
     }
 
-    /// Answers a connection beyond the bound.
-    pub(crate) async fn turn_away(&self, socket: Socket, peer: SocketAddr) {
-        http1::turn_away(self, socket, peer).await;
+    /// Serves a connection until it ends, or until a request is for the base domain; returns that request. In a place of the
+    /// reserve, only such a request is served.
+    pub(crate) async fn serve(&self, socket: Socket, peer: SocketAddr, place: &Place) -> Option<ApiRequest> {
+        http1::serve(self, socket, peer, place).await
+    }
+
+    fn is_trusted(&self, address: IpAddr) -> bool {
+        self.config.trusted_proxies.iter().any(|net| net.contains(&address))
     }
 
     /// Who the visitor is: the connection's peer, or what a trusted proxy says about its own peer. Also returns whether the
     /// peer is such a proxy.
     fn visitor_of(&self, head: &RequestHead, peer: SocketAddr) -> (IpAddr, bool) {
-        let is_trusted = |address: IpAddr| self.config.trusted_proxies.iter().any(|net| net.contains(&address));
-        if !is_trusted(peer.ip()) {
+        if !self.is_trusted(peer.ip()) {
             return (peer.ip(), false);
         }
         let chain: Vec<&[u8]> = tokens(head.headers.all("x-forwarded-for")).collect();
@@ -88,7 +102,7 @@ impl Edge {
             .iter()
             .rev()
             .map_while(|entry| std::str::from_utf8(entry).ok()?.parse::<IpAddr>().ok())
-            .find(|address| !is_trusted(*address));
+            .find(|address| !self.is_trusted(*address));
         (visitor.unwrap_or_else(|| peer.ip()), true)
     }
 }

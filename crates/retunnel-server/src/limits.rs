@@ -1,10 +1,10 @@
 //! Rates and counts that protect the server from single peers. A peer is an IPv4 address or an IPv6 /64.
 
+mod places;
+
 use std::{
-    collections::{BTreeMap, BTreeSet, HashMap},
     net::{IpAddr, Ipv6Addr},
     num::NonZeroU32,
-    sync::{Arc, Mutex, MutexGuard},
     time::Duration,
 };
 
@@ -12,18 +12,22 @@ use governor::{
     DefaultKeyedRateLimiter, Quota, RateLimiter,
     clock::{Clock, DefaultClock},
 };
-use tokio::time::timeout;
-use tokio_util::sync::CancellationToken;
+use tokio::time::{Instant, sleep};
 
+pub(crate) use self::places::{Place, Places};
 use crate::config::Limits;
 
-/// The key of a peer: its IPv4 address, or the IPv6 /64 that it can choose addresses from.
-fn peer_of(address: IpAddr) -> IpAddr {
-    match address.to_canonical() {
-        IpAddr::V4(address) => IpAddr::V4(address),
-        IpAddr::V6(address) => {
-            let bits = u128::from(address) & !u128::from(u64::MAX);
-            IpAddr::V6(Ipv6Addr::from(bits))
+/// A peer: its IPv4 address, or the IPv6 /64 that it can choose addresses from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Peer(IpAddr);
+
+impl Peer {
+    /// The peer with this address.
+    #[must_use]
+    pub const fn of(address: IpAddr) -> Self {
+        match address.to_canonical() {
+            IpAddr::V4(address) => Self(IpAddr::V4(address)),
+            IpAddr::V6(address) => Self(IpAddr::V6(Ipv6Addr::from_bits(address.to_bits() & !(u64::MAX as u128)))),
         }
     }
 }
@@ -31,8 +35,8 @@ fn peer_of(address: IpAddr) -> IpAddr {
 /// How often one address may fail to authenticate, and register.
 #[derive(Debug)]
 pub struct RateLimits {
-    failures: DefaultKeyedRateLimiter<IpAddr>,
-    registrations: DefaultKeyedRateLimiter<IpAddr>,
+    failures: DefaultKeyedRateLimiter<Peer>,
+    registrations: DefaultKeyedRateLimiter<Peer>,
     clock: DefaultClock,
 }
 
@@ -64,8 +68,8 @@ impl RateLimits {
         Self::check(&self.registrations, &self.clock, address)
     }
 
-    fn check(limiter: &DefaultKeyedRateLimiter<IpAddr>, clock: &DefaultClock, address: IpAddr) -> Result<(), u32> {
-        limiter.check_key(&peer_of(address)).map_err(|denied| {
+    fn check(limiter: &DefaultKeyedRateLimiter<Peer>, clock: &DefaultClock, address: IpAddr) -> Result<(), u32> {
+        limiter.check_key(&Peer::of(address)).map_err(|denied| {
             let seconds = denied.wait_time_from(clock.now()).as_secs_f64().ceil();
             seconds.clamp(1.0, 3600.0) as u32
         })
@@ -80,95 +84,32 @@ impl RateLimits {
     }
 }
 
-#[derive(Debug, Default)]
-struct Entered {
-    /// Number of the newest connection; older ones have smaller numbers.
-    newest: u64,
-    all: BTreeMap<u64, (IpAddr, CancellationToken)>,
-    by_peer: HashMap<IpAddr, BTreeSet<u64>>,
-}
+/// Messages that a session may send at once.
+const BURST: f64 = 500.0;
+/// Messages that it may send each second afterwards.
+const PER_SECOND: f64 = 50.0;
 
-impl Entered {
-    fn remove(&mut self, number: u64) -> Option<CancellationToken> {
-        let (peer, evicted) = self.all.remove(&number)?;
-        if let Some(numbers) = self.by_peer.get_mut(&peer) {
-            numbers.remove(&number);
-            if numbers.is_empty() {
-                self.by_peer.remove(&peer);
-            }
-        }
-        Some(evicted)
-    }
-}
-
-/// Bounds the connections that have not authenticated yet. When there are too many, the oldest gives way: an honest client
-/// authenticates in a moment, so that silent ones cannot keep it out.
-#[derive(Debug, Clone)]
-pub struct ConnectionGate {
-    entered: Arc<Mutex<Entered>>,
-    max: usize,
-    max_per_peer: usize,
-}
-
-impl ConnectionGate {
-    /// A gate with the configured bounds.
-    #[must_use]
-    pub fn new(limits: &Limits) -> Self {
-        Self {
-            entered: Arc::default(),
-            max: limits.max_unauthenticated.max(1),
-            max_per_peer: limits.max_unauthenticated_per_address.max(1),
-        }
-    }
-
-    /// Lets a connection in.
-    #[must_use]
-    pub fn enter(&self, address: IpAddr) -> UnauthenticatedPermit {
-        let peer = peer_of(address);
-        let mut entered = self.lock();
-        let of_peer = entered.by_peer.get(&peer).filter(|numbers| numbers.len() >= self.max_per_peer);
-        let oldest = match of_peer {
-            Some(numbers) => numbers.first().copied(),
-            None if entered.all.len() >= self.max => entered.all.keys().next().copied(),
-            None => None,
-        };
-        if let Some(evicted) = oldest.and_then(|number| entered.remove(number)) {
-            evicted.cancel();
-        }
-        entered.newest += 1;
-        let (number, evicted) = (entered.newest, CancellationToken::new());
-        entered.all.insert(number, (peer, evicted.clone()));
-        entered.by_peer.entry(peer).or_default().insert(number);
-        drop(entered);
-        UnauthenticatedPermit { gate: self.clone(), number, evicted }
-    }
-
-    fn lock(&self) -> MutexGuard<'_, Entered> {
-        self.entered.lock().expect("no code panics while it holds the counts")
-    }
-}
-
-/// One connection that has not authenticated yet; dropped when it has, or when it is gone.
+/// How fast the control messages of one session are taken. Each may cost a lease, an answer and a line of the log.
 #[derive(Debug)]
-pub struct UnauthenticatedPermit {
-    gate: ConnectionGate,
-    number: u64,
-    evicted: CancellationToken,
+pub(crate) struct Pace {
+    /// Messages that may be taken without waiting.
+    left: f64,
+    at: Instant,
 }
 
-impl UnauthenticatedPermit {
-    /// Waits for the peer at most for `limit`, and no longer once newer connections need the place.
-    pub async fn within<T>(&self, limit: Duration, said: impl Future<Output = T>) -> Option<T> {
-        tokio::select! {
-            said = timeout(limit, said) => said.ok(),
-            () = self.evicted.cancelled() => None,
-        }
+impl Pace {
+    pub(crate) fn new() -> Self {
+        Self { left: BURST, at: Instant::now() }
     }
-}
 
-impl Drop for UnauthenticatedPermit {
-    fn drop(&mut self) {
-        self.gate.lock().remove(self.number);
+    /// Waits until the next message may be taken.
+    pub(crate) async fn turn(&mut self) {
+        let now = Instant::now();
+        self.left = (self.left + (now - self.at).as_secs_f64() * PER_SECOND).min(BURST) - 1.0;
+        self.at = now;
+        if self.left < 0.0 {
+            sleep(Duration::from_secs_f64(-self.left / PER_SECOND)).await;
+        }
     }
 }
 
@@ -179,24 +120,6 @@ mod tests {
     use super::*;
 
     const HOST: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
-
-    #[test]
-    fn the_oldest_of_too_many_gives_way() {
-        let limits = Limits { max_unauthenticated: 3, max_unauthenticated_per_address: 2, ..Limits::default() };
-        let gate = ConnectionGate::new(&limits);
-        let enter = |address: &str| gate.enter(address.parse().expect("an address"));
-        let gone = |permit: &UnauthenticatedPermit| permit.evicted.is_cancelled();
-        let (other, first, second) = (enter("10.0.0.1"), gate.enter(HOST), gate.enter(HOST));
-        let third = gate.enter(HOST);
-        assert!(gone(&first) && !gone(&other) && !gone(&second), "too many of one address: its own oldest");
-        let fourth = enter("10.0.0.2");
-        assert!(gone(&other) && !gone(&second) && !gone(&third), "too many of all");
-        drop((second, first, other));
-        let fifth = enter("10.0.0.3");
-        assert!(![&third, &fourth, &fifth].into_iter().any(gone), "places are returned");
-        drop((third, fourth, fifth));
-        assert!(gate.lock().all.is_empty() && gate.lock().by_peer.is_empty());
-    }
 
     #[test]
     fn row_41_an_address_that_fails_too_often_has_to_wait() {

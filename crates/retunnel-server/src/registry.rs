@@ -18,6 +18,7 @@ use tokio::{
 
 use crate::{
     account::AccountId,
+    limits::Peer,
     tunnel::{Tunnel, address::PublicAddress},
 };
 
@@ -53,6 +54,11 @@ impl PartialEq for Holder {
 pub(crate) struct Quota {
     pub(crate) sessions: usize,
     pub(crate) tunnels: usize,
+    pub(crate) ports: usize,
+    /// Ports of all clients of one address.
+    pub(crate) ports_per_address: usize,
+    /// Sessions of all clients of one address.
+    pub(crate) sessions_per_address: usize,
 }
 
 #[derive(Debug, Default)]
@@ -61,10 +67,19 @@ struct Usage {
     tunnels: usize,
 }
 
+/// What the clients of one address have.
+#[derive(Debug, Default)]
+struct PeerUsage {
+    sessions: usize,
+    ports: usize,
+}
+
 #[derive(Debug)]
 struct Inner {
     leases: Leases<AccountId, Holder>,
     usage: HashMap<AccountId, Usage>,
+    /// The same for each address that clients come from.
+    usage_of_peer: HashMap<Peer, PeerUsage>,
     /// Visitors that wait for the owner of an address to come back.
     waiting: HashMap<PublicAddress, Arc<Notify>>,
     /// Addresses whose stored lease is out of date.
@@ -87,6 +102,7 @@ impl Registry {
         let inner = Inner {
             leases: Leases::new(grace),
             usage: HashMap::new(),
+            usage_of_peer: HashMap::new(),
             waiting: HashMap::new(),
             unsaved: HashSet::new(),
         };
@@ -108,20 +124,25 @@ impl Registry {
 
     // --- sessions --------------------------------------------------------------------------------------------
 
-    /// Counts a session of an account until the guard is dropped.
+    /// Counts a session of an account, and of the address that it comes from, until the guard is dropped.
     ///
     /// # Errors
     /// [`RefusalCode::SessionLimit`].
-    pub(crate) fn enter_session(self: &Arc<Self>, account: AccountId) -> Result<SessionGuard, Refusal> {
+    pub(crate) fn enter_session(self: &Arc<Self>, account: AccountId, peer: Peer) -> Result<SessionGuard, Refusal> {
         let mut inner = self.lock();
-        let usage = inner.usage.entry(account).or_default();
-        if usage.sessions >= self.quota.sessions {
-            let message = format!("this account has reached its limit of {} sessions; end one", usage.sessions);
-            return Err(Refusal::new(RefusalCode::SessionLimit, message).after(5));
-        }
-        usage.sessions += 1;
-        drop(inner);
-        Ok(SessionGuard { registry: Arc::clone(self), account })
+        let used = inner.usage.get(&account).map_or(0, |usage| usage.sessions);
+        let used_by_peer = inner.usage_of_peer.get(&peer).map_or(0, |usage| usage.sessions);
+        let message = if used >= self.quota.sessions {
+            format!("this account has reached its limit of {used} sessions; end one")
+        } else if used_by_peer >= self.quota.sessions_per_address {
+            format!("the clients of your address have reached their limit of {used_by_peer} sessions; end one")
+        } else {
+            inner.usage.entry(account).or_default().sessions += 1;
+            inner.usage_of_peer.entry(peer).or_default().sessions += 1;
+            drop(inner);
+            return Ok(SessionGuard { registry: Arc::clone(self), account, peer });
+        };
+        Err(Refusal::new(RefusalCode::SessionLimit, message).after(5))
     }
 
     // --- tunnels ---------------------------------------------------------------------------------------------
@@ -153,6 +174,9 @@ impl Registry {
             let message = format!("this account has reached its limit of {used} tunnels; close one");
             return Err(Refusal::new(RefusalCode::TunnelLimit, message));
         }
+        if let Some(port) = tunnel.address.port() {
+            self.check_ports(&inner, tunnel, port)?;
+        }
         let Ok(claimed) = inner.leases.claim(&tunnel.address, &tunnel.account, Holder(Arc::clone(tunnel)), now) else {
             return Err(taken(&tunnel.address));
         };
@@ -160,8 +184,11 @@ impl Registry {
             self.changed(&mut inner, tunnel.address.clone());
         }
         inner.usage.entry(tunnel.account).or_default().tunnels += 1;
+        if tunnel.address.port().is_some() {
+            inner.usage_of_peer.entry(tunnel.peer).or_default().ports += 1;
+        }
         if let Some(Holder(old)) = claimed.evicted {
-            inner.tunnel_gone(old.account);
+            inner.tunnel_gone(&old);
             let message = format!("a newer session of this account took over {}", old.address);
             old.close(Refusal::new(RefusalCode::Superseded, message));
         }
@@ -171,6 +198,23 @@ impl Registry {
         Ok(())
     }
 
+    /// Whether an account, and the address that it comes from, may have another port.
+    fn check_ports(&self, inner: &Inner, tunnel: &Tunnel, port: u16) -> Result<(), Refusal> {
+        if inner.leases.owner(&PublicAddress::Port(port)) == Some(&tunnel.account) {
+            return Ok(());
+        }
+        let used = inner.leases.ports_of(&tunnel.account);
+        let used_by_peer = inner.usage_of_peer.get(&tunnel.peer).map_or(0, |usage| usage.ports);
+        let message = if used >= self.quota.ports {
+            format!("this account has reached its limit of {used} TCP ports; close a tunnel")
+        } else if used_by_peer >= self.quota.ports_per_address {
+            format!("the clients of your address have reached their limit of {used_by_peer} TCP ports; close a tunnel")
+        } else {
+            return Ok(());
+        };
+        Err(Refusal::new(RefusalCode::TunnelLimit, message))
+    }
+
     /// The session of these tunnels was lost: their addresses are held for the account.
     pub(crate) fn lose(&self, tunnel: &Arc<Tunnel>) {
         let now = Instant::now();
@@ -178,7 +222,7 @@ impl Registry {
         let holder = Holder(Arc::clone(tunnel));
         if inner.leases.find(&tunnel.address, now) == Found::Live(holder.clone()) {
             inner.leases.lose(&tunnel.address, &holder, now);
-            inner.tunnel_gone(tunnel.account);
+            inner.tunnel_gone(tunnel);
             for address in inner.leases.trim(&tunnel.account, self.quota.tunnels) {
                 self.freed(&mut inner, address);
             }
@@ -191,7 +235,7 @@ impl Registry {
     pub(crate) fn release(&self, tunnel: &Arc<Tunnel>) {
         let mut inner = self.lock();
         if inner.leases.release(&tunnel.address, &Holder(Arc::clone(tunnel))) {
-            inner.tunnel_gone(tunnel.account);
+            inner.tunnel_gone(tunnel);
             self.freed(&mut inner, tunnel.address.clone());
         }
         drop(inner);
@@ -204,7 +248,7 @@ impl Registry {
         let Some(live) = inner.leases.withdraw(address, &account) else { return };
         self.freed(&mut inner, address.clone());
         if let Some(Holder(tunnel)) = live {
-            inner.tunnel_gone(account);
+            inner.tunnel_gone(&tunnel);
             drop(inner);
             tunnel.close(refusal);
         }
@@ -254,6 +298,7 @@ impl Registry {
         let mut inner = self.lock();
         self.expire(&mut inner, Instant::now());
         inner.usage.retain(|_, usage| usage.sessions > 0 || usage.tunnels > 0);
+        inner.usage_of_peer.retain(|_, usage| usage.sessions > 0 || usage.ports > 0);
         inner.waiting.retain(|_, notify| Arc::strong_count(notify) > 1);
     }
 
@@ -303,9 +348,14 @@ impl Registry {
 }
 
 impl Inner {
-    fn tunnel_gone(&mut self, account: AccountId) {
-        if let Some(usage) = self.usage.get_mut(&account) {
+    fn tunnel_gone(&mut self, tunnel: &Tunnel) {
+        if let Some(usage) = self.usage.get_mut(&tunnel.account) {
             usage.tunnels = usage.tunnels.saturating_sub(1);
+        }
+        if tunnel.address.port().is_some()
+            && let Some(usage) = self.usage_of_peer.get_mut(&tunnel.peer)
+        {
+            usage.ports = usage.ports.saturating_sub(1);
         }
     }
 }
@@ -331,11 +381,16 @@ fn taken(address: &PublicAddress) -> Refusal {
 pub(crate) struct SessionGuard {
     registry: Arc<Registry>,
     account: AccountId,
+    peer: Peer,
 }
 
 impl Drop for SessionGuard {
     fn drop(&mut self) {
-        if let Some(usage) = self.registry.lock().usage.get_mut(&self.account) {
+        let mut inner = self.registry.lock();
+        if let Some(usage) = inner.usage.get_mut(&self.account) {
+            usage.sessions = usage.sessions.saturating_sub(1);
+        }
+        if let Some(usage) = inner.usage_of_peer.get_mut(&self.peer) {
             usage.sessions = usage.sessions.saturating_sub(1);
         }
     }

@@ -22,6 +22,7 @@ use hyper_util::{
 use retunnel_proto::{message::Token, native};
 use serde::{Deserialize, de::DeserializeOwned};
 use serde_json::{Value, json};
+use tokio::time::{Instant, timeout};
 use tracing::{debug, error, info};
 
 pub use code::ApiCode;
@@ -45,6 +46,13 @@ const MAX_EMAIL: usize = 254;
 
 /// How long a request may take to arrive.
 const REQUEST_WITHIN: Duration = Duration::from_secs(10);
+/// How long request and answer may take together. The slowest call looks up host names.
+const EXCHANGE_WITHIN: Duration = Duration::from_secs(30);
+
+/// How long the database may take to show that it is ready.
+const READY_WITHIN: Duration = Duration::from_secs(2);
+/// How long the result of a readiness check is kept.
+const READINESS_KEPT: Duration = Duration::from_secs(1);
 
 /// Who sent a request.
 #[derive(Debug, Clone, Copy)]
@@ -81,8 +89,10 @@ impl Rest {
             .keep_alive(false)
             .serve_connection(TokioIo::new(io), service);
         tokio::select! {
-            result = serving => if let Err(error) = result {
-                debug!(%peer, %error, "REST connection failed");
+            result = timeout(EXCHANGE_WITHIN, serving) => match result {
+                Ok(Ok(())) => {}
+                Ok(Err(error)) => debug!(%peer, %error, "REST connection failed"),
+                Err(_) => debug!(%peer, "REST exchange took too long"),
             },
             () = self.running.stopping.cancelled() => {}
         }
@@ -99,6 +109,29 @@ pub(crate) struct RestState {
     pub(crate) config: Arc<ServerConfig>,
     pub(crate) address: SocketAddr,
     pub(crate) running: Arc<Running>,
+    pub(crate) readiness: Arc<Readiness>,
+}
+
+/// Whether the accounts can be read and written. The result is kept for a moment, so that nobody makes the server write all
+/// the time.
+#[derive(Debug, Default)]
+pub(crate) struct Readiness(tokio::sync::Mutex<Option<(Instant, Result<(), String>)>>);
+
+impl Readiness {
+    async fn check(&self, auth: &Auth) -> Result<(), String> {
+        let mut last = self.0.lock().await;
+        if let Some((at, result)) = &*last
+            && at.elapsed() < READINESS_KEPT
+        {
+            return result.clone();
+        }
+        let result = match timeout(READY_WITHIN, auth.check()).await {
+            Ok(result) => result.map_err(|cause| cause.to_string()),
+            Err(_) => Err("the database does not answer; it may be locked".into()),
+        };
+        *last = Some((Instant::now(), result.clone()));
+        result
+    }
 }
 
 /// A failed call.
@@ -206,7 +239,11 @@ impl<S: Send + Sync, T: DeserializeOwned> FromRequest<S> for Input<T> {
     type Rejection = ApiError;
 
     async fn from_request(request: Request, state: &S) -> Result<Self, ApiError> {
-        let body = Bytes::from_request(request, state).await.map_err(|refused| match refused.status() {
+        let Ok(arrived) = timeout(REQUEST_WITHIN, Bytes::from_request(request, state)).await else {
+            let detail = "the body did not arrive in time";
+            return Err(ApiError::new(StatusCode::REQUEST_TIMEOUT, ApiCode::InvalidRequest, detail));
+        };
+        let body = arrived.map_err(|refused| match refused.status() {
             StatusCode::PAYLOAD_TOO_LARGE => {
                 let detail = format!("the body is larger than {MAX_BODY} bytes");
                 ApiError::new(StatusCode::PAYLOAD_TOO_LARGE, ApiCode::RequestTooLarge, detail)
@@ -376,9 +413,9 @@ async fn about(State(state): State<RestState>) -> axum::Json<Value> {
 
 async fn readyz(State(state): State<RestState>) -> Result<&'static str, ApiError> {
     let (code, detail) = if !state.running.is_ready() {
-        (ApiCode::ShuttingDown, "the server is stopping")
-    } else if !state.auth.is_ready().await {
-        (ApiCode::StoreUnavailable, "the database does not answer")
+        (ApiCode::ShuttingDown, "the server is stopping".to_owned())
+    } else if let Err(reason) = state.readiness.check(&state.auth).await {
+        (ApiCode::StoreUnavailable, reason)
     } else {
         return Ok("ready\n");
     };

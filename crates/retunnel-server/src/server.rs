@@ -8,11 +8,9 @@ use std::{
     time::Duration,
 };
 
-use futures_util::FutureExt;
 use thiserror::Error;
 use tokio::{
     net::TcpListener,
-    sync::Semaphore,
     time::{MissedTickBehavior, interval, sleep, timeout},
 };
 use tokio_util::sync::CancellationToken;
@@ -27,7 +25,7 @@ use crate::{
         tcp::{self, PublicPorts},
     },
     hostnames::Hostnames,
-    limits::{ConnectionGate, RateLimits},
+    limits::{Place, Places, RateLimits},
     net::{
         accept,
         socket::Socket,
@@ -36,14 +34,12 @@ use crate::{
     registry::{Quota, Registry, SingleNode},
     rest::{Rest, RestState},
     running::{Running, guarded},
-    store::{LeaseKey, Store, StoreError},
+    store::{InUse, LeaseKey, Store, StoreError},
     tunnel::address::PublicAddress,
 };
 
 /// Connections that wait to be accepted.
 const BACKLOG: u32 = 4096;
-/// Connections beyond the bound that get an answer at a time; further ones are closed without.
-const MAX_TURNED_AWAY: usize = 256;
 /// How long tasks may take to end once they were cancelled.
 const STOP_WITHIN: Duration = Duration::from_secs(2);
 /// Pause after the database refused a write.
@@ -87,6 +83,7 @@ impl Server {
         let config = Arc::new(config);
         let tls = config.tls.clone().map(Tls::load).transpose()?.map(Arc::new);
         let failed = |source| StartError::Data { path: config.data_dir.clone(), source };
+        let in_use = InUse::take(&config.data_dir).map_err(failed)?;
         let store = Store::open(&config.data_dir).await.map_err(failed)?;
         let leases = store.leases().await.map_err(failed)?;
         let unbound = |source| StartError::Listen { address: config.listen, source };
@@ -96,13 +93,19 @@ impl Server {
         let limits = &config.limits;
         let running = Arc::new(Running::new());
         let (ports, opened_ports) = PublicPorts::new(config.tcp_bind());
-        let quota = Quota { sessions: limits.max_sessions_per_account, tunnels: limits.max_tunnels_per_account };
+        let quota = Quota {
+            sessions: limits.max_sessions_per_account,
+            tunnels: limits.max_tunnels_per_account,
+            ports: limits.max_ports_per_account,
+            ports_per_address: limits.max_ports_per_address,
+            sessions_per_address: limits.max_sessions_per_address,
+        };
         let registry = Registry::new(limits.hold_lease, quota, Box::new(SingleNode), Box::new(ports));
         registry.restore(leases.into_iter().map(|lease| (address_of(lease.key), lease.account)));
         let registry = Arc::new(registry);
         let auth = Auth::new(store.clone());
         let rates = Arc::new(RateLimits::new(limits));
-        let gate = ConnectionGate::new(limits);
+        let gate = Places::new(limits.max_unauthenticated, limits.max_unauthenticated_per_address);
         let hostnames = Arc::new(Hostnames::new(store.clone(), &config));
         let edge =
             Edge::new(Arc::clone(&config), Arc::clone(&registry), Arc::clone(&running), tls.clone(), gate.clone());
@@ -124,6 +127,7 @@ impl Server {
             config: Arc::clone(&config),
             address,
             running: Arc::clone(&running),
+            readiness: Arc::default(),
         });
         let parts = Arc::new(Parts { edge: Arc::new(edge), control: Arc::new(control), rest });
         let tasks = &running.tasks;
@@ -133,9 +137,9 @@ impl Server {
         tasks.spawn(save_leases(Arc::clone(&running), registry, store));
         info!(%address, data = %config.data_dir.display(), "server started");
         #[cfg(test)]
-        let handle = ServerHandle { config, address, tls, running, parts };
+        let handle = ServerHandle { config, address, tls, running, parts, _in_use: in_use };
         #[cfg(not(test))]
-        let handle = ServerHandle { config, address, tls, running };
+        let handle = ServerHandle { config, address, tls, running, _in_use: in_use };
         Ok(handle)
     }
 }
@@ -149,8 +153,8 @@ struct Parts {
 }
 
 /// Serves one connection: a visitor's, a client's, or one of the REST API.
-async fn serve(parts: Arc<Parts>, socket: Socket, peer: SocketAddr) {
-    let Some(request) = parts.edge.serve(socket, peer).await else { return };
+async fn serve(parts: Arc<Parts>, socket: Socket, peer: SocketAddr, place: Place) {
+    let Some(request) = parts.edge.serve(socket, peer, &place).await else { return };
     // In a box, so that an idle visitor does not pay for its size.
     Box::pin(async {
         if let Some(request) = parts.control.serve(request).await {
@@ -169,6 +173,7 @@ pub struct ServerHandle {
     running: Arc<Running>,
     #[cfg(test)]
     parts: Arc<Parts>,
+    _in_use: InUse,
 }
 
 impl ServerHandle {
@@ -233,27 +238,19 @@ impl Drop for ServerHandle {
 /// Accepts connections and owns their handlers.
 async fn accept_all<H, F>(running: Arc<Running>, parts: Arc<Parts>, listener: TcpListener, serve: H)
 where
-    H: Fn(Arc<Parts>, Socket, SocketAddr) -> F,
+    H: Fn(Arc<Parts>, Socket, SocketAddr, Place) -> F,
     F: Future<Output = ()> + Send + 'static,
 {
-    let turned_away = Arc::new(Semaphore::new(MAX_TURNED_AWAY));
     loop {
         // Both arms are cancel-safe.
         let (socket, peer) = tokio::select! {
             accepted = accept::next(&listener) => accepted,
             () = running.draining.cancelled() => return,
         };
-        let this = Arc::clone(&parts);
-        if let Ok(permit) = Arc::clone(&parts.edge.visitors).try_acquire_owned() {
-            let serving = serve(this, socket, peer).map(move |()| drop(permit));
-            running.relays.spawn(guarded("visitor", peer, serving));
-        } else if let Ok(permit) = Arc::clone(&turned_away).try_acquire_owned() {
-            running.relays.spawn(guarded("turned away", peer, async move {
-                this.edge.turn_away(socket, peer).await;
-                drop(permit);
-            }));
+        // Without a place it is closed without an answer.
+        if let Some(place) = parts.edge.place(peer) {
+            running.relays.spawn(guarded("visitor", peer, serve(Arc::clone(&parts), socket, peer, place)));
         }
-        // Beyond both bounds a connection is closed without an answer.
     }
 }
 
@@ -324,7 +321,7 @@ mod tests {
     use super::*;
 
     /// Echoes bytes, and panics at a `!`.
-    async fn echo(_: Arc<Parts>, mut socket: Socket, _: SocketAddr) {
+    async fn echo(_: Arc<Parts>, mut socket: Socket, _: SocketAddr, _place: Place) {
         let mut byte = [0];
         while socket.read_exact(&mut byte).await.is_ok() {
             assert!(byte != *b"!", "asked to");
@@ -368,7 +365,6 @@ mod tests {
         let address = listener.local_addr().expect("an address");
         running.tasks.spawn(accept_all(Arc::clone(running), Arc::clone(parts), listener, echo));
 
-        let places = parts.edge.visitors.available_permits();
         let mut before = TcpStream::connect(address).await.expect("a connection");
         let mut panicking = TcpStream::connect(address).await.expect("a connection");
         panicking.write_all(b"!").await.expect("sent");
@@ -379,7 +375,7 @@ mod tests {
             socket.write_all(b"a").await.expect("sent");
             socket.read_exact(&mut byte).await.expect("an echo");
         }
-        assert_eq!(parts.edge.visitors.available_permits(), places - 2, "the place is free again");
+        assert_eq!(parts.edge.places.count(), 2, "the place is free again");
         let text = String::from_utf8(log.0.lock().expect("no panic").clone()).expect("text");
         let line = text.lines().find(|line| line.contains("handler_panicked")).expect(&text);
         assert!(line.contains("ERROR") && line.contains("asked to") && line.contains("peer=127.0.0.1:"), "{line}");

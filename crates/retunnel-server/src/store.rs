@@ -2,6 +2,7 @@
 //! and a few readers. Live sessions are in `registry`.
 
 mod hostnames;
+mod in_use;
 
 use std::{io, path::Path, time::Duration};
 
@@ -15,6 +16,7 @@ use thiserror::Error;
 use crate::{account::AccountId, clock::unix_millis};
 
 pub use hostnames::StoredHostname;
+pub(crate) use in_use::InUse;
 
 /// Name of the database in the data directory.
 const FILE: &str = "retunnel.db";
@@ -34,6 +36,9 @@ pub enum StoreError {
     /// The data directory.
     #[error("data directory: {0}")]
     Directory(#[from] io::Error),
+    /// Another server uses the data directory; the number of its process.
+    #[error("the server with process number {0} uses it; stop that one, or choose another `--data-dir`")]
+    InUse(String),
     /// The database.
     #[error("database: {0}")]
     Database(#[source] Cause),
@@ -136,6 +141,7 @@ impl Store {
         let migrations = vec![
             migration(1, "accounts", include_str!("../migrations/0001_accounts.sql")),
             migration(2, "hostnames", include_str!("../migrations/0002_hostnames.sql")),
+            migration(3, "readiness", include_str!("../migrations/0003_readiness.sql")),
         ];
         Migrator::with_migrations(migrations).run(&writer).await.map_err(|error| match error {
             MigrateError::VersionMissing(version) => StoreError::Newer(version),
@@ -145,9 +151,18 @@ impl Store {
         Ok(Self { readers, writer })
     }
 
-    /// Whether the database answers.
-    pub async fn is_ready(&self) -> bool {
-        sqlx::query("SELECT 1").execute(&self.readers).await.is_ok()
+    /// Checks that the database can be read and written.
+    ///
+    /// # Errors
+    /// [`StoreError::Database`], for example when the disk is full or the file is locked or read-only.
+    pub async fn check(&self) -> Result<(), StoreError> {
+        sqlx::query("SELECT 1").execute(&self.readers).await.or_store_error()?;
+        sqlx::query("INSERT INTO readiness VALUES (1, $1) ON CONFLICT (id) DO UPDATE SET checked_at = $1")
+            .bind(now())
+            .execute(&self.writer)
+            .await
+            .map(drop)
+            .or_store_error()
     }
 
     /// Waits for running writes and closes the file.

@@ -15,7 +15,7 @@ use retunnel_proto::{
 };
 use tokio_util::sync::CancellationToken;
 
-use crate::account::AccountId;
+use crate::{account::AccountId, limits::Peer};
 
 use activity::Activity;
 use address::PublicAddress;
@@ -30,6 +30,8 @@ pub(crate) struct Tunnel {
     pub(crate) address: PublicAddress,
     pub(crate) protocol: TunnelProtocol,
     pub(crate) account: AccountId,
+    /// Where its client comes from.
+    pub(crate) peer: Peer,
     /// The public address as a URL.
     pub(crate) url: String,
     /// What holds for its visitors and their requests.

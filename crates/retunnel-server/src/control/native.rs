@@ -26,7 +26,7 @@ use super::{
     session::{Credentials, Event, Session},
 };
 use crate::{
-    limits::UnauthenticatedPermit,
+    limits::Place,
     tunnel::{address::PublicAddress, upstream::Upstream},
     upstream::native::NativeUpstream,
 };
@@ -37,13 +37,8 @@ const REPORT_EVERY: Duration = Duration::from_millis(100);
 
 /// Serves one client until its link ends. `token` came with the request for the link; `permit` is returned once the client
 /// is authenticated.
-pub(super) async fn serve<IO>(
-    control: Arc<Control>,
-    io: IO,
-    token: Option<Token>,
-    peer: SocketAddr,
-    permit: UnauthenticatedPermit,
-) where
+pub(super) async fn serve<IO>(control: Arc<Control>, io: IO, token: Option<Token>, peer: SocketAddr, permit: Place)
+where
     IO: AsyncRead + AsyncWrite + Unpin,
 {
     let config = LinkConfig {
@@ -68,7 +63,7 @@ async fn session(
     mut events: Events,
     (window, token): (u32, Option<Token>),
     peer: SocketAddr,
-    permit: UnauthenticatedPermit,
+    permit: Place,
 ) {
     let deadline = control.config.limits.unauthenticated_deadline;
     let hello = match permit.within(deadline, events.next()).await {
@@ -92,7 +87,7 @@ async fn session(
     }
     let client_id = ClientId::random();
     let account = session.account.email.clone();
-    let span = info_span!("session", client = %client_id, %account, %peer);
+    let span = info_span!("session", %account, %peer);
     let welcome = Welcome { client_id, account, server_version: crate::version::VERSION.into() };
     let link_version = hello.link_version.min(native::VERSION);
     if send(&link, FromServer::Hello(HelloResp { link_version, window, welcome })).await.is_ok() {
@@ -169,13 +164,16 @@ impl NativeSession {
 
     async fn event(&mut self, event: LinkEvent) {
         match event {
-            LinkEvent::Control(payload) => match FromClient::decode(&payload) {
-                Ok(FromClient::Message(ClientMessage::ReqTunnel(request))) => self.open(request).await,
-                Ok(FromClient::Message(ClientMessage::CloseTunnel(close))) => self.session.close(&close.tunnel_id),
-                Ok(FromClient::LaneFailed(failed)) => self.link.lane_failed(failed.lane),
-                Ok(_) => self.refuse(None, "message not expected in this state").await,
-                Err(error) => self.refuse(None, error.to_string()).await,
-            },
+            LinkEvent::Control(payload) => {
+                self.session.turn().await;
+                match FromClient::decode(&payload) {
+                    Ok(FromClient::Message(ClientMessage::ReqTunnel(request))) => self.open(request).await,
+                    Ok(FromClient::Message(ClientMessage::CloseTunnel(close))) => self.session.close(&close.tunnel_id),
+                    Ok(FromClient::LaneFailed(failed)) => self.link.lane_failed(failed.lane),
+                    Ok(_) => self.refuse(None, "message not expected in this state").await,
+                    Err(error) => self.refuse(None, error.to_string()).await,
+                }
+            }
             LinkEvent::GoAway { code, .. } => self.session.set_clean(code == ReasonCode::NONE),
             LinkEvent::LaneWanted(lane) => match self.session.control.lanes.ask(&self.link, lane) {
                 Some(nonce) => {
@@ -189,8 +187,9 @@ impl NativeSession {
 
     async fn open(&mut self, request: ReqTunnel) {
         let link = self.link.clone();
+        let answers = self.session.control.config.limits.response_head();
         let upstream = |id: &TunnelId, _: &PublicAddress, _: &str| {
-            Box::new(NativeUpstream::new(link.clone(), id.clone())) as Box<dyn Upstream>
+            Box::new(NativeUpstream::new(link.clone(), id.clone(), answers)) as Box<dyn Upstream>
         };
         let request_id = request.request_id.clone();
         match self.session.open(&request, &upstream).await {

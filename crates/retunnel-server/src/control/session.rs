@@ -16,6 +16,7 @@ use tracing::info;
 use super::Control;
 use crate::{
     auth::{Account, Revoked},
+    limits::{Pace, Peer},
     registry::SessionGuard,
     tunnel::Tunnel,
 };
@@ -57,6 +58,8 @@ pub(super) struct News {
 pub(super) struct Session {
     pub(super) control: Arc<Control>,
     pub(super) account: Account,
+    peer: Peer,
+    pace: Pace,
     tunnels: HashMap<TunnelId, Arc<Tunnel>>,
     changed: Arc<Notify>,
     revoked: broadcast::Receiver<Revoked>,
@@ -85,7 +88,7 @@ impl Session {
                 Credentials::Token(token) => control.authenticate(token, peer).await?,
                 Credentials::Anonymous => control.anonymous(peer).await?,
             };
-            let guard = control.registry.enter_session(account.id)?;
+            let guard = control.registry.enter_session(account.id, Peer::of(peer.ip()))?;
             Ok((account, guard))
         };
         let (account, guard) = entered.await.inspect_err(|refusal: &Refusal| {
@@ -94,6 +97,8 @@ impl Session {
         Ok(Self {
             control: Arc::clone(control),
             account,
+            peer: Peer::of(peer.ip()),
+            pace: Pace::new(),
             tunnels: HashMap::new(),
             changed: Arc::default(),
             revoked,
@@ -102,6 +107,11 @@ impl Session {
             is_clean: false,
             _guard: guard,
         })
+    }
+
+    /// Waits until the client may send its next message. A client that sends more is not read, and only it waits.
+    pub(super) async fn turn(&mut self) {
+        self.pace.turn().await;
     }
 
     /// Waits for what the session has to react to. Cancel-safe.

@@ -33,7 +33,7 @@ use super::{
     websocket::{Counted, close, next_message},
 };
 use crate::{
-    limits::UnauthenticatedPermit,
+    limits::Place,
     tunnel::{address::PublicAddress, upstream::Upstream},
     upstream::v2::{Answered, Pending, RelayError, Requests, V2Upstream},
 };
@@ -44,6 +44,9 @@ const SILENCE: Duration = Duration::from_secs(50);
 const PING_EVERY: Duration = Duration::from_secs(3);
 /// A ping unanswered for this long means that the client is gone.
 const PONG_WITHIN: Duration = Duration::from_secs(9);
+
+/// Version that the published 2.0.0 reports. It sends no token on its data sockets; all later ones do, and report another.
+const SENDS_NO_TOKEN: &str = "2.0.0";
 
 /// The requests of all 2.x sessions, by the id that their data sockets present.
 #[derive(Debug, Default)]
@@ -94,7 +97,7 @@ pub(super) async fn serve<IO>(
     (mut socket, first): (WebSocketStream<IO>, Bytes),
     token: Option<Token>,
     peer: SocketAddr,
-    permit: UnauthenticatedPermit,
+    permit: Place,
 ) where
     IO: AsyncRead + AsyncWrite + Unpin,
 {
@@ -112,12 +115,14 @@ pub(super) async fn serve<IO>(
     socket.limits_mut().set_max_payload_len(Some(MAX_CONTROL_MESSAGE));
     let client_id = ClientId::random();
     let account = session.account.email.clone();
-    let span = info_span!("session", client = %client_id, %account, %peer, version = %auth.version);
+    // Not the client's id: a data socket of the published 2.0.0 shows nothing else.
+    let span = info_span!("session", %account, %peer, version = %auth.version);
     let welcome = Welcome { client_id: client_id.clone(), account, server_version: crate::version::VERSION.into() };
     if send(&mut socket, &ServerMessage::AuthResp(AuthResp { result: Ok(welcome) })).await.is_err() {
         return;
     }
-    let (requests, queue) = Requests::new(session.account.id);
+    let without_token = (auth.version == SENDS_NO_TOKEN).then_some(peer.ip());
+    let (requests, queue) = Requests::new(session.account.id, without_token);
     let _listed = Listed::new(&control, client_id, Arc::clone(&requests));
     V2Session { session, requests, queue }.run(socket).instrument(span).await;
 }
@@ -175,6 +180,7 @@ impl V2Session {
                     }
                     match v2::decode_client(message.as_payload()) {
                         Ok(message) => {
+                            self.session.turn().await;
                             if let Some(answer) = self.message(message).await
                                 && send(socket, &answer).await.is_err()
                             {
@@ -266,7 +272,7 @@ pub(super) async fn serve_data_socket<IO>(
     (mut socket, first): (WebSocketStream<Counted<IO>>, Bytes),
     token: Option<Token>,
     peer: SocketAddr,
-    permit: UnauthenticatedPermit,
+    permit: Place,
 ) where
     IO: AsyncRead + AsyncWrite + Unpin,
 {
@@ -278,7 +284,11 @@ pub(super) async fn serve_data_socket<IO>(
         debug!(%peer, "data socket for no session");
         return close(socket).await;
     };
-    // The published 2.0.0 sends no token here; the session's id is unguessable. A token that is sent must be right.
+    // A token that is sent must be right. Without one, the session's unguessable id counts from the session's own address.
+    if token.is_none() && requests.without_token != Some(peer.ip()) {
+        info!(%peer, owner = %requests.account, "data socket without a token refused");
+        return close(socket).await;
+    }
     if let Some(token) = token {
         match control.authenticate(Some(&token), peer).await {
             Ok(account) if account.id == requests.account => {}

@@ -27,7 +27,7 @@ use super::{
     websocket::{Counted, close, limits},
 };
 use crate::{
-    limits::UnauthenticatedPermit,
+    limits::Place,
     tunnel::{Tunnel, address::PublicAddress, upstream::Upstream},
     upstream::v3::{V3Upstream, mux::Mux},
 };
@@ -49,7 +49,7 @@ pub(super) async fn serve<IO>(
     control: Arc<Control>,
     (mut socket, first): (WebSocketStream<Counted<IO>>, Bytes),
     peer: SocketAddr,
-    permit: UnauthenticatedPermit,
+    permit: Place,
 ) where
     IO: AsyncRead + AsyncWrite + Unpin,
 {
@@ -131,6 +131,7 @@ impl V3Session {
             tokio::select! {
                 arrived = wire.next() => match arrived {
                     Arrived::TunnelCreate(request) => {
+                        self.session.turn().await;
                         if !self.create(wire, request).await {
                             return "tunnel refused";
                         }

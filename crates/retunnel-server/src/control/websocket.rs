@@ -21,7 +21,7 @@ use tokio_websockets::{Config, Limits, Message, ServerBuilder, WebSocketStream};
 use tracing::debug;
 
 use crate::{
-    limits::UnauthenticatedPermit,
+    limits::Place,
     upstream::waiting::{Charge, Waiting},
 };
 
@@ -134,11 +134,7 @@ pub(super) fn limits(max: usize) -> Limits {
 }
 
 /// Accepts a WebSocket and waits for its first message, as long as a peer that has not authenticated may take.
-pub(super) async fn accept<IO>(
-    io: IO,
-    permit: &UnauthenticatedPermit,
-    limit: Duration,
-) -> Option<(WebSocketStream<Counted<IO>>, Bytes)>
+pub(super) async fn accept<IO>(io: IO, permit: &Place, limit: Duration) -> Option<(WebSocketStream<Counted<IO>>, Bytes)>
 where
     IO: AsyncRead + AsyncWrite + Unpin,
 {

@@ -136,7 +136,15 @@ impl Exchange<'_> {
             tries += 1;
             let found = match edge.registry.find_now(&address, now) {
                 // In a box, as everything that few requests need: the size of this future is paid by each.
-                Found::Held(_) => Box::pin(edge.registry.find(&address, now, edge.config.limits.hold_visitors)).await,
+                Found::Held(_) => {
+                    let held = Box::pin(edge.registry.find(&address, now, edge.config.limits.hold_visitors));
+                    tokio::select! {
+                        found = held => found,
+                        () = edge.running.draining.cancelled() => {
+                            return (Outcome::refused(EdgeError::ShuttingDown, head), None);
+                        }
+                    }
+                }
                 found => found,
             };
             let tunnel = match found {
@@ -182,10 +190,11 @@ impl Exchange<'_> {
             strip_authorization: rewrite.strip_authorization,
             local: rewrite.local_origin,
         };
+        let connection = (!self.by_trusted_proxy).then(|| downstream.connection());
         let mut may_reuse = true;
         loop {
             let body = whole.clone().unwrap_or_default();
-            let request = Request { head, visitor, peer: downstream.peer(), body, may_reuse };
+            let request = Request { head, visitor, peer: downstream.peer(), connection, body, may_reuse };
             let progress = Progress::default();
             let result = tokio::select! {
                 biased;

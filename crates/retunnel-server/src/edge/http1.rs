@@ -5,6 +5,7 @@ mod answer;
 mod body;
 
 use std::{
+    future::poll_fn,
     net::SocketAddr,
     pin::{Pin, pin},
     time::Duration,
@@ -22,13 +23,14 @@ use tracing::{debug, info};
 use self::{answer::Http1Answer, body::Http1Body};
 use super::{Edge, downstream::Downstream, exchange, page::EdgeError, route::Route};
 use crate::{
+    limits::Place,
     net::{
         buffer::{self, BUFFER, Buffer},
         handover::ApiRequest,
         socket::Socket,
         tls::Arrived,
     },
-    tunnel::upstream::Upgraded,
+    tunnel::upstream::{ConnectionId, Upgraded},
 };
 
 /// How long a peer may take to read the answer before its connection is closed.
@@ -39,6 +41,7 @@ const LINGER_BYTES: usize = 32 * 1024 * 1024;
 /// A visitor's socket and what was read of the next request.
 #[derive(Debug)]
 struct Connection {
+    id: ConnectionId,
     socket: Socket,
     peer: SocketAddr,
     received: BytesMut,
@@ -55,22 +58,14 @@ enum Arrival {
 
 impl Connection {
     fn new(socket: Socket, peer: SocketAddr, body_timeout: Duration) -> Self {
-        Self { socket, peer, received: BytesMut::new(), body_timeout }
-    }
-}
-
-/// Answers a connection beyond the bound.
-pub(super) async fn turn_away(edge: &Edge, socket: Socket, peer: SocketAddr) {
-    if let Some(socket) = secured(edge, socket, peer).await {
-        let mut connection = Connection::new(socket, peer, edge.config.limits.body_timeout);
-        connection.close_with(&EdgeError::TooManyConnections).await;
+        Self { id: ConnectionId::next(), socket, peer, received: BytesMut::new(), body_timeout }
     }
 }
 
 /// The connection after its handshake, where the server has a certificate.
 async fn secured(edge: &Edge, socket: Socket, peer: SocketAddr) -> Option<Socket> {
     let Some(tls) = &edge.tls else { return Some(socket) };
-    let permit = edge.gate.enter(peer.ip());
+    let permit = edge.gate.enter(peer.ip(), edge.is_trusted(peer.ip()))?;
     let limits = &edge.config.limits;
     match Box::pin(tls.accept(socket, peer, permit, limits.header_timeout, &edge.running.draining)).await {
         Arrived::Secure(socket) => return Some(socket),
@@ -86,7 +81,7 @@ async fn secured(edge: &Edge, socket: Socket, peer: SocketAddr) -> Option<Socket
 
 /// Serves a connection until it ends or a request is for the base domain. The task's size is the cost of an idle visitor,
 /// so that everything but the wait for the next head is in a box.
-pub(super) async fn serve(edge: &Edge, socket: Socket, peer: SocketAddr) -> Option<ApiRequest> {
+pub(super) async fn serve(edge: &Edge, socket: Socket, peer: SocketAddr, place: &Place) -> Option<ApiRequest> {
     let socket = secured(edge, socket, peer).await?;
     let mut connection = Connection::new(socket, peer, edge.config.limits.body_timeout);
     let mut limit = edge.config.limits.header_timeout;
@@ -96,7 +91,8 @@ pub(super) async fn serve(edge: &Edge, socket: Socket, peer: SocketAddr) -> Opti
     let mut stopping = pin!(edge.running.stopping.cancelled());
     loop {
         timer.as_mut().reset(Instant::now() + limit);
-        let ends = Ends { timer: timer.as_mut(), draining: draining.as_mut(), stopping: stopping.as_mut() };
+        place.set_idle(true);
+        let ends = Ends { timer: timer.as_mut(), draining: draining.as_mut(), stopping: stopping.as_mut(), place };
         let (head, received) = match connection.next_head(edge, ends).await {
             Ok(Arrival::Request(head, received)) => (head, received),
             Ok(Arrival::End) => return None,
@@ -109,10 +105,15 @@ pub(super) async fn serve(edge: &Edge, socket: Socket, peer: SocketAddr) -> Opti
                 return None;
             }
         };
+        place.set_idle(false);
         let route = Route::of(&head.host, &edge.config.domain);
         if route == Route::Api {
             let visitor = SocketAddr::new(edge.visitor_of(&head, peer).0, peer.port());
             return Some(ApiRequest { socket: connection.socket, head, received, visitor });
+        }
+        if place.is_reserve() {
+            Box::pin(connection.close_with(&EdgeError::TooManyConnections)).await;
+            return None;
         }
         connection.received = match received.slice(head.len..) {
             rest if rest.is_empty() => BytesMut::new(),
@@ -132,11 +133,13 @@ struct Ends<'a, 'edge> {
     timer: Pin<&'a mut Sleep>,
     draining: Pin<&'a mut WaitForCancellationFuture<'edge>>,
     stopping: Pin<&'a mut WaitForCancellationFuture<'edge>>,
+    place: &'a Place,
 }
 
 impl Connection {
     /// Waits for the next head. The connection owns no buffer while nothing has arrived.
     async fn next_head(&mut self, edge: &Edge, mut ends: Ends<'_, '_>) -> Result<Arrival, EdgeError> {
+        let limits = edge.config.limits.request_head();
         let mut scanned = 0;
         let mut begun = false;
         loop {
@@ -148,9 +151,9 @@ impl Connection {
             if self.received.is_empty() {
                 self.received = BytesMut::new();
             } else {
-                if let Some(end) = request::find_end(&self.received, &mut scanned)? {
+                if let Some(end) = request::find_end(&self.received, &mut scanned, limits)? {
                     let bytes = std::mem::take(&mut self.received).freeze();
-                    return Ok(Arrival::Request(Box::new(request::parse(bytes.slice(..end))?), bytes));
+                    return Ok(Arrival::Request(Box::new(request::parse(bytes.slice(..end), limits)?), bytes));
                 }
                 if !begun {
                     begun = true;
@@ -170,6 +173,7 @@ impl Connection {
                 }
                 () = &mut ends.draining, if !begun => return Ok(Arrival::End),
                 () = &mut ends.stopping => return Ok(Arrival::End),
+                () = poll_fn(|cx| ends.place.poll_evicted(cx)) => return Ok(Arrival::End),
             }
         }
     }
@@ -214,6 +218,10 @@ impl Downstream for Connection {
         self.peer
     }
 
+    fn connection(&self) -> ConnectionId {
+        self.id
+    }
+
     fn is_encrypted(&self) -> bool {
         self.socket.is_encrypted()
     }
@@ -242,7 +250,7 @@ impl Downstream for Connection {
 mod tests {
     use super::*;
 
-    fn size_of_future<'a, F>(_: impl FnOnce(&'a Edge, Socket, SocketAddr) -> F) -> usize {
+    fn size_of_future<'a, F>(_: impl FnOnce(&'a Edge, Socket, SocketAddr, &'a Place) -> F) -> usize {
         size_of::<F>()
     }
 

@@ -27,7 +27,8 @@ pub(crate) enum EdgeError {
     /// The client's reason, such as `connection refused: 127.0.0.1:3000`.
     LocalUnreachable(String),
     LocalClosedEarly,
-    LocalInvalidResponse,
+    /// What is wrong with its answer.
+    LocalInvalidResponse(&'static str),
     LocalTimeout,
     UpgradeUnsupported,
     TooManyConnections,
@@ -62,7 +63,7 @@ impl EdgeError {
             Self::ExpectationFailed => 417,
             Self::HeadersTooLarge => 431,
             Self::UpgradeUnsupported => 501,
-            Self::LocalUnreachable(_) | Self::LocalClosedEarly | Self::LocalInvalidResponse => 502,
+            Self::LocalUnreachable(_) | Self::LocalClosedEarly | Self::LocalInvalidResponse(_) => 502,
             Self::TunnelOffline(_) | Self::TooManyConnections | Self::ShuttingDown => 503,
             Self::LocalTimeout => 504,
             Self::HttpVersion => 505,
@@ -85,7 +86,7 @@ impl EdgeError {
             Self::ExpectationFailed => PageCode::ExpectationFailed,
             Self::LocalUnreachable(_) => PageCode::LocalUnreachable,
             Self::LocalClosedEarly => PageCode::LocalClosedEarly,
-            Self::LocalInvalidResponse => PageCode::LocalInvalidResponse,
+            Self::LocalInvalidResponse(_) => PageCode::LocalInvalidResponse,
             Self::LocalTimeout => PageCode::LocalTimeout,
             Self::UpgradeUnsupported => PageCode::UpgradeUnsupported,
             Self::TooManyConnections => PageCode::TooManyConnections,
@@ -122,7 +123,7 @@ impl EdgeError {
             Self::TunnelOffline(_) => "This tunnel is offline",
             Self::LocalUnreachable(_) => "The local service is not running",
             Self::LocalClosedEarly => "The local service closed the connection",
-            Self::LocalInvalidResponse => "The local service sent an invalid answer",
+            Self::LocalInvalidResponse(_) => "The local service sent an invalid answer",
             Self::LocalTimeout => "The local service did not answer in time",
             Self::Denied(denied) => denied.heading,
             _ => self.title(),
@@ -148,7 +149,7 @@ impl EdgeError {
                 format!("The client of this tunnel speaks a protocol that carries request bodies up to {max} bytes.")
             }
             Self::UriTooLong => "The request target is longer than 16 KiB.".into(),
-            Self::HeadersTooLarge => "The request has more than 100 headers or more than 64 KiB of them.".into(),
+            Self::HeadersTooLarge => "The request has more headers, or longer ones, than this server accepts.".into(),
             Self::ExpectationFailed => "The only supported expectation is 100-continue.".into(),
             Self::LocalUnreachable(reason) => {
                 format!(
@@ -156,7 +157,7 @@ impl EdgeError {
                 )
             }
             Self::LocalClosedEarly => "It closed the connection before its answer was complete.".into(),
-            Self::LocalInvalidResponse => "Its answer is not valid HTTP/1.1, so it cannot be passed on safely.".into(),
+            Self::LocalInvalidResponse(why) => format!("Its answer cannot be passed on safely: {why}."),
             Self::LocalTimeout => "The request was passed on, but no answer came back.".into(),
             Self::UpgradeUnsupported => {
                 "The client of this tunnel speaks a protocol that cannot carry WebSocket and other upgrades.".into()

@@ -94,15 +94,17 @@ async fn accept_all(edge: Arc<Edge>, opened: OpenedPort) {
             () = edge.running.draining.cancelled() => break,
             () = closed.cancelled() => break,
         };
-        let Ok(permit) = Arc::clone(&edge.visitors).try_acquire_owned() else {
+        let Some(place) = edge.places.enter(peer.ip(), false) else {
             debug!(port, %peer, "too many connections");
             visitor.abort();
             continue;
         };
+        // A silent connection of this kind may be in use for hours.
+        place.set_idle(false);
         let this = Arc::clone(&edge);
         edge.running.relays.spawn(guarded("visitor of a port", peer, async move {
             serve_visitor(&this, visitor, peer, port).await;
-            drop(permit);
+            drop(place);
         }));
     }
     info!(port, "public port closed");
@@ -111,7 +113,12 @@ async fn accept_all(edge: Arc<Edge>, opened: OpenedPort) {
 async fn serve_visitor(edge: &Edge, mut visitor: Socket, peer: SocketAddr, port: u16) {
     let started = (Instant::now(), unix_millis());
     let hold = edge.config.limits.hold_visitors;
-    let Found::Live(tunnel) = edge.registry.find(&PublicAddress::Port(port), started.0, hold).await else {
+    let address = PublicAddress::Port(port);
+    let found = tokio::select! {
+        found = edge.registry.find(&address, started.0, hold) => found,
+        () = edge.running.draining.cancelled() => Found::Free,
+    };
+    let Found::Live(tunnel) = found else {
         debug!(port, %peer, "no client serves this port");
         return visitor.abort();
     };

@@ -25,7 +25,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::debug;
 
 use super::socket::Socket;
-use crate::{config::TlsFiles, limits::UnauthenticatedPermit};
+use crate::{config::TlsFiles, limits::Place};
 
 /// First byte of a TLS record that begins a handshake.
 const HANDSHAKE: u8 = 22;
@@ -155,7 +155,7 @@ impl Tls {
         &self,
         socket: Socket,
         peer: SocketAddr,
-        permit: UnauthenticatedPermit,
+        permit: Place,
         limit: Duration,
         draining: &CancellationToken,
     ) -> Arrived {

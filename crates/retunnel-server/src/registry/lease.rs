@@ -78,6 +78,13 @@ impl<A: Clone + Eq + Hash, H: Clone + PartialEq> Leases<A, H> {
         }
     }
 
+    /// How many ports an account owns, live and held.
+    pub(crate) fn ports_of(&self, account: &A) -> usize {
+        let owned =
+            |(address, lease): &(&PublicAddress, &Lease<A, H>)| address.port().is_some() && lease.account == *account;
+        self.leases.iter().filter(owned).count()
+    }
+
     /// Takes an address for an account. The newest claim of the owner wins at once. Call [`Self::expire`] first, so that
     /// everything that depends on the freed addresses is freed too.
     ///

@@ -149,6 +149,7 @@ impl Session {
             address,
             protocol: request.protocol,
             account: self.account.id,
+            peer: self.peer,
             url,
             activity: Activity::new(Arc::clone(&self.changed)),
             closed: control.running.stopping.child_token(),
