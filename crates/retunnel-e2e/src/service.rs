@@ -275,6 +275,87 @@ pub async fn scripted(script: Vec<(String, String)>) -> Service {
     Service { address, _task: task }
 }
 
+/// What a service of [`watched`] has seen.
+#[derive(Debug, Clone, Default)]
+pub struct Seen(std::sync::Arc<std::sync::Mutex<(usize, Vec<String>)>>);
+
+impl Seen {
+    /// Connections so far.
+    #[must_use]
+    pub fn connections(&self) -> usize {
+        self.0.lock().unwrap().0
+    }
+
+    /// Heads of requests so far, as they arrived.
+    #[must_use]
+    pub fn heads(&self) -> Vec<String> {
+        self.0.lock().unwrap().1.clone()
+    }
+}
+
+/// A service that answers each request with its target and keeps the connection. Unless it `reads_bodies`, a body is left on
+/// the connection, where it becomes the start of the next request: so do small servers that answer a POST without reading it.
+pub async fn watched(reads_bodies: bool) -> (Service, Seen) {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let seen = Seen::default();
+    let shared = seen.clone();
+    let mut task = JoinSet::new();
+    task.spawn(async move {
+        let mut connections = JoinSet::new();
+        while let Ok((mut socket, _)) = listener.accept().await {
+            shared.0.lock().unwrap().0 += 1;
+            let shared = shared.clone();
+            connections.spawn(async move {
+                let mut received = Vec::new();
+                loop {
+                    let Some(end) = received.windows(4).position(|part| part == b"\r\n\r\n") else {
+                        if socket.read_buf(&mut received).await.unwrap_or(0) == 0 {
+                            return;
+                        }
+                        continue;
+                    };
+                    let rest = received.split_off(end + 4);
+                    let head = String::from_utf8_lossy(&std::mem::replace(&mut received, rest)).into_owned();
+                    if reads_bodies {
+                        let lower = head.to_ascii_lowercase();
+                        let length = lower.split("content-length: ").nth(1).and_then(|rest| rest.lines().next());
+                        let length: usize = length.map_or(0, |text| text.parse().unwrap());
+                        while received.len() < length && socket.read_buf(&mut received).await.unwrap_or(0) > 0 {}
+                        received.drain(..length.min(received.len()));
+                    }
+                    let target = head.split(' ').nth(1).unwrap_or_default().to_owned();
+                    shared.0.lock().unwrap().1.push(head);
+                    let answer = format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n{target}", target.len());
+                    if socket.write_all(answer.as_bytes()).await.is_err() {
+                        return;
+                    }
+                }
+            });
+        }
+    });
+    (Service { address, _task: task }, seen)
+}
+
+/// A service that serves one connection until it ends, then the next, as on small devices.
+pub async fn one_at_a_time() -> Service {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let mut task = JoinSet::new();
+    task.spawn(async move {
+        while let Ok((mut socket, _)) = listener.accept().await {
+            let mut received = Vec::new();
+            while socket.read_buf(&mut received).await.unwrap_or(0) > 0 {
+                if received.ends_with(b"\r\n\r\n") {
+                    received.clear();
+                    let _ = socket.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nhi").await;
+                }
+            }
+        }
+    });
+    Service { address, _task: task }
+}
+
 /// A TCP service that echoes, and passes half-close on.
 pub async fn tcp_echo() -> Service {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();

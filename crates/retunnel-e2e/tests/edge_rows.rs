@@ -29,7 +29,13 @@ async fn row_11_a_misbehaving_service_gives_a_502_or_a_reframed_answer() {
     let huge = format!("HTTP/1.1 200 OK\r\nX: {}", "a".repeat(10 << 20));
     let interim = "HTTP/1.1 102 Processing\r\n\r\n".repeat(100);
     let cases: &[(&str, &str, u16, &str)] = &[
-        ("both", "HTTP/1.1 200 OK\r\nContent-Length: 3\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n", 502, ""),
+        (
+            "both",
+            "HTTP/1.1 200 OK\r\nContent-Length: 3\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nok\r\n0\r\n\r\n",
+            200,
+            "ok",
+        ),
+        ("coding", "HTTP/1.1 200 OK\r\nTransfer-Encoding: gzip, chunked\r\n\r\n0\r\n\r\n", 502, ""),
         ("twice", "HTTP/1.1 200 OK\r\nContent-Length: 3\r\nContent-Length: 4\r\n\r\nabcd", 502, ""),
         ("no-content", "HTTP/1.1 204 No\r\nContent-Length: 5\r\n\r\nhello", 204, ""),
         ("unasked", "HTTP/1.1 101 Switching\r\nConnection: Upgrade\r\nUpgrade: x\r\n\r\nraw", 502, ""),

@@ -6,7 +6,7 @@ use std::{io::ErrorKind, net::SocketAddr, time::Duration};
 use futures_util::{SinkExt, StreamExt};
 use retunnel_e2e::{
     TIMEOUT, eventually,
-    process::{Server, User, port_range},
+    process::{Running, Server, User, port_range},
     proxy::Proxy,
     service::{self, pattern},
     visitor::{Visitor, get},
@@ -93,14 +93,21 @@ async fn connections_beyond_the_bound_are_told_so_and_places_are_given_back() {
     let (service, user) = (service::http().await, User::default());
     let tunnel = user.tunnel(server.address, &["http", &service.port()]).await;
     let host = server.host(tunnel.name());
-    let mut idle = Vec::new();
-    for _ in 0..10 {
-        idle.push(Visitor::connect(server.address).await);
+    let mut busy = Vec::new();
+    // Half of all are the share of one address.
+    for _ in 0..5 {
+        let mut visitor = Visitor::connect(server.address).await;
+        visitor.send(format!("GET /hang HTTP/1.1\r\nHost: {host}\r\n\r\n")).await;
+        busy.push(visitor);
     }
-    let refused = get(server.address, &host, "/").await;
-    assert_eq!((refused.status, refused.header("x-retunnel-error")), (503, Some("too_many_connections")));
+    let refused = async || {
+        let refused = get(server.address, &host, "/").await;
+        (refused.header("x-retunnel-error") == Some("too_many_connections")).then_some(refused)
+    };
+    let refused = eventually("the places are taken", refused).await;
+    assert_eq!(refused.status, 503);
     assert!(refused.header("retry-after").is_some());
-    drop(idle);
+    drop(busy);
     eventually("there is room again", || served(server.address, &host)).await;
 }
 
@@ -378,4 +385,65 @@ async fn row_37_an_upload_to_a_service_that_does_not_read_is_bounded() {
     }
     let (server, client) = (server.process.memory(), stuck.process.memory());
     assert!(server < 64 << 20 && client < 64 << 20, "server {server}, client {client}");
+}
+
+#[tokio::test]
+async fn visitors_of_a_lost_client_get_their_answer_when_the_server_stops() {
+    let mut server = Server::start_with(4096, "limits: {hold_visitors: 20, grace_period: 5}").await;
+    let (service, user) = (service::http().await, User::default());
+    let tunnel = user.tunnel(server.address, &["http", &service.port()]).await;
+    let host = server.host(tunnel.name());
+    tunnel.process.kill().await;
+    let mut held = Vec::new();
+    for _ in 0..50 {
+        let mut visitor = Visitor::connect(server.address).await;
+        visitor.send(format!("GET / HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n")).await;
+        held.push(visitor);
+    }
+    let waited = timeout(Duration::from_millis(300), held[0].answer(false)).await;
+    assert!(waited.is_err(), "visitors wait for the client");
+    let started = Instant::now();
+    server.process.signal("TERM").await;
+    for visitor in &mut held {
+        let answer = visitor.answer(false).await;
+        assert_eq!((answer.status, answer.header("x-retunnel-error")), (503, Some("shutting_down")));
+    }
+    drop(held);
+    assert_eq!(server.process.exit().await, Some(0));
+    assert!(started.elapsed() < Duration::from_secs(3), "{:?}", started.elapsed());
+}
+
+#[tokio::test]
+async fn a_data_directory_belongs_to_one_server_and_readiness_needs_a_database_that_can_be_written() {
+    let user = User::default();
+    let data = user.home().join("data");
+    let path = data.to_str().unwrap();
+    let args = ["--log-level", "warn", "server", "--listen", "127.0.0.1:0", "--quiet", "--data-dir", path];
+    let mut first = Running::start(user.command(&args)).await;
+    let line = first.line().await;
+    let address: SocketAddr = line.split_once("://").expect(&line).1.parse().unwrap();
+    let (code, _, stderr) = user.run(&args).await;
+    assert_ne!(code, 0);
+    assert!(stderr.contains(&format!("process number {}", first.id())), "{stderr}");
+
+    assert_eq!(get(address, "localhost", "/readyz").await.status, 200);
+    let script = "import sqlite3, sys, time\n\
+                  database = sqlite3.connect(sys.argv[1], isolation_level=None)\n\
+                  database.execute('BEGIN IMMEDIATE')\n\
+                  print('locked', flush=True)\n\
+                  time.sleep(600)";
+    let mut python = tokio::process::Command::new("python3");
+    python.args(["-c", script]).arg(data.join("retunnel.db")).kill_on_drop(true);
+    let mut locker = Running::start(python).await;
+    assert_eq!(locker.line().await, "locked");
+    let not_ready = || async {
+        let answer = get(address, "localhost", "/readyz").await;
+        (answer.status == 503).then_some(answer)
+    };
+    let answer = eventually("the server is not ready", not_ready).await;
+    assert!(answer.text().contains("store_unavailable") && answer.text().contains("locked"), "{}", answer.text());
+    assert_eq!(get(address, "localhost", "/healthz").await.status, 200);
+    locker.kill().await;
+    let ready = || async { (get(address, "localhost", "/readyz").await.status == 200).then_some(()) };
+    eventually("the server is ready again", ready).await;
 }

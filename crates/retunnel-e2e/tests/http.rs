@@ -384,7 +384,13 @@ async fn a_request_that_cannot_be_repeated_rides_on_a_connection_used_a_moment_a
     let app = service::http().await;
     let tunnel = user.tunnel(server.address, &["http", &app.port()]).await;
     let host = server.host(tunnel.name());
-    let peer = async || visitor::post(server.address, &host, "/peer", b"body").await.text();
+    // Of one visitor: with a body a connection is not shared.
+    let mut visitor = Visitor::connect(server.address).await;
+    let request = format!("POST /peer HTTP/1.1\r\nHost: {host}\r\nContent-Length: 4\r\n\r\nbody");
+    let mut peer = async || {
+        visitor.send(&request).await;
+        visitor.answer(false).await.text()
+    };
     // On a busy machine, more than a second may pass between two requests.
     let mut last = peer().await;
     let mut same = false;
@@ -429,9 +435,11 @@ async fn a_post_on_a_kept_connection_that_ends_is_lost_and_never_sent_twice() {
     let tunnel = user.tunnel(server.address, &["http", &port]).await;
     let host = server.host(tunnel.name());
     let mut sent = 0;
+    let mut visitor = Visitor::connect(server.address).await;
     let lost = loop {
         sent += 1;
-        let answer = post(server.address, &host, "/", b"body").await;
+        visitor.send(format!("POST / HTTP/1.1\r\nHost: {host}\r\nContent-Length: 4\r\n\r\nbody")).await;
+        let answer = visitor.answer(false).await;
         // After a pause the next one has a connection of its own.
         if answer.status != 200 {
             break answer;
