@@ -14,8 +14,8 @@ const STEADY: Duration = Duration::from_secs(1);
 /// Longest pause before the first attempt when sessions end as soon as they are established: something on the network
 /// path cuts them, and without a pause both ends would do nothing but handshakes.
 const BRIEF_CEILING: Duration = Duration::from_millis(100);
-/// After so many brief sessions in a row the cause is not the network: usually another client of the same account takes the
-/// name away, which some servers do not report. From here on the pause doubles up to [`CEILING`].
+/// After so many brief sessions in a row the cause is probably not the network: another client of the same account takes the
+/// name away, which servers of the published dialects do not report. From here on the pause doubles up to [`CEILING`].
 const CONTENDED: u32 = 10;
 /// A session that lasted this long ends such a contest. Shorter ones may be the other client's pause.
 const UNCONTENDED: Duration = Duration::from_secs(60);
@@ -62,10 +62,11 @@ impl Backoff {
         }
     }
 
-    /// A session lasted this long.
-    pub(crate) fn session_ended(&mut self, lasted: Duration) {
+    /// A session lasted this long. `reported`: the server says why it ends a session.
+    pub(crate) fn session_ended(&mut self, lasted: Duration, reported: bool) {
         let steady = if self.brief < CONTENDED { STEADY } else { UNCONTENDED };
-        let brief = if lasted < steady { self.brief.saturating_add(1) } else { 0 };
+        let most = if reported { CONTENDED - 1 } else { u32::MAX };
+        let brief = if lasted < steady { self.brief.saturating_add(1).min(most) } else { 0 };
         *self = Self { brief, ..Self::default() };
     }
 }
@@ -94,14 +95,15 @@ mod tests {
     #[test]
     fn sessions_that_end_at_once_are_retried_with_pauses() {
         let mut backoff = Backoff::default();
-        let pauses: Vec<_> = (0..9)
+        let pauses: Vec<_> = (0..20)
             .map(|_| {
-                backoff.session_ended(Duration::from_millis(20));
+                backoff.session_ended(Duration::from_millis(20), true);
                 backoff.next_with(false, None, 1.0).as_millis()
             })
             .collect();
-        assert_eq!(pauses, [10, 20, 40, 80, 100, 100, 100, 100, 100]);
-        backoff.session_ended(STEADY);
+        assert_eq!(pauses[..6], [10, 20, 40, 80, 100, 100]);
+        assert_eq!(pauses[6..], [100; 14]);
+        backoff.session_ended(STEADY, true);
         assert_eq!(backoff.next_with(false, None, 1.0), Duration::ZERO);
     }
 
@@ -112,15 +114,15 @@ mod tests {
         let (mut now, mut opened, mut openings) = (Duration::ZERO, Duration::ZERO, 0);
         while now < Duration::from_secs(60) {
             let displaced = &mut clients[openings % 2];
-            displaced.session_ended(now - opened);
+            displaced.session_ended(now - opened, false);
             opened = now;
             now += displaced.next_with(false, None, 1.0) + Duration::from_millis(20);
             openings += 1;
         }
         assert!((20..40).contains(&openings), "{openings} openings in a minute");
-        clients[0].session_ended(CEILING);
+        clients[0].session_ended(CEILING, false);
         assert_eq!(clients[0].next_with(false, None, 1.0), CEILING);
-        clients[0].session_ended(UNCONTENDED);
+        clients[0].session_ended(UNCONTENDED, false);
         assert_eq!(clients[0].next_with(false, None, 1.0), Duration::ZERO);
     }
 
@@ -128,7 +130,7 @@ mod tests {
     fn the_server_may_ask_for_more_time() {
         let mut backoff = Backoff::default();
         assert_eq!(backoff.next_with(false, Some(Duration::from_secs(30)), 0.5), Duration::from_secs(30));
-        backoff.session_ended(STEADY);
+        backoff.session_ended(STEADY, true);
         assert_eq!(backoff.attempts(), 0);
         let delay = backoff.next(false, Some(Duration::from_secs(2)));
         assert_eq!(delay, Duration::from_secs(2));
