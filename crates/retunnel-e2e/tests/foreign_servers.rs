@@ -429,6 +429,17 @@ async fn dialect_3_refusals_end_the_client_with_their_code() {
 }
 
 #[tokio::test]
+async fn dialect_3_tells_a_client_that_another_one_took_its_name() {
+    let (server, service, user) = (Server::start(&[]).await, service::http().await, User::default());
+    let args = ["http", &*service.port(), "--subdomain", "shop", "--dialect", "3"].map(str::to_owned);
+    let args = args.each_ref().map(String::as_str);
+    let mut old = user.tunnel(server.address, &args).await;
+    let _new = user.tunnel(server.address, &args).await;
+    assert_eq!(old.process.exit().await, Some(79));
+    assert_eq!(get(server.address, &server.host("shop"), "/status/204").await.status, 204);
+}
+
+#[tokio::test]
 async fn dialect_2_works_on_our_server() {
     let (server, service, user) = (Server::start(&[]).await, service::http().await, User::default());
     let tunnel = user.tunnel(server.address, &["http", &service.port(), "--dialect", "2"]).await;

@@ -253,9 +253,16 @@ impl Running {
                 self.tunnels.opened(tunnel);
             }
             Ok(ServerMessage::ErrorResp(error)) => {
-                let Some(request_id) = error.request_id else { return };
-                self.asked.remove(&request_id);
-                self.tunnels.refused(&request_id, spelled_out(error.refusal));
+                let refusal = spelled_out(error.refusal);
+                if let Some(request_id) = &error.request_id {
+                    self.asked.remove(request_id);
+                    if self.tunnels.refused(request_id, refusal.clone()) {
+                        return;
+                    }
+                }
+                if refusal.code == RefusalCode::Superseded {
+                    self.tunnels.superseded(refusal.message);
+                }
             }
             Ok(ServerMessage::ReqProxy) => {
                 self.waiting = (self.waiting + 1).min(MAX_WAITING);
