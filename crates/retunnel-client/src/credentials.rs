@@ -16,8 +16,8 @@ pub enum Credentials {
     /// A token that the user chose, and that this server may never have seen. It is shown to the server only after it has
     /// accepted a link. If the server refuses it, the client ends.
     Token(Token),
-    /// A token that was saved for this server: for its host, its port, and with or without TLS. It may be sent before the
-    /// server has answered, which saves a round trip.
+    /// A token for a server that is known: one was saved for its host, its port, and with or without TLS. It may be sent before
+    /// the server has answered, which saves a round trip.
     Saved {
         /// The token.
         token: Token,
@@ -50,7 +50,7 @@ impl Credentials {
         matches!(self, Self::Register | Self::Saved { origin: Origin::Registered, .. })
     }
 
-    /// Whether the token is known to be the server's own.
+    /// Whether the server may see the token before it has answered.
     pub(crate) const fn is_of_server(&self) -> bool {
         matches!(self, Self::Saved { .. })
     }

@@ -303,6 +303,12 @@ async fn a_wrong_token_that_the_user_chose_is_not_replaced() {
     assert!(tunnel.info["account"].as_str().unwrap().starts_with("anon-"));
     let again: Value = serde_json::from_str(&user.run(&["--json", "register", "--server", &address]).await.1).unwrap();
     assert_eq!((&again["new"], &again["account"]), (&json!(false), &tunnel.info["account"]));
+    // Also after another token was saved, which is not for this server.
+    assert_eq!(user.run(&["authtoken", "rt_other_0123456789"]).await.0, 0);
+    assert_eq!(user.run(&open).await.0, 69);
+    assert_eq!(user.run(&["register", "--server", &address]).await.0, 0);
+    let tunnel = user.tunnel(server.address, &["http", &port]).await;
+    assert_eq!(tunnel.info["account"], again["account"]);
 }
 
 #[tokio::test]

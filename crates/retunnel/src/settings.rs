@@ -130,6 +130,10 @@ impl Settings {
         let saved = |credentials: Credentials, what: &str| (credentials, format!("{shown}, {what}"));
         let mut is_unbound = false;
         let (credentials, from) = match given {
+            // Where a token is saved for the server, it has been seen before.
+            Some((token, from)) if file.token_for(&server).is_some() => {
+                (Credentials::Saved { token: Token::new(token), origin: Origin::Chosen }, from)
+            }
             Some((token, from)) => (Credentials::Token(Token::new(token)), from),
             None => match file.token(&server, named.is_by_user) {
                 Some(SavedToken::Chosen(token)) => {

@@ -36,7 +36,13 @@ pub(crate) fn run(args: &RegisterArgs, global: &Global, variables: &Variables, o
     };
     let is_new = known.is_none();
     let (token, email) = match known {
-        Some(known) => known,
+        Some((token, email)) => {
+            if identity.is_unbound {
+                // A token that was saved later would be used instead.
+                ConfigFile::save_token_for(&account.path, &server, &token)?;
+            }
+            (token, email)
+        }
         None => {
             let registered = api.register(args.email.as_deref(), args.account.invite.as_deref());
             let token = runtime.block_on(registered).map_err(failed)?;
