@@ -9,8 +9,6 @@ use retunnel_proto::{
     rules::{LocalOrigin, RESTORED},
 };
 
-use super::request::RequestBody;
-
 /// Removes headers that concern one connection only, and those that `Connection` names.
 pub(super) fn strip_hop(headers: &mut HeaderMap) {
     let named = headers
@@ -62,7 +60,7 @@ pub(super) fn restore(local: &LocalOrigin, headers: &mut HeaderMap, public_origi
 }
 
 /// A request's head as HTTP/1.1 writes it.
-pub(super) fn head_of(request: &Request<RequestBody>) -> Vec<u8> {
+pub(super) fn head_of<B>(request: &Request<B>) -> Vec<u8> {
     let mut head = format!("{} {} HTTP/1.1\r\n", request.method(), request.uri()).into_bytes();
     for (name, value) in request.headers() {
         head.extend_from_slice(&[name.as_str().as_bytes(), b": ", value.as_bytes(), b"\r\n"].concat());
