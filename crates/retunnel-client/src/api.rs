@@ -17,6 +17,7 @@ use crate::{
     trust::Trust,
 };
 
+const HOSTNAMES: &str = "/api/v1/hostnames";
 /// Largest answer that is read.
 const MAX_ANSWER: usize = 64 * 1024;
 
@@ -28,6 +29,24 @@ pub struct AccountInfo {
     pub id: String,
     /// Its e-mail address.
     pub email: String,
+}
+
+/// A custom host name of an account, as the server reports it.
+#[derive(Debug, Clone)]
+#[non_exhaustive]
+pub struct Hostname {
+    /// The name.
+    pub name: String,
+    /// Whether the DNS has proven that it belongs to the account.
+    pub is_verified: bool,
+    /// What the last verification found; empty before the first one.
+    pub detail: String,
+    /// Name and value of the TXT record that proves it.
+    pub txt: (String, String),
+    /// Name and value of the CNAME record that leads visitors to the server.
+    pub cname: (String, String),
+    /// Why visitors do not reach the server by this name, if a verification found that.
+    pub dns_hint: Option<String>,
 }
 
 /// Calls the REST API of one server.
@@ -123,6 +142,56 @@ impl ApiClient {
     pub async fn reactivate_token(&self, old: &Token) -> Result<Token, ApiError> {
         let body = json!({ "old_token": old.expose() });
         token_in(&self.call(Method::POST, "/api/v1/auth/reactivate-token", None, Some(body)).await?)
+    }
+
+    /// Whether what answers is a ReTunnel server of this project. Sends no token.
+    ///
+    /// # Errors
+    /// [`ApiError`] when there is no answer.
+    pub async fn is_retunnel(&self) -> Result<bool, ApiError> {
+        match self.call(Method::GET, "/api/v1/server", None, None).await {
+            Ok(about) => Ok(about["server"] == "retunnel"),
+            Err(ApiError::Status { .. } | ApiError::Answer(_)) => Ok(false),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// The custom host names of an account.
+    ///
+    /// # Errors
+    /// [`ApiError`].
+    pub async fn hostnames(&self, token: &Token) -> Result<Vec<Hostname>, ApiError> {
+        let value = self.call(Method::GET, HOSTNAMES, Some(token), None).await?;
+        let list =
+            value["hostnames"].as_array().ok_or_else(|| ApiError::Answer("no host names in the answer".into()))?;
+        list.iter().map(hostname_in).collect()
+    }
+
+    /// Claims a custom host name for an account.
+    ///
+    /// # Errors
+    /// [`ApiError`].
+    pub async fn add_hostname(&self, token: &Token, name: &str) -> Result<Hostname, ApiError> {
+        let body = json!({ "hostname": name });
+        hostname_in(&self.call(Method::POST, HOSTNAMES, Some(token), Some(body)).await?)
+    }
+
+    /// Lets the server look for the DNS records of a host name.
+    ///
+    /// # Errors
+    /// [`ApiError`]. A name that is not proven is not an error: see [`Hostname::is_verified`].
+    pub async fn verify_hostname(&self, token: &Token, name: &str) -> Result<Hostname, ApiError> {
+        let path = format!("{HOSTNAMES}/{}/verify", in_path(name));
+        hostname_in(&self.call(Method::POST, &path, Some(token), None).await?)
+    }
+
+    /// Gives a host name up and closes its tunnel.
+    ///
+    /// # Errors
+    /// [`ApiError`].
+    pub async fn remove_hostname(&self, token: &Token, name: &str) -> Result<(), ApiError> {
+        let path = format!("{HOSTNAMES}/{}", in_path(name));
+        self.call(Method::DELETE, &path, Some(token), None).await.map(drop)
     }
 
     async fn call(
@@ -222,6 +291,29 @@ fn token_in(value: &Value) -> Result<Token, ApiError> {
         .or_else(|| value["token"].as_str())
         .map(Token::new)
         .ok_or_else(|| ApiError::Answer("no token in the answer".into()))
+}
+
+fn hostname_in(value: &Value) -> Result<Hostname, ApiError> {
+    let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+    let record = |kind: &str| (text(&value["dns"][kind]["name"]), text(&value["dns"][kind]["value"]));
+    let name = value["hostname"].as_str().ok_or_else(|| ApiError::Answer("no host name in the answer".into()))?;
+    Ok(Hostname {
+        name: name.to_owned(),
+        is_verified: value["verified"].as_bool().unwrap_or_default(),
+        detail: value["detail"]
+            .as_str()
+            .or_else(|| value["verification_error"].as_str())
+            .unwrap_or_default()
+            .to_owned(),
+        txt: record("txt"),
+        cname: record("cname"),
+        dns_hint: value["dns_hint"].as_str().map(str::to_owned),
+    })
+}
+
+/// A name as one segment of a path. What no host name contains is replaced, so that the server refuses it.
+fn in_path(name: &str) -> String {
+    name.chars().map(|c| if c.is_ascii_alphanumeric() || matches!(c, '-' | '.' | '_') { c } else { '_' }).collect()
 }
 
 fn account_in(value: &Value) -> Result<AccountInfo, ApiError> {

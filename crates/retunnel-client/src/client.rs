@@ -8,6 +8,7 @@ use tokio::{
 };
 
 use crate::{
+    account::AccountStore,
     credentials::Credentials,
     dialect::Dialect,
     endpoint::ServerEndpoint,
@@ -37,6 +38,8 @@ pub struct ClientBuilder {
     keep_trying: bool,
     observer: Option<Arc<dyn Observer>>,
     dialect: Option<Dialect>,
+    older_dialect: Option<Dialect>,
+    registration: session::Registration,
 }
 
 impl ClientBuilder {
@@ -95,10 +98,34 @@ impl ClientBuilder {
         self
     }
 
-    /// Speaks this dialect only. Default `None`: the best one that the server speaks.
+    /// Speaks this dialect only. Default `None`: the native one, then [`Self::older_dialect`].
     #[must_use]
     pub const fn dialect(mut self, dialect: Option<Dialect>) -> Self {
         self.dialect = dialect;
+        self
+    }
+
+    /// Falls back to this published dialect when the server does not speak the native one. Default `None`: the client ends.
+    /// In a published dialect the token is sent to whatever answers, so this is for servers that are known to speak it.
+    #[must_use]
+    pub const fn older_dialect(mut self, dialect: Option<Dialect>) -> Self {
+        self.older_dialect = dialect;
+        self
+    }
+
+    /// Where the account is kept that the client registers. Default none: the caller saves [`Event::Registered`]'s token.
+    ///
+    /// [`Event::Registered`]: crate::Event::Registered
+    #[must_use]
+    pub fn accounts(mut self, accounts: Arc<dyn AccountStore>) -> Self {
+        self.registration.accounts = Some(accounts);
+        self
+    }
+
+    /// The code of an invitation, for servers that create accounts by invitation only. Default none.
+    #[must_use]
+    pub fn invite(mut self, code: Option<String>) -> Self {
+        self.registration.invite = code;
         self
     }
 
@@ -109,11 +136,24 @@ impl ClientBuilder {
         let shared = Arc::new(Shared::new(commands, self.observer.clone()));
         let dialer = self.dialer();
         let stats = Arc::new(Stats::default());
-        let config =
-            session::Config { credentials: self.credentials, keep_trying: self.keep_trying, dialect: self.dialect };
+        let config = session::Config {
+            dialects: self.dialects(),
+            credentials: self.credentials,
+            registration: self.registration,
+            keep_trying: self.keep_trying,
+        };
         let mut tasks = JoinSet::new();
         tasks.spawn(session::supervise(Arc::clone(&shared), dialer, config, receiver));
         Client { shared, stats, local_trust: self.local_trust, tasks }
+    }
+
+    /// The dialects to try, best first.
+    fn dialects(&self) -> Vec<Dialect> {
+        match (self.dialect, self.older_dialect) {
+            (Some(only), _) => vec![only],
+            (None, Some(older)) if older != Dialect::Native => vec![Dialect::Native, older],
+            (None, _) => vec![Dialect::Native],
+        }
     }
 
     fn dialer(&self) -> Dialer {
@@ -152,7 +192,7 @@ impl ClientBuilder {
         let subject = crate::diagnose::Subject {
             dialer: self.dialer(),
             proxies: &self.proxies,
-            dialect: self.dialect,
+            dialects: self.dialects(),
             credentials: &self.credentials,
         };
         subject.diagnose(report).await;
@@ -193,6 +233,8 @@ impl Client {
             keep_trying: false,
             observer: None,
             dialect: None,
+            older_dialect: None,
+            registration: session::Registration::default(),
         }
     }
 

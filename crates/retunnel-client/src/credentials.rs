@@ -8,29 +8,31 @@ use retunnel_proto::message::Token;
 pub enum Credentials {
     /// No token, and no account is created. Only some servers accept such a client.
     None,
-    /// No token yet: creates an account first; [`Event::Registered`](crate::Event::Registered) has its token. If the server
-    /// refuses that token after a reconnect, one more account is created.
+    /// No token yet: creates an account first, or takes the one that its [`AccountStore`](crate::AccountStore) has by then.
+    /// [`Event::Registered`](crate::Event::Registered) has its token. If the server refuses that token after a reconnect, one
+    /// more account is created.
     #[default]
     Register,
-    /// A token that the user chose. If the server refuses it, the client ends.
+    /// A token that the user chose, and that this server may never have seen. It is shown to the server only after it has
+    /// accepted a link. If the server refuses it, the client ends.
     Token(Token),
-    /// A token that was saved earlier. If the server refuses it, an account is created, as with [`Self::Register`].
+    /// A token for a server that is known: one was saved for its host, its port, and with or without TLS. It may be sent before
+    /// the server has answered, which saves a round trip.
     Saved {
         /// The token.
         token: Token,
-        /// Where it comes from.
-        issuer: Issuer,
+        /// How it came to be saved.
+        origin: Origin,
     },
 }
 
-/// Which server issued a saved token.
+/// How a saved token came to be.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Issuer {
-    /// The server of this client. The token may be sent before the server has answered, also without TLS, which saves a
-    /// round trip.
-    ThisServer,
-    /// Not known. Without TLS the token is sent only after the server has answered.
-    Unknown,
+pub enum Origin {
+    /// The user chose it. If the server refuses it, the client ends.
+    Chosen,
+    /// The client registered the account by itself. If the server refuses it, another account is created.
+    Registered,
 }
 
 impl Credentials {
@@ -45,12 +47,12 @@ impl Credentials {
 
     /// Whether an account is created when there is no token or the server refuses it.
     pub(crate) const fn may_register(&self) -> bool {
-        matches!(self, Self::Register | Self::Saved { .. })
+        matches!(self, Self::Register | Self::Saved { origin: Origin::Registered, .. })
     }
 
-    /// Whether the token is known to be the server's own.
+    /// Whether the server may see the token before it has answered.
     pub(crate) const fn is_of_server(&self) -> bool {
-        matches!(self, Self::Saved { issuer: Issuer::ThisServer, .. })
+        matches!(self, Self::Saved { .. })
     }
 }
 

@@ -30,7 +30,8 @@ const ALL_WITHIN: Duration = Duration::from_secs(25);
 pub(crate) struct Subject<'a> {
     pub(crate) dialer: Dialer,
     pub(crate) proxies: &'a Proxies,
-    pub(crate) dialect: Option<Dialect>,
+    /// The dialects to try, best first.
+    pub(crate) dialects: Vec<Dialect>,
     pub(crate) credentials: &'a Credentials,
 }
 
@@ -106,7 +107,7 @@ impl<F: FnMut(Check)> Walk<F> {
         };
         let Some(socket) = socket else { return Step::Tls };
         let Some(server) = self.check(Step::Api, server::api(&dialer, socket)).await else { return Step::Api };
-        self.check(Step::Upgrade, server::upgrade(&dialer, subject.dialect, &server)).await;
+        self.check(Step::Upgrade, server::upgrade(&dialer, &subject.dialects, &server)).await;
         self.check(Step::Clock, async { (server.clock(), Some(())) }).await;
         self.check(Step::Token, server::token(&dialer, subject.credentials, &server)).await;
         Step::Token

@@ -35,6 +35,12 @@ impl ServerEndpoint {
         self.tls
     }
 
+    /// Whether this is this machine, judged by the name or address alone.
+    #[must_use]
+    pub fn is_loopback(&self) -> bool {
+        is_loopback(&self.host)
+    }
+
     pub(crate) fn host(&self) -> &str {
         &self.host
     }
@@ -56,8 +62,11 @@ impl ServerEndpoint {
 
 impl fmt::Display for ServerEndpoint {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        // The text means the same server when it is read again.
         if self.tls {
             f.write_str("https://")?;
+        } else if !self.is_loopback() {
+            f.write_str("http://")?;
         }
         f.write_str(&self.authority())
     }
@@ -66,14 +75,16 @@ impl fmt::Display for ServerEndpoint {
 impl FromStr for ServerEndpoint {
     type Err = ValidationError;
 
-    /// Reads `host`, `host:port`, and URLs with `http`, `https`, `ws` or `wss`. Without a scheme, TLS is used for port 443
-    /// and for public names without a port.
+    /// Reads `host`, `host:port`, and URLs with `http`, `https`, `ws` or `wss`. Without a scheme, TLS is used except for this
+    /// machine's loopback addresses, and for those on port 443 too.
     fn from_str(text: &str) -> Result<Self, ValidationError> {
         let error = |reason| ValidationError { what: "server", value: text.to_owned(), reason };
         let (scheme, rest) = match text.split_once("://") {
-            Some(("http" | "ws", rest)) => (Some(false), rest),
-            Some(("https" | "wss", rest)) => (Some(true), rest),
-            Some(_) => return Err(error("expected http://, https://, ws:// or wss://")),
+            Some((scheme, rest)) => match scheme.to_ascii_lowercase().as_str() {
+                "http" | "ws" => (Some(false), rest),
+                "https" | "wss" => (Some(true), rest),
+                _ => return Err(error("expected http://, https://, ws:// or wss://")),
+            },
             None => (None, text),
         };
         // Published clients were given URLs with the path of the control socket.
@@ -96,11 +107,7 @@ impl FromStr for ServerEndpoint {
             ),
             None => None,
         };
-        let is_local = host == "localhost" || host.parse::<IpAddr>().is_ok();
-        let tls = scheme.unwrap_or(match port {
-            Some(port) => port == 443,
-            None => !is_local,
-        });
+        let tls = scheme.unwrap_or(port == Some(443) || !is_loopback(host));
         let port = port.unwrap_or(match (scheme, tls) {
             (_, true) => 443,
             (Some(false), false) => 80,
@@ -129,13 +136,21 @@ mod tests {
             ("127.0.0.1", "127.0.0.1:6400"),
             ("[::1]:7000", "[::1]:7000"),
             ("tunnel.example.com", "https://tunnel.example.com:443"),
-            ("tunnel.example.com:8080", "tunnel.example.com:8080"),
+            ("tunnel.example.com:8080", "https://tunnel.example.com:8080"),
             ("tunnel.example.com:443", "https://tunnel.example.com:443"),
-            ("http://a.test", "a.test:80"),
+            ("192.168.0.7", "https://192.168.0.7:443"),
+            ("192.168.0.7:6400", "https://192.168.0.7:6400"),
+            ("127.0.0.1:443", "https://127.0.0.1:443"),
+            ("app.localhost:6400", "app.localhost:6400"),
+            ("http://192.168.0.7:6400", "http://192.168.0.7:6400"),
+            ("http://a.test", "http://a.test:80"),
+            ("HTTPS://a.test", "https://a.test:443"),
             ("wss://a.test/api/v1/ws/tunnel", "https://a.test:443"),
-            ("ws://A.test:1", "a.test:1"),
+            ("ws://A.test:1", "http://a.test:1"),
         ] {
-            assert_eq!(text.parse::<ServerEndpoint>().expect(text).to_string(), shown, "{text}");
+            let endpoint = text.parse::<ServerEndpoint>().expect(text);
+            assert_eq!(endpoint.to_string(), shown, "{text}");
+            assert_eq!(shown.parse::<ServerEndpoint>().expect(shown), endpoint, "{shown}");
         }
         for text in ["", ":80", "a b", "ftp://a", "a:0", "a:99999", "[::1", "a:b"] {
             assert!(text.parse::<ServerEndpoint>().is_err(), "{text}");

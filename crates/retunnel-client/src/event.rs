@@ -20,11 +20,15 @@ pub enum Event {
         /// Number of the attempt; 1 is the first.
         attempt: u32,
     },
-    /// An account was created; save its token.
+    /// An account was created.
     #[non_exhaustive]
     Registered {
-        /// The account's token.
+        /// The account's token. Save it, unless the client has an [`AccountStore`](crate::AccountStore).
         token: Token,
+        /// The token of the account that it replaces, because the server does not accept it any more.
+        replaces: Option<Token>,
+        /// Why the client's [`AccountStore`](crate::AccountStore) could not save it.
+        not_saved: Option<String>,
     },
     /// A session is established.
     #[non_exhaustive]

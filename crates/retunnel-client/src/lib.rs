@@ -45,6 +45,7 @@
     allow(dead_code, reason = "some parts serve only modules that this build leaves out")
 )]
 
+mod account;
 #[cfg(feature = "api")]
 pub mod api;
 mod client;
@@ -75,8 +76,9 @@ mod tunnel;
 mod validation;
 mod version;
 
+pub use account::{AccountStore, LockedAccount};
 pub use client::{Client, ClientBuilder};
-pub use credentials::{Credentials, Issuer};
+pub use credentials::{Credentials, Origin};
 pub use dialect::Dialect;
 pub use endpoint::ServerEndpoint;
 pub use error::{ApiError, ConnectError, Error, RelayError, TunnelError, ValidationError};

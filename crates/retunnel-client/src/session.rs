@@ -26,6 +26,7 @@ use tokio::{
 
 use self::tunnels::Tunnels;
 use crate::{
+    account::AccountStore,
     credentials::Credentials,
     dialect::Dialect,
     error::{ApiError, ConnectError, TunnelError},
@@ -41,8 +42,19 @@ use crate::{
 #[derive(Debug)]
 pub(crate) struct Config {
     pub(crate) credentials: Credentials,
+    pub(crate) registration: Registration,
     pub(crate) keep_trying: bool,
-    pub(crate) dialect: Option<Dialect>,
+    /// The dialects to try, best first.
+    pub(crate) dialects: Vec<Dialect>,
+}
+
+/// How a client without a token gets an account.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Registration {
+    /// Where the account is kept.
+    pub(crate) accounts: Option<Arc<dyn AccountStore>>,
+    /// The code of an invitation.
+    pub(crate) invite: Option<String>,
 }
 
 /// Keeps a session until the client is closed or the server refuses it for good.
@@ -53,15 +65,17 @@ pub(crate) async fn supervise(
     mut commands: mpsc::UnboundedReceiver<Command>,
 ) {
     let closing = shared.closing.clone();
-    let registers = config.credentials.may_register();
-    let mut token = config.credentials.token().cloned();
-    let mut may_replace = registers;
+    let mut identity = Identity {
+        token: config.credentials.token().cloned(),
+        refused: None,
+        registration: config.credentials.may_register().then_some(config.registration),
+    };
+    let mut may_replace = identity.registration.is_some();
     let mut backoff = Backoff::default();
     let mut was_established = false;
-    let mut dialects = config.dialect.map_or_else(|| Dialect::ALL.to_vec(), |only| vec![only]);
     let cause = loop {
         shared.emit(Event::Connecting { attempt: backoff.attempts() + 1 });
-        let attempt = establish(&shared, &dialer, &mut token, registers, &dialects);
+        let attempt = establish(&shared, &dialer, &mut identity, &config.dialects);
         let outcome = tokio::select! {
             outcome = attempt => outcome,
             () = closing.cancelled() => break ConnectError::Closed,
@@ -69,10 +83,10 @@ pub(crate) async fn supervise(
         let cause = match outcome {
             Ok(established) => {
                 was_established = true;
-                prefer(&mut dialects, established.info.dialect);
+                let reported = established.info.dialect == Dialect::Native;
                 let began = Instant::now();
                 let lost = established.run(&shared, &mut commands).await;
-                backoff.session_ended(began.elapsed());
+                backoff.session_ended(began.elapsed(), reported);
                 if closing.is_cancelled() {
                     break ConnectError::Closed;
                 }
@@ -85,7 +99,7 @@ pub(crate) async fn supervise(
             matches!(&cause, ConnectError::Refused { refusal, .. } if refusal.code == RefusalCode::Unauthorized);
         if unknown_token && may_replace {
             may_replace = false;
-            token = None;
+            identity.refused = identity.token.take();
             continue;
         }
         let refused_for_good =
@@ -103,11 +117,6 @@ pub(crate) async fn supervise(
         }
     };
     end(&shared, cause);
-}
-
-/// The native dialect is always tried first, in case the server was updated; then the one that worked.
-fn prefer(dialects: &mut [Dialect], worked: Dialect) {
-    dialects.sort_by_key(|dialect| (*dialect != Dialect::Native, *dialect != worked));
 }
 
 fn end(shared: &Shared, cause: ConnectError) {
@@ -157,20 +166,28 @@ impl Established {
     }
 }
 
+/// The account of a client.
+struct Identity {
+    token: Option<Token>,
+    /// A token that the server does not accept any more.
+    refused: Option<Token>,
+    /// Set when an account may be created.
+    registration: Option<Registration>,
+}
+
 async fn establish(
     shared: &Shared,
     dialer: &Dialer,
-    token: &mut Option<Token>,
-    #[cfg_attr(not(feature = "api"), expect(unused_variables, reason = "the build cannot register"))] register: bool,
+    identity: &mut Identity,
     dialects: &[Dialect],
 ) -> Result<Established, ConnectError> {
     // Without the feature there is no way to register; the server refuses the session.
     #[cfg(feature = "api")]
-    if token.is_none() && register {
-        *token = Some(register::account(shared, dialer).await?);
+    if let (None, Some(registration)) = (&identity.token, &identity.registration) {
+        identity.token = Some(register::account(shared, dialer, registration, identity.refused.as_ref()).await?);
     }
     let auth = Auth {
-        token: token.clone(),
+        token: identity.token.clone(),
         client_id: String::new(),
         os: std::env::consts::OS.into(),
         arch: std::env::consts::ARCH.into(),
@@ -197,10 +214,6 @@ async fn establish(
             Ok((session, info)) => return Ok(Established { session, info, asked }),
             // It does not speak this dialect. The first answer identifies the server best.
             Err(cause @ ConnectError::NotAServer { .. }) => drop(failure.get_or_insert(cause)),
-            // Servers of 2.x share the endpoint. Some close the connection, or stay silent, when they do not understand.
-            Err(cause @ (ConnectError::Lost { .. } | ConnectError::Timeout { .. })) if *dialect == Dialect::V3 => {
-                failure = Some(cause);
-            }
             Err(cause) => return Err(cause),
         }
     }

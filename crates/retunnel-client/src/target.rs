@@ -9,6 +9,8 @@ use std::{
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
+use socket2::{Domain, Socket, Type};
+
 use crate::{
     endpoint::is_loopback,
     listener::{Connector, LocalListener},
@@ -74,6 +76,25 @@ impl LocalTarget {
         }
     }
 
+    /// Whether certainly nothing accepts connections on this machine at this address, found without a connection: some services
+    /// serve only one. `false` if it cannot be known, for example for other machines.
+    #[must_use]
+    pub fn has_no_listener(&self) -> bool {
+        match &self.address {
+            Address::Unix(path) => !path.exists(),
+            Address::Listener(_) => false,
+            Address::Tcp { host, port, .. } => match host.parse::<IpAddr>() {
+                Ok(ip) => ip.is_loopback() && is_free(SocketAddr::new(ip, *port)) == Some(true),
+                Err(_) if is_loopback(host) => {
+                    // A machine may have only one of the two.
+                    let free = Self::loopbacks(*port).map(is_free);
+                    free.contains(&Some(true)) && !free.contains(&Some(false))
+                }
+                Err(_) => false,
+            },
+        }
+    }
+
     /// What a browser on this machine sends as Host.
     pub(crate) fn authority(&self) -> String {
         match &self.address {
@@ -88,6 +109,16 @@ impl LocalTarget {
     /// Addresses of `localhost`, in the order to try.
     pub(crate) const fn loopbacks(port: u16) -> [SocketAddr; 2] {
         [SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), port), SocketAddr::new(IpAddr::V6(Ipv6Addr::LOCALHOST), port)]
+    }
+}
+
+/// Whether a program could listen there; `None` if this one may not, or if there is no such address.
+fn is_free(address: SocketAddr) -> Option<bool> {
+    let socket = Socket::new(Domain::for_address(address), Type::STREAM, None).ok()?;
+    match socket.bind(&address.into()) {
+        Ok(()) => Some(true),
+        Err(error) if error.kind() == std::io::ErrorKind::AddrInUse => Some(false),
+        Err(_) => None,
     }
 }
 
@@ -109,17 +140,20 @@ impl FromStr for LocalTarget {
             return Ok(Self::new(Address::Unix(path.into()), false, None));
         }
         let (rest, tls, default_port) = match text.split_once("://") {
-            Some(("http" | "tcp", rest)) => (rest, false, Some(80)),
-            Some(("https", rest)) => (rest, true, Some(443)),
-            Some(_) => return Err(error("expected http://, https:// or unix:")),
+            Some((scheme, rest)) => match scheme.to_ascii_lowercase().as_str() {
+                "http" | "tcp" => (rest, false, Some(80)),
+                "https" => (rest, true, Some(443)),
+                _ => return Err(error("expected http://, https:// or unix:")),
+            },
             None => (text, false, None),
         };
         let authority = rest.strip_suffix('/').unwrap_or(rest);
         if authority.contains(['/', '?', '#', '@', ' ']) {
             return Err(error("expected a host and a port without a path"));
         }
-        if default_port.is_none() && authority.bytes().all(|byte| byte.is_ascii_digit()) {
-            let port = authority.parse().ok().filter(|port| *port != 0);
+        let digits = authority.strip_prefix(':').unwrap_or(authority);
+        if default_port.is_none() && digits.bytes().all(|byte| byte.is_ascii_digit()) {
+            let port = digits.parse().ok().filter(|port| *port != 0);
             return port.map(Self::port).ok_or_else(|| error("a port is a number from 1 to 65535"));
         }
         let (host, port) = match authority.rsplit_once(':') {
@@ -158,12 +192,30 @@ mod tests {
     use super::*;
 
     #[test]
+    fn a_missing_listener_is_noticed_without_a_connection() {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
+        listener.set_nonblocking(true).expect("possible");
+        let port = listener.local_addr().expect("an address").port();
+        let targets = [format!("{port}"), format!("127.0.0.1:{port}"), format!("http://localhost:{port}")]
+            .map(|text| text.parse::<LocalTarget>().expect("a target"));
+        assert!(targets.iter().all(|target| !target.has_no_listener()));
+        assert!(listener.accept().is_err(), "nobody has connected");
+        drop(listener);
+        assert!(targets.iter().all(LocalTarget::has_no_listener));
+        assert!(!"192.0.2.1:1".parse::<LocalTarget>().expect("a target").has_no_listener(), "not known");
+        assert!("unix:/nowhere/at/all".parse::<LocalTarget>().expect("a target").has_no_listener());
+    }
+
+    #[test]
     fn targets_are_read_in_all_their_forms() {
         for (text, shown) in [
             ("8080", "localhost:8080"),
             ("127.0.0.1:3000", "127.0.0.1:3000"),
             ("http://localhost:3000/", "localhost:3000"),
             ("https://localhost", "https://localhost:443"),
+            (":8080", "localhost:8080"),
+            ("HTTP://localhost:3000", "localhost:3000"),
+            ("Https://localhost", "https://localhost:443"),
             ("[::1]:80", "[::1]:80"),
             ("unix:/run/app.sock", "unix:/run/app.sock"),
         ] {
@@ -177,9 +229,21 @@ mod tests {
         ] {
             assert_eq!(text.parse::<LocalTarget>().expect(text).authority(), host);
         }
-        for text in
-            ["", "0", "65536", "host", "host:0", "http://", "ftp://a:1", "a:1/path", "unix:rel", "::1:80", ":80", "-1"]
-        {
+        for text in [
+            "",
+            "0",
+            "65536",
+            "host",
+            "host:0",
+            "http://",
+            "ftp://a:1",
+            "a:1/path",
+            "unix:rel",
+            "::1:80",
+            ":",
+            ":0",
+            "-1",
+        ] {
             assert!(text.parse::<LocalTarget>().is_err(), "{text}");
         }
     }

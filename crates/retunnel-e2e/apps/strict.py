@@ -50,6 +50,7 @@ class Strict:
         parser.add_argument("--state")
         parser.add_argument("--version", type=int, default=2)
         parser.add_argument("--ignore-hostnames", action="store_true")
+        parser.add_argument("--evict", action="store_true")
         self.args = parser.parse_args()
         self.port = self.args.port
         self.state = {"tokens": 0, "names": {}}

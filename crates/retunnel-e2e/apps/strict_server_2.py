@@ -67,7 +67,8 @@ class Server(Strict):
         require(auth["Version"] == "2.3.40" and auth["MmVersion"] == "2.3", f"versions of {auth}")
         require(auth["OS"] == auth["OS"].lower() and auth["OS"] and auth["Arch"], f"{auth}")
         header = request.headers.get("Authorization")
-        require(header == (f"Bearer {auth['User']}" if auth["User"] else None), "Authorization and User differ")
+        # A client that does not know this server yet shows its token only after the handshake.
+        require(header in (None, f"Bearer {auth['User']}"), "Authorization and User differ")
         answer = {"Type": "AuthResp", "Version": "2.3.40", "MmVersion": "2.3"}
         if not self.is_token(auth["User"]):
             await socket.send_bytes(pack({**answer, "ClientId": "", "Error": "Invalid auth token"}))

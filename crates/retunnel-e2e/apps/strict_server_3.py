@@ -170,6 +170,9 @@ class Server(Strict):
             await session.send(Type="Error", code="SUBDOMAIN_UNAVAILABLE", message="that name belongs to another account")
             await session.socket.close()
             return
+        older = self.tunnels.get(name, {}).get("session")
+        if self.args.evict and older not in (None, session):
+            await older.socket.close()
         tunnel = {"name": name, "session": session}
         session.names.append(name)
         self.tunnels[name] = tunnel

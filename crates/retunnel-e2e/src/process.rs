@@ -214,6 +214,19 @@ impl Server {
         Stopped { data: self.data, options: self.options, listen: self.address.to_string() }
     }
 
+    /// Runs a command on the server's data, for example `server invite`, and gives its output.
+    ///
+    /// # Panics
+    /// If it fails.
+    pub async fn run(&self, args: &[&str]) -> String {
+        let mut command = Command::new(program());
+        isolated(&mut command, self.data.path());
+        command.args(args).arg("--data-dir").arg(self.data.path().join("data"));
+        let output = timeout(TIMEOUT, command.output()).await.expect("an end in time").unwrap();
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        String::from_utf8(output.stdout).unwrap()
+    }
+
     /// Public host name of a tunnel.
     #[must_use]
     pub fn host(&self, name: &str) -> String {

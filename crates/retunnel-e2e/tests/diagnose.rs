@@ -246,11 +246,17 @@ async fn tokens_are_refused_or_missing() {
     let report = diagnose(&user, &["--server", &address]).await;
     report.fails_at("token", "token_missing");
 
-    // A token that was not saved for a particular server is replaced if the server registers accounts.
+    // A token that the user saved is never replaced, also where the server registers accounts.
     let open = Server::start(&[]).await;
+    let address = open.address.to_string();
     let (code, ..) = user.run(&["authtoken", "rt_0123456789abcdef"]).await;
     assert_eq!(code, 0);
-    let report = diagnose(&user, &["--server", &open.address.to_string()]).await;
+    let report = diagnose(&user, &["--server", &address]).await;
+    report.fails_at("token", "token_refused");
+    // One that the program registered by itself is.
+    let keys = serde_json::json!({ "tokens": { &address: "rt_x" }, "servers": { &address: { "registered": true } } });
+    std::fs::write(user.home().join(".retunnel.conf"), keys.to_string()).unwrap();
+    let report = diagnose(&user, &["--server", &address]).await;
     report.warns_at("token", "token_refused");
 }
 
@@ -260,6 +266,9 @@ async fn servers_of_published_dialects_are_known_by_their_websocket() {
     for dialect in ["3", "2"] {
         let server = Foreign::start(dialect, &[]).await;
         let report = diagnose(&user, &["--server", &server.address.to_string()]).await;
+        assert_eq!(report.check("api")["code"], "version_unknown", "{}", report.json);
+        assert_eq!((report.code, report.check("upgrade")["code"].as_str()), (Some(69), Some("dialect_not_chosen")));
+        let report = diagnose(&user, &["--server", &server.address.to_string(), "--dialect", dialect]).await;
         report.warns_at("api", "version_unknown");
         assert_eq!(report.check("upgrade")["status"], "ok", "dialect {dialect}: {}", report.json);
         server.finish().await;

@@ -88,9 +88,7 @@ async fn http_works(address: SocketAddr, host: &str) {
 
 async fn open(server: &Foreign, user: &User, dialect: &str, more: &[&str]) -> Tunnel {
     let tunnel = user.tunnel(server.address, &[more, &["--dialect", dialect]].concat()).await;
-    if dialect != "auto" {
-        assert_eq!(tunnel.info["dialect"], dialect);
-    }
+    assert_eq!(tunnel.info["dialect"], dialect);
     tunnel
 }
 
@@ -158,15 +156,6 @@ async fn dialect_2_asks_for_a_password() {
     asks_for_a_password("2").await;
 }
 
-#[tokio::test]
-async fn auto_finds_dialect_2() {
-    let (server, service, user) = (Foreign::start("2", &[]).await, service::http().await, User::default());
-    let tunnel = open(&server, &user, "auto", &["http", &service.port()]).await;
-    assert_eq!(tunnel.info["dialect"], "2");
-    assert_eq!(get(server.address, &server.host(tunnel.name()), "/status/204").await.status, 204);
-    server.finish().await;
-}
-
 const VERSIONS: [&[&str]; 2] = [&["--version", "1"], &["--version", "2"]];
 
 #[tokio::test]
@@ -190,11 +179,10 @@ async fn dialect_3_asks_for_a_password() {
 }
 
 #[tokio::test]
-async fn auto_finds_dialect_3() {
+async fn dialect_3_carries_events_one_by_one() {
     let (server, service, user) = (Foreign::start("3", &[]).await, service::http().await, User::default());
-    let tunnel = open(&server, &user, "auto", &["http", &service.port()]).await;
-    assert_eq!(tunnel.info["dialect"], "3");
-    // Events arrive one by one, not at the end.
+    let tunnel = open(&server, &user, "3", &["http", &service.port()]).await;
+    // Not at the end.
     let mut visitor = Visitor::connect(server.address).await;
     visitor.send(format!("GET /events/20 HTTP/1.1\r\nHost: {}\r\n\r\n", server.host(tunnel.name()))).await;
     visitor.head().await.unwrap();
@@ -438,6 +426,17 @@ async fn dialect_3_refusals_end_the_client_with_their_code() {
     }
     assert_eq!(get(server.address, &server.host("shop"), "/status/204").await.status, 204);
     server.finish().await;
+}
+
+#[tokio::test]
+async fn dialect_3_tells_a_client_that_another_one_took_its_name() {
+    let (server, service, user) = (Server::start(&[]).await, service::http().await, User::default());
+    let args = ["http", &*service.port(), "--subdomain", "shop", "--dialect", "3"].map(str::to_owned);
+    let args = args.each_ref().map(String::as_str);
+    let mut old = user.tunnel(server.address, &args).await;
+    let _new = user.tunnel(server.address, &args).await;
+    assert_eq!(old.process.exit().await, Some(79));
+    assert_eq!(get(server.address, &server.host("shop"), "/status/204").await.status, 204);
 }
 
 #[tokio::test]

@@ -43,7 +43,7 @@ const CLIENT: Layered = Layered {
         &["spec", "transport"],
         &["error", "target"],
         &["dialect", "endpoint", "trust"],
-        &["credentials", "listener", "reconnect", "stats", "validation", "version"],
+        &["account", "credentials", "listener", "reconnect", "stats", "validation", "version"],
     ],
 };
 

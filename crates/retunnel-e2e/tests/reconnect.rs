@@ -56,8 +56,13 @@ async fn the_newest_session_of_an_account_wins() {
     let (server, service, user) = (Server::start(&[]).await, service::http().await, User::default());
     let mut old = user.tunnel(server.address, &["http", "1", "--subdomain", "shop"]).await;
     let _new = user.tunnel(server.address, &["http", &service.port(), "--subdomain", "shop"]).await;
+    let began = Instant::now();
     assert_eq!(get(server.address, &server.host("shop"), "/status/204").await.status, 204);
-    assert_eq!(old.process.exit().await, Some(69), "the older one is told and ends");
+    assert_eq!(old.process.exit().await, Some(79), "the older one is told and ends");
+    assert!(
+        began.elapsed() > Duration::from_secs(8),
+        "a service manager that restarts it at once would take the name back"
+    );
 }
 
 #[tokio::test]

@@ -4,9 +4,10 @@ mod rules;
 
 use std::path::PathBuf;
 
-use clap::{Args, Parser, Subcommand, ValueEnum, builder::FalseyValueParser};
+use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use self::rules::{Http, RuleArgs, Tcp};
+use crate::variables::boolean;
 
 /// Expose a local service to the internet.
 #[derive(Debug, Parser)]
@@ -24,7 +25,8 @@ use self::rules::{Http, RuleArgs, Tcp};
                   Options take precedence over RETUNNEL_* environment variables, then .env in the current directory, \
                   then ~/.retunnel.conf.\n\
                   Exit codes: 0 success or Ctrl+C, 1 failure, 2 usage error, 69 server unreachable or refused, \
-                  75 temporarily refused, 78 invalid configuration file, 130 diagnose interrupted.",
+                  75 temporarily refused, 78 invalid configuration file, 79 replaced by another client of the account, \
+                  130 diagnose interrupted.",
     disable_help_subcommand = true,
     args_override_self = true
 )]
@@ -46,7 +48,7 @@ pub(crate) struct Global {
     #[arg(long, global = true)]
     pub(crate) json: bool,
     /// Print only results, warnings and errors
-    #[arg(long, short, global = true, env = "RETUNNEL_QUIET", hide_env = true, value_parser = FalseyValueParser::new())]
+    #[arg(long, short, global = true, env = "RETUNNEL_QUIET", hide_env = true, value_parser = boolean)]
     pub(crate) quiet: bool,
     /// Log level for stderr or the log file
     #[arg(long, short, global = true, value_enum, ignore_case = true, value_name = "LEVEL")]
@@ -55,11 +57,10 @@ pub(crate) struct Global {
     #[arg(long, global = true, env = "RETUNNEL_LOG_FILE", hide_env = true, value_name = "FILE")]
     pub(crate) log_file: Option<PathBuf>,
     /// Do not verify the server's certificate (for tests only: your token can be stolen)
-    #[arg(long, short = 'k', global = true, env = "RETUNNEL_INSECURE", hide_env = true,
-          value_parser = FalseyValueParser::new())]
+    #[arg(long, short = 'k', global = true, env = "RETUNNEL_INSECURE", hide_env = true, value_parser = boolean)]
     pub(crate) insecure: bool,
     /// Print plain lines instead of the full-screen view
-    #[arg(long, global = true, env = "RETUNNEL_NO_UI", hide_env = true)]
+    #[arg(long, global = true, env = "RETUNNEL_NO_UI", hide_env = true, value_parser = boolean)]
     pub(crate) no_ui: bool,
     /// Print every event as a line of JSON after the result (docs/json-events.md); implies --json
     #[arg(long, global = true)]
@@ -110,8 +111,19 @@ pub(crate) enum Command {
     Diagnose(DiagnoseArgs),
     /// Save your account token
     #[command(after_help = "Without TOKEN, prompts for it without showing it. Prefer the prompt or --stdin: \
-                            other users of this machine can see arguments.")]
+                            other users of this machine can see arguments.\n\
+                            A token is used with one server only. Without --server, that is the first server that you name \
+                            (an option, a variable or ~/.retunnel.conf, not a file of the working directory) and that accepts it.")]
     Authtoken(AuthtokenArgs),
+    /// Create an account and save its token
+    #[command(after_help = "Examples:\n  retunnel register --server tunnel.example.com --invite CODE\n\n\
+                            Servers that let everyone register need no invitation; there, `http`, `tcp` and `start` create an \
+                            account by themselves.")]
+    Register(RegisterArgs),
+    /// Manage custom host names
+    #[command(after_help = "Examples:\n  retunnel hostname add shop.example.org\n  \
+                            retunnel hostname verify shop.example.org\n  retunnel http 8080 --hostname shop.example.org")]
+    Hostname(HostnameArgs),
     /// Show or check configuration files
     #[command(after_help = "Examples:\n  retunnel config --check\n  retunnel config --check team.yml --json\n\n\
                             A check prints every error as FILE:LINE:COLUMN: MESSAGE. It exits with 2 if there are any, otherwise with 0.")]
@@ -152,15 +164,24 @@ pub(crate) enum Command {
 /// The server and the account.
 #[derive(Debug, Args)]
 pub(crate) struct Connection {
-    /// Server to connect to, for example https://tunnel.example.com [env: RETUNNEL_SERVER_ENDPOINT] [default: localhost:6400]
+    /// Server to connect to, for example tunnel.example.com; with TLS unless it is http:// or this machine [env: RETUNNEL_SERVER_ENDPOINT] [default: localhost:6400]
     #[arg(long, value_name = "SERVER")]
     pub(crate) server: Option<String>,
     /// Account token; prefer `retunnel authtoken` [env: RETUNNEL_AUTH_TOKEN]
     #[arg(long, value_name = "TOKEN")]
     pub(crate) token: Option<String>,
-    /// Protocol to use; auto selects the best one that the server supports [env: RETUNNEL_DIALECT] [default: auto]
+    /// Protocol to use; auto is the native one, or the older one that was used with this server before
+    /// [env: RETUNNEL_DIALECT] [default: auto]
     #[arg(long, value_name = "DIALECT", value_parser = ["auto", "native", "3", "2"])]
     pub(crate) dialect: Option<String>,
+}
+
+/// How an account is created.
+#[derive(Debug, Args)]
+pub(crate) struct NewAccount {
+    /// Create the account with this invitation, for servers that require one
+    #[arg(long, value_name = "CODE")]
+    pub(crate) invite: Option<String>,
 }
 
 /// The web inspector.
@@ -202,6 +223,8 @@ pub(crate) struct HttpArgs {
     #[command(flatten)]
     pub(crate) connection: Connection,
     #[command(flatten)]
+    pub(crate) account: NewAccount,
+    #[command(flatten)]
     pub(crate) inspect: InspectArgs,
 }
 
@@ -225,6 +248,8 @@ pub(crate) struct TcpArgs {
     pub(crate) rules: RuleArgs<Tcp>,
     #[command(flatten)]
     pub(crate) connection: Connection,
+    #[command(flatten)]
+    pub(crate) account: NewAccount,
 }
 
 #[derive(Debug, Args)]
@@ -236,6 +261,8 @@ pub(crate) struct StartArgs {
     pub(crate) names: Vec<String>,
     #[command(flatten)]
     pub(crate) connection: Connection,
+    #[command(flatten)]
+    pub(crate) account: NewAccount,
     #[command(flatten)]
     pub(crate) inspect: InspectArgs,
 }
@@ -259,6 +286,50 @@ pub(crate) struct AuthtokenArgs {
     /// Read the token from standard input
     #[arg(long, conflicts_with = "token")]
     pub(crate) stdin: bool,
+    /// Server that the token is for [env: RETUNNEL_SERVER_ENDPOINT] [default: the first one that you name and that accepts it]
+    #[arg(long, value_name = "SERVER")]
+    pub(crate) server: Option<String>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct RegisterArgs {
+    #[command(flatten)]
+    pub(crate) account: NewAccount,
+    /// E-mail address of the account [default: an anonymous account]
+    #[arg(long, value_name = "ADDRESS")]
+    pub(crate) email: Option<String>,
+    /// Server to register with [env: RETUNNEL_SERVER_ENDPOINT] [default: localhost:6400]
+    #[arg(long, value_name = "SERVER")]
+    pub(crate) server: Option<String>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct HostnameArgs {
+    #[command(subcommand)]
+    pub(crate) action: HostnameAction,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum HostnameAction {
+    /// Claim a host name and show the DNS records that prove that it is yours
+    Add(OneHostname),
+    /// Look for the DNS records of a host name
+    Verify(OneHostname),
+    /// List your host names
+    List {
+        #[command(flatten)]
+        connection: Connection,
+    },
+    /// Give a host name up; its tunnel is closed
+    Remove(OneHostname),
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct OneHostname {
+    /// Host name, for example shop.example.org
+    pub(crate) name: String,
+    #[command(flatten)]
+    pub(crate) connection: Connection,
 }
 
 #[derive(Debug, Args)]
@@ -322,7 +393,8 @@ pub(crate) struct ServerArgs {
     #[arg(long, env = "RETUNNEL_SERVER_DNS_RESOLVER", value_name = "ADDRESS:PORT")]
     pub(crate) dns_resolver: Option<String>,
     /// Log every visitor request
-    #[arg(long, env = "RETUNNEL_SERVER_ACCESS_LOG", num_args = 0..=1, default_missing_value = "true", value_name = "BOOL")]
+    #[arg(long, env = "RETUNNEL_SERVER_ACCESS_LOG", num_args = 0..=1, default_missing_value = "true", value_name = "BOOL",
+          value_parser = boolean)]
     pub(crate) access_log: Option<bool>,
     /// Log format
     #[arg(long, env = "RETUNNEL_SERVER_LOG_FORMAT", value_enum, default_value = "text", value_name = "FORMAT")]

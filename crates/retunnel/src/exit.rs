@@ -1,6 +1,6 @@
 //! Maps failures to exit codes and hints, in one place (`docs/errors.md`).
 
-use retunnel_client::{ApiError, ConnectError, RefusalCode, TunnelError, ValidationError};
+use retunnel_client::{ApiError, ConnectError, RefusalCode, ServerEndpoint, TunnelError, ValidationError};
 use retunnel_config::ConfigError;
 
 /// A failure that retrying does not fix.
@@ -14,17 +14,34 @@ pub(crate) const TEMPORARY: u8 = 75;
 /// The configuration file is not valid (`EX_CONFIG`).
 pub(crate) const CONFIG: u8 = 78;
 
+/// Another client of the same account took over the tunnel: not a failure of the server, and starting again would take the tunnel
+/// away from the other client. The first number after those of `sysexits.h`.
+pub(crate) const REPLACED: u8 = 79;
+
 /// Ctrl+C before there was a result (128 plus the signal number, the convention of shells).
 pub(crate) const INTERRUPTED: u8 = 130;
 
 /// All exit codes.
 #[cfg(test)]
-pub(crate) const ALL: [u8; 7] = [0, FAILURE, USAGE, UNAVAILABLE, TEMPORARY, CONFIG, INTERRUPTED];
+pub(crate) const ALL: [u8; 8] = [0, FAILURE, USAGE, UNAVAILABLE, TEMPORARY, CONFIG, REPLACED, INTERRUPTED];
 
 /// A usage error with its description.
 #[derive(Debug, thiserror::Error)]
 #[error("{0}")]
 pub(crate) struct Usage(pub(crate) String);
+
+/// `retunnel register` created no account.
+#[derive(Debug, thiserror::Error)]
+#[error("cannot register with {server}: {source}")]
+pub(crate) struct RegisterError {
+    pub(crate) server: ServerEndpoint,
+    pub(crate) source: ApiError,
+}
+
+/// `retunnel hostname` failed.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub(crate) struct HostnameError(pub(crate) ApiError);
 
 /// The inspector cannot listen on its address.
 #[derive(Debug, thiserror::Error)]
@@ -79,6 +96,14 @@ pub(crate) fn of(error: &anyhow::Error) -> (u8, Option<String>) {
         if let Some(error) = cause.downcast_ref::<ApiError>() {
             return (api(error), None);
         }
+        if let Some(RegisterError { server, source }) = cause.downcast_ref::<RegisterError>() {
+            return (api(source), register(server, source));
+        }
+        if let Some(HostnameError(error)) = cause.downcast_ref::<HostnameError>() {
+            let is_unknown = matches!(error, ApiError::Status { status: 401, .. });
+            let hint = "save a valid token with `retunnel authtoken --server SERVER`".to_owned();
+            return (if is_unknown { UNAVAILABLE } else { api(error) }, is_unknown.then_some(hint));
+        }
         if cause.is::<InspectorListenError>() {
             return (
                 UNAVAILABLE,
@@ -113,6 +138,15 @@ fn start(error: &retunnel_server::StartError) -> (u8, Option<String>) {
             UNAVAILABLE,
             Some("another program uses this address; stop it, or choose another address with `--listen`".into()),
         ),
+        retunnel_server::StartError::Listen { source, .. } if source.kind() == std::io::ErrorKind::PermissionDenied => (
+            UNAVAILABLE,
+            Some(
+                "ports below 1024 need the capability CAP_NET_BIND_SERVICE: `AmbientCapabilities=CAP_NET_BIND_SERVICE` in the \
+                 systemd unit, or `sudo setcap cap_net_bind_service=+ep \"$(command -v retunnel)\"`; or listen on a higher \
+                 port behind a proxy"
+                    .into(),
+            ),
+        ),
         retunnel_server::StartError::Tls(_) => (
             CONFIG,
             Some("pass PEM files: the certificate with `--tls-cert` and its private key with `--tls-key`".into()),
@@ -129,12 +163,14 @@ fn connect(error: &ConnectError) -> (u8, Option<String>) {
                         run your own with `retunnel server`, or try `retunnel demo`";
             (UNAVAILABLE, Some(hint.into()))
         }
-        ConnectError::Refused { refusal, .. } => (refused(&refusal.code), hint(&refusal.code)),
-        ConnectError::Register { source, .. } => {
-            let hint = matches!(source, ApiError::Status { status: 403, .. })
-                .then(|| "ask the server's operator for a token and save it with `retunnel authtoken`".into());
-            (api(source), hint)
+        ConnectError::Refused { refusal, endpoint } => {
+            let hint = match refusal.code {
+                RefusalCode::Unauthorized | RefusalCode::AuthRequired => Some(token(endpoint)),
+                _ => hint(&refusal.code),
+            };
+            (refused(&refusal.code), hint)
         }
+        ConnectError::Register { source, endpoint } => (api(source), register(endpoint, source)),
         ConnectError::Proxy { .. } => (
             UNAVAILABLE,
             Some(
@@ -142,7 +178,14 @@ fn connect(error: &ConnectError) -> (u8, Option<String>) {
                     .into(),
             ),
         ),
-        ConnectError::NotAServer { .. } => (UNAVAILABLE, Some("check the address in `--server`".into())),
+        ConnectError::NotAServer { .. } => (
+            UNAVAILABLE,
+            Some(
+                "check the address in `--server`; a server of the published clients 2.x or 3.x needs `--dialect 2` or \
+                 `--dialect 3` once, which is then remembered"
+                    .into(),
+            ),
+        ),
         ConnectError::Tls { source, .. } => {
             // Other failures have nothing to do with trust.
             let hint = (source.kind() == std::io::ErrorKind::InvalidData).then(|| {
@@ -154,6 +197,30 @@ fn connect(error: &ConnectError) -> (u8, Option<String>) {
         }
         _ => (UNAVAILABLE, None),
     }
+}
+
+/// What to do about a token that a server does not accept.
+fn token(server: &ServerEndpoint) -> String {
+    format!(
+        "save a valid token with `retunnel authtoken --server {server}`, or create another account, which does not have the \
+         names of this one, with `retunnel register --server {server}`"
+    )
+}
+
+/// What to do if a server creates no account.
+fn register(server: &ServerEndpoint, error: &ApiError) -> Option<String> {
+    let ApiError::Status { status: 403, code, .. } = error else { return None };
+    Some(match code.as_str() {
+        "invite_required" => format!(
+            "ask the server's operator for an invitation (`retunnel server invite` on the server), then run \
+             `retunnel register --server {server} --invite CODE`; if you have a token: `retunnel authtoken --server {server}`"
+        ),
+        "invite_invalid" => format!(
+            "an invitation is valid for one account; if it was used for yours, save its token with \
+             `retunnel authtoken --server {server}`, otherwise ask the server's operator for another"
+        ),
+        _ => format!("ask the server's operator for a token and save it with `retunnel authtoken --server {server}`"),
+    })
 }
 
 fn tunnel(error: &TunnelError) -> (u8, Option<String>) {
@@ -173,12 +240,17 @@ fn api(error: &ApiError) -> u8 {
 }
 
 const fn refused(code: &RefusalCode) -> u8 {
+    if matches!(code, RefusalCode::Superseded) {
+        return REPLACED;
+    }
     if code.is_final() { UNAVAILABLE } else { TEMPORARY }
 }
 
 fn hint(code: &RefusalCode) -> Option<String> {
     let text = match code {
-        RefusalCode::Unauthorized | RefusalCode::AuthRequired => "save a valid token with `retunnel authtoken`",
+        RefusalCode::Superseded => {
+            "another client of your account uses this address; give each its own `--subdomain`, or let only one run"
+        }
         RefusalCode::NameUnavailable => "choose another `--subdomain`, or omit it to get a random one",
         RefusalCode::PortUnavailable | RefusalCode::PortOutOfRange => {
             "choose another `--remote-port`, or omit it to get any free port"
@@ -191,8 +263,6 @@ fn hint(code: &RefusalCode) -> Option<String> {
 #[cfg(test)]
 mod tests {
     use std::{io, sync::Arc};
-
-    use retunnel_client::ServerEndpoint;
 
     use super::*;
 
@@ -222,6 +292,28 @@ mod tests {
         assert_eq!(code(Usage("x".into()).into()), USAGE);
         assert_eq!(code(ConfigError::Invalid { path: "a".into(), reason: "b".into() }.into()), CONFIG);
         assert_eq!(code(anyhow::anyhow!("anything")), FAILURE);
+    }
+
+    #[cfg(feature = "server")]
+    #[test]
+    fn a_port_that_only_root_may_use_names_the_capability() {
+        let address = std::net::SocketAddr::from(([127, 0, 0, 1], 80));
+        let source = io::ErrorKind::PermissionDenied.into();
+        let (code, hint) = of(&retunnel_server::StartError::Listen { address, source }.into());
+        assert_eq!(code, UNAVAILABLE);
+        assert!(hint.expect("a hint").contains("AmbientCapabilities=CAP_NET_BIND_SERVICE"));
+    }
+
+    #[test]
+    fn a_refused_registration_names_the_command() {
+        let of = |code: &str| {
+            let code = code.to_owned();
+            let source = ApiError::Status { status: 403, code, detail: "no".into(), retry_after: None };
+            of(&ConnectError::Register { endpoint: ServerEndpoint::default(), source }.into()).1.expect("a hint")
+        };
+        assert!(of("invite_required").contains("`retunnel register --server localhost:6400 --invite CODE`"));
+        assert!(of("invite_invalid").contains("ask the server's operator for another"));
+        assert!(of("registration_closed").contains("`retunnel authtoken --server localhost:6400`"));
     }
 
     #[test]

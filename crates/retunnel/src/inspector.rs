@@ -76,8 +76,7 @@ impl Options {
             (Some(text), false) => Some(text.clone()),
             (None, false) => variables.value("RETUNNEL_INSPECT_ADDR"),
         };
-        let is_off = variables.value("RETUNNEL_NO_INSPECT").is_some_and(|value| value != "0" && value != "false");
-        if is_off && args.inspect_addr.is_none() {
+        if args.inspect_addr.is_none() && variables.is_on("RETUNNEL_NO_INSPECT")? {
             return Ok(None);
         }
         let address = match address {

@@ -13,6 +13,8 @@ pub(crate) struct Output {
     /// Print every event as a line of JSON.
     pub(crate) json_events: bool,
     pub(crate) quiet: bool,
+    /// The user asked for --quiet, which --json only implies.
+    is_silent: bool,
     /// Never show the full-screen view.
     no_ui: bool,
 }
@@ -21,7 +23,13 @@ impl Output {
     /// From the options. JSON output implies nothing else on stdout.
     pub(crate) const fn new(global: &Global) -> Self {
         let json = global.json || global.json_events;
-        Self { json, json_events: global.json_events, quiet: global.quiet || json, no_ui: global.no_ui }
+        Self {
+            json,
+            json_events: global.json_events,
+            quiet: global.quiet || json,
+            is_silent: global.quiet,
+            no_ui: global.no_ui,
+        }
     }
 
     /// Prints a result byte by byte.
@@ -44,6 +52,13 @@ impl Output {
     /// Prints progress, unless --quiet.
     pub(crate) fn status(self, text: &str) {
         if !self.quiet {
+            write_line(&mut anstream::stderr(), text);
+        }
+    }
+
+    /// Prints what the user should know even if only the result is of interest, unless --quiet.
+    pub(crate) fn notice(self, text: &str) {
+        if !self.is_silent {
             write_line(&mut anstream::stderr(), text);
         }
     }

@@ -1,27 +1,32 @@
 //! Resolves settings: option, then environment, then `.env`, then tunnels file, then `~/.retunnel.conf`, then default.
+//!
+//! `.env` and a tunnels file may come from somebody else. They may name a server, but a token that the user saved goes only to
+//! the server that it was saved for ([`ConfigFile::token`]), and `.env` names a server only if there is a token for it.
 
 use std::{
     fmt,
     path::{Path, PathBuf},
+    sync::Arc,
 };
 
 use anyhow::{Context, Result};
-use retunnel_client::{Client, ClientBuilder, Credentials, Issuer, Proxies, Proxy, ServerEndpoint, Token};
-use retunnel_config::{ConfigFile, saved::FILE_NAME};
+use retunnel_client::{Client, ClientBuilder, Credentials, Dialect, Origin, Proxies, Proxy, ServerEndpoint, Token};
+use retunnel_config::{ConfigFile, SavedToken, saved::FILE_NAME};
 
 use crate::{
+    accounts::SavedAccount,
     args::{Connection, Global},
     exit::Usage,
     output::Output,
-    variables::Variables,
+    variables::{self, Variables, environment},
 };
 
 /// The proxies from option or environment. `none` disables them, even if the environment has some.
-fn proxies(named: Option<&str>, variables: &Variables) -> Result<Proxies> {
+fn proxies(named: Option<&str>) -> Result<Proxies> {
     match named {
         Some("none") => Ok(Proxies::default()),
         Some(url) => Ok(Proxies::all(url.parse()?)),
-        None => Ok(Proxies::from_variables(|name| variables.value(name))?),
+        None => Ok(Proxies::from_variables(environment)?),
     }
 }
 
@@ -55,13 +60,36 @@ impl fmt::Display for Source {
     }
 }
 
-/// The client's settings from all sources, and where a new token is saved.
+/// The client's settings from all sources.
 pub(crate) struct Settings {
     pub(crate) builder: ClientBuilder,
-    pub(crate) server: ServerEndpoint,
-    pub(crate) path: PathBuf,
+    pub(crate) identity: Identity,
     /// The sources of the values.
     pub(crate) sources: Vec<Source>,
+}
+
+/// The server and the account, for the output, and what is to be saved once the server has accepted the token.
+#[derive(Debug, Clone)]
+pub(crate) struct Identity {
+    pub(crate) server: ServerEndpoint,
+    /// Where the server's name comes from.
+    pub(crate) server_from: String,
+    /// Where the token comes from; `None` if an account is registered.
+    pub(crate) token: Option<(Token, String)>,
+    /// Where accounts are saved; `None` if nothing is.
+    pub(crate) saved: Option<SavedAccount>,
+    /// The token belongs to no server yet: it is saved for the first one that accepts it.
+    pub(crate) is_unbound: bool,
+    /// The user chose the dialect, so that it is remembered.
+    pub(crate) has_chosen_dialect: bool,
+}
+
+/// The server that is used, and how its name was found.
+struct Named {
+    server: ServerEndpoint,
+    from: String,
+    /// Named by an option, the environment or the saved configuration, not by a file of the working directory.
+    is_by_user: bool,
 }
 
 impl Settings {
@@ -79,73 +107,108 @@ impl Settings {
             output.warning(&format!("{} was readable by other users; permissions were restricted", path.display()));
         }
         let shown = path.display().to_string();
-        let in_tunnels = |text: Option<&str>| {
-            let from = tunnels_file.path.map_or_else(|| "retunnel.yml".into(), |path| path.display().to_string());
-            Some((text?.to_owned(), from))
-        };
-        let by_option = |value: &Option<String>, option: &str| Some((value.clone()?, option.to_owned()));
+        let in_tunnels = |text: Option<&str>| Some((text?.to_owned(), tunnels_file.shown()));
         let mut sources = Vec::new();
         let mut note =
             |setting, value: String, from: &str| sources.push(Source { setting, value, from: from.to_owned() });
 
-        let named = by_option(&connection.server, "--server")
-            .or_else(|| variables.find("RETUNNEL_SERVER_ENDPOINT"))
-            .or_else(|| in_tunnels(tunnels_file.server))
-            .or_else(|| Some((file.server_url()?.to_owned(), shown.clone())));
-        let server: ServerEndpoint = match &named {
-            Some((text, _)) => text.parse()?,
-            None => ServerEndpoint::default(),
-        };
-        note("server", server.to_string(), named.as_ref().map_or("default", |(_, from)| from));
+        let named = named_server(connection, variables, tunnels_file, &file, output)?;
+        let server = named.server.clone();
+        note("server", server.to_string(), &named.from);
 
         let given = match &connection.token {
-            Some(token) if token.trim().is_empty() => return Err(Usage("--token is empty".into()).into()),
             Some(token) => Some((token.clone(), "--token".to_owned())),
-            None => match variables.security_value("RETUNNEL_AUTH_TOKEN")? {
-                Some(_) => variables.find("RETUNNEL_AUTH_TOKEN"),
-                None => in_tunnels(tunnels_file.token.filter(|token| !token.is_empty())),
-            },
+            None => variables
+                .security_value(variables::TOKEN)?
+                .and_then(|_| variables.find(variables::TOKEN))
+                .filter(|(_, from)| !is_dotenv(from) || is_server_of_dotenv(&server, variables))
+                .or_else(|| in_tunnels(tunnels_file.token.filter(|token| !token.is_empty()))),
         };
-        // A saved token may belong to another server, or to an earlier installation of this one; then a new account is
-        // created. A token that was given is never replaced.
+        if let Some((token, from)) = &given {
+            check_token(token, from)?;
+        }
+        let saved = |credentials: Credentials, what: &str| (credentials, format!("{shown}, {what}"));
+        let mut is_unbound = false;
         let (credentials, from) = match given {
+            // Where a token is saved for the server, it has been seen before.
+            Some((token, from)) if file.token_for(&server).is_some() => {
+                (Credentials::Saved { token: Token::new(token), origin: Origin::Chosen }, from)
+            }
             Some((token, from)) => (Credentials::Token(Token::new(token)), from),
-            None => match (file.token_for(&server.authority()), file.auth_token()) {
-                (Some(token), _) => (
-                    Credentials::Saved { token, issuer: Issuer::ThisServer },
-                    format!("{shown}, saved for this server"),
+            None => match file.token(&server, named.is_by_user) {
+                Some(SavedToken::Chosen(token)) => {
+                    saved(Credentials::Saved { token, origin: Origin::Chosen }, "saved for this server")
+                }
+                Some(SavedToken::Registered(token)) => saved(
+                    Credentials::Saved { token, origin: Origin::Registered },
+                    "saved for this server, registered by this program",
                 ),
-                (None, Some(token)) => (Credentials::Saved { token, issuer: Issuer::Unknown }, shown.clone()),
-                (None, None) => (Credentials::Register, shown.clone()),
+                Some(SavedToken::Unbound(token)) => {
+                    is_unbound = true;
+                    saved(Credentials::Token(token), "saved without a server")
+                }
+                None => {
+                    if !named.is_by_user && file.has_unbound(&server) {
+                        output.warning(&format!(
+                            "the token in {shown} is not used: {} names the server, and the token was not saved for it; \
+                             `retunnel authtoken --server {server}` saves one",
+                            named.from
+                        ));
+                    }
+                    (Credentials::Register, String::new())
+                }
             },
         };
-        match credentials.token() {
-            Some(token) => note("token", token.masked(), &from),
+        let token = credentials.token().map(|token| (token.clone(), from));
+        match &token {
+            Some((token, from)) => note("token", token.masked(), from),
             None => note("token", "none".into(), &format!("not set in an option, a variable or {shown}")),
         }
+        if !server.is_tls() && !server.is_loopback() {
+            output.warning(&format!(
+                "the connection to {server} is not encrypted: others on the way can read the token and all traffic; \
+                 use https:// if the server supports it"
+            ));
+        }
 
-        let named = by_option(&connection.dialect, "--dialect")
-            .or_else(|| variables.find("RETUNNEL_DIALECT"))
+        let named_dialect = connection
+            .dialect
+            .as_ref()
+            .map(|name| (name.clone(), "--dialect".to_owned()))
+            // What `.env` says about a server is worth nothing for another one.
+            .or_else(|| {
+                variables.find("RETUNNEL_DIALECT").filter(|(_, from)| !is_dotenv(from) || is_dotenv(&named.from))
+            })
             .or_else(|| in_tunnels(tunnels_file.dialect));
-        let dialect = match &named {
+        let dialect = match &named_dialect {
             Some((name, _)) if name != "auto" => Some(name.parse()?),
             _ => None,
         };
-        let (name, from) = named.unwrap_or_else(|| ("auto".into(), "default".into()));
-        note("dialect", name, &from);
+        let remembered: Option<Dialect> = file.dialect(&server).and_then(|name| name.parse().ok());
+        let has_chosen_dialect =
+            named_dialect.as_ref().is_some_and(|(_, from)| from == "--dialect" || from == "RETUNNEL_DIALECT");
+        match (named_dialect, remembered) {
+            (Some((name, from)), _) => note("dialect", name, &from),
+            (None, Some(older)) => note("dialect", format!("native or {older}"), &format!("{shown}, used before")),
+            (None, None) => note("dialect", "native".into(), "default"),
+        }
 
-        let proxy = by_option(&global.proxy, "--proxy").or_else(|| variables.find("RETUNNEL_PROXY"));
-        let proxies = proxies(proxy.as_ref().map(|(url, _)| url.as_str()), variables)?;
+        let proxy = global.proxy.clone().map(|url| (url, "--proxy".to_owned()));
+        let proxy = proxy.or_else(|| variables.find("RETUNNEL_PROXY"));
+        let proxies = proxies(proxy.as_ref().map(|(url, _)| url.as_str()))?;
         if let Some((url, from)) = &proxy {
             // Without its password.
             let shown = if url == "none" { url.clone() } else { url.parse::<Proxy>()?.to_string() };
             note("proxy", shown, from);
         }
+        let account = SavedAccount { path, server: server.clone() };
         let builder = Client::builder()
             .server(server.clone())
             .credentials(credentials)
+            .accounts(Arc::new(account.clone()))
             .keep_trying(!server.is_default())
             .dialect(dialect)
+            .older_dialect(remembered)
             .proxies(proxies);
         let ca_path = global.ca_file.as_ref().map(|path| (path.display().to_string(), "--ca-file".to_owned()));
         let ca_path = ca_path.or_else(|| variables.find("RETUNNEL_CA_FILE"));
@@ -167,6 +230,110 @@ impl Settings {
             }
             _ => builder,
         };
-        Ok(Self { builder, server, path, sources })
+        let identity =
+            Identity { server, server_from: named.from, token, saved: Some(account), is_unbound, has_chosen_dialect };
+        Ok(Self { builder, identity, sources })
+    }
+
+    /// Uses an invitation when an account is registered.
+    pub(crate) fn invite(mut self, code: Option<&String>, output: Output) -> Self {
+        if let (Some(_), Some((_, from))) = (code, &self.identity.token) {
+            output.warning(&format!("the invitation is not used: there is an account already ({from})"));
+        }
+        self.builder = self.builder.invite(code.cloned());
+        self
+    }
+}
+
+impl Identity {
+    /// Without an account, and without a file to save one in.
+    #[cfg(feature = "server")]
+    pub(crate) fn unsaved(server: ServerEndpoint) -> Self {
+        Self {
+            server,
+            server_from: String::new(),
+            token: None,
+            saved: None,
+            is_unbound: false,
+            has_chosen_dialect: false,
+        }
+    }
+}
+
+impl FromFile<'_> {
+    fn shown(&self) -> String {
+        self.path.map_or_else(|| "retunnel.yml".into(), |path| path.display().to_string())
+    }
+}
+
+fn is_dotenv(from: &str) -> bool {
+    from.ends_with(" in .env")
+}
+
+/// Whether the token in `.env` is for this server: the file names it, or none.
+fn is_server_of_dotenv(server: &ServerEndpoint, variables: &Variables) -> bool {
+    let named = variables.in_dotenv(variables::SERVER).filter(|text| !text.is_empty());
+    named.is_none_or(|text| text.parse().is_ok_and(|named: ServerEndpoint| named.to_string() == server.to_string()))
+}
+
+/// A token that cannot be one is an error before it is sent anywhere.
+pub(crate) fn check_token(token: &str, from: &str) -> Result<(), Usage> {
+    let token = token.trim();
+    if token.is_empty() {
+        return Err(Usage(format!("{from} is empty")));
+    }
+    if token.starts_with(INVITATION) {
+        return Err(Usage(format!(
+            "{from} is an invitation, not a token; it creates an account and saves its token: retunnel register --invite {token}"
+        )));
+    }
+    Ok(())
+}
+
+/// What the codes of invitations begin with.
+const INVITATION: &str = "inv_";
+
+/// The server from the first source that names one.
+fn named_server(
+    connection: &Connection,
+    variables: &Variables,
+    tunnels_file: FromFile<'_>,
+    file: &ConfigFile,
+    output: Output,
+) -> Result<Named> {
+    let by_user =
+        |text: &str, from: String| -> Result<Named> { Ok(Named { server: text.parse()?, from, is_by_user: true }) };
+    if let Some(text) = &connection.server {
+        return by_user(text, "--server".into());
+    }
+    if let Some(text) = environment(variables::SERVER) {
+        return by_user(&text, variables::SERVER.into());
+    }
+    let own = match file.server_url() {
+        Some(text) => by_user(text, file.path().display().to_string())?,
+        None => Named { server: ServerEndpoint::default(), from: "default".into(), is_by_user: true },
+    };
+    let by_directory = |text: &str, from: String| -> Result<Named> {
+        let server: ServerEndpoint = text.parse()?;
+        // A file that names the user's own server changes nothing.
+        let is_by_user = server.to_string() == own.server.to_string();
+        Ok(Named { server, from, is_by_user })
+    };
+    if let Some((text, from)) = variables.find(variables::SERVER).filter(|(_, from)| is_dotenv(from)) {
+        let named = by_directory(&text, from)?;
+        let is_token_of_user = connection.token.is_some() || environment(variables::TOKEN).is_some();
+        let has_token = variables.value(variables::TOKEN).is_some() && !is_token_of_user;
+        if named.is_by_user || has_token || (!is_token_of_user && file.token_for(&named.server).is_some()) {
+            output.notice(&format!("{} names the server {}", named.from, named.server));
+            return Ok(named);
+        }
+        output.warning(&format!(
+            "{} is ignored: the file names {} without a token for it; add RETUNNEL_AUTH_TOKEN to the file, or use --server",
+            named.from, named.server
+        ));
+    }
+    match tunnels_file.server {
+        Some(text) => by_directory(text, tunnels_file.shown()),
+        None => Ok(own),
     }
 }

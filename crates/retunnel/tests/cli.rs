@@ -236,8 +236,16 @@ fn row_50_empty_security_settings_are_errors() {
 #[test]
 fn broken_dotenv_lines_of_other_programs_are_ignored_and_ours_stay_secret() {
     let home = Home::new();
-    home.write(".env", "OTHER=a 'b\n");
-    home.run(&["version"]).ends_with(0);
+    for other in ["OTHER=a 'b\n", "OTHER='it\nRETUNNEL_TUNNELS=[{\"a\" b}]\n", "nonsense\n"] {
+        home.write(".env", other);
+        home.run(&["http", "0"]).ends_with(2).says("local target");
+    }
+    fs::write(home.path(".env"), b"DB_PASSWORD=caf\xe9\n").unwrap();
+    home.run(&["http", "0"]).ends_with(2).says("local target");
+    fs::remove_file(home.path(".env")).unwrap();
+    fs::create_dir(home.path(".env")).unwrap();
+    home.run(&["http", "0"]).ends_with(2).says("local target");
+    fs::remove_dir(home.path(".env")).unwrap();
     home.write(".env", "RETUNNEL_AUTH_TOKEN=very 'secret\n");
     let ran = home.run(&["http", "80"]);
     ran.ends_with(2).says(".env");
@@ -294,19 +302,65 @@ fn row_46_a_broken_config_file_ends_with_78_and_stays() {
 #[test]
 fn dotenv_counts_for_every_variable_and_comes_after_the_environment() {
     let home = Home::new();
-    home.write(".env", "RETUNNEL_QUIET=1\nRETUNNEL_LOG_FILE=from-dotenv.log\nRETUNNEL_BASIC_AUTH=nocolon\n");
+    home.write(".env", "RETUNNEL_QUIET=1\nRETUNNEL_BASIC_AUTH=nocolon\n");
     home.run(&["http", "80"]).ends_with(2).says("credentials");
-    home.write(".env", "RETUNNEL_QUIET=1\nRETUNNEL_LOG_FILE=from-dotenv.log\n");
+    home.write(".env", "RETUNNEL_QUIET=1\n");
     let words = ["http", "80", "--server", "127.0.0.1:1", "--token", "x"];
     let mut quiet = Running::start(&mut home.command(&words));
     assert!(quiet.wait_for("retrying").starts_with("warning:"), "nothing but the warning");
-    assert!(exists(&home.path("from-dotenv.log")));
     let mut loud = Running::start(
         home.command(&words).env("RETUNNEL_QUIET", "0").env("RETUNNEL_LOG_FILE", home.path("from-environment.log")),
     );
     loud.wait_for("Connecting to ReTunnel server...");
     loud.wait_for("retrying");
     assert!(exists(&home.path("from-environment.log")));
+}
+
+#[test]
+fn variables_are_on_or_off_in_every_spelling() {
+    let home = Home::new();
+    let words = ["http", "80", "--server", "127.0.0.1:1", "--token", "x"];
+    for name in ["RETUNNEL_NO_UI", "RETUNNEL_QUIET", "RETUNNEL_NO_INSPECT", "RETUNNEL_INSECURE"] {
+        for value in ["1", "true", "yes", "ON", "0", "false", "No", "off", ""] {
+            Running::start(home.command(&words).env(name, value)).wait_for("retrying");
+        }
+        let ran = run(home.command(&words).env(name, "perhaps"));
+        ran.ends_with(2).says("expected 1, true, yes or on; or 0, false, no or off");
+    }
+    let mut loud = Running::start(home.command(&words).env("RETUNNEL_QUIET", "off"));
+    loud.wait_for("Connecting to ReTunnel server...");
+}
+
+#[test]
+fn words_of_other_programs_get_a_tip() {
+    let home = Home::new();
+    for (word, tip) in [
+        ("8080", "`retunnel http 8080`"),
+        (":8080", "`retunnel http :8080`"),
+        ("localhost:3000", "`retunnel http localhost:3000`"),
+        ("list", "http://127.0.0.1:4040"),
+        ("status", "`retunnel diagnose`"),
+        ("login", "`retunnel register`"),
+        ("udp", "UDP is not supported"),
+    ] {
+        home.run(&[word]).ends_with(2).says(tip);
+    }
+    home.run(&["htp"]).ends_with(2).says("'http'");
+}
+
+#[test]
+fn without_encryption_the_user_is_warned_and_other_machines_get_it_by_default() {
+    let home = Home::new();
+    let said = |server: &str| {
+        let words = ["http", "80", "--server", server, "--token", "x"];
+        Running::start(&mut home.command(&words)).wait_for("retrying")
+    };
+    let clear = said("http://tunnel.invalid:6400");
+    assert!(clear.contains("the connection to http://tunnel.invalid:6400 is not encrypted"), "{clear}");
+    let default = said("tunnel.invalid:6400");
+    assert!(default.contains("(https://tunnel.invalid:6400, from --server)"), "{default}");
+    assert!(!default.contains("not encrypted"), "{default}");
+    assert!(!said("127.0.0.1:1").contains("not encrypted"), "it stays on this machine");
 }
 
 #[test]
@@ -321,7 +375,9 @@ fn config_shows_and_checks_files() {
     home.run(&["config", "--check", "bad.yml"]).ends_with(2).says("local_prot");
     home.run(&["start", "bad.yml"]).ends_with(2).says("local_prot");
     home.write("empty.yml", "tunnels: []\n");
-    home.run(&["start", "empty.yml"]).ends_with(2).says("no tunnels");
+    for words in [&["start", "empty.yml"][..], &["config", "--check", "empty.yml"]] {
+        home.run(words).ends_with(2).says("empty.yml: has no tunnels to open");
+    }
     home.write("worse.yml", "server: a\ntunnels:\n  - name: a\n    protocol: http\n    local_port: 0\n");
     for words in [&["config", "--check", "worse.yml"][..], &["start", "worse.yml"]] {
         let ran = home.run(words);
@@ -357,7 +413,7 @@ fn the_named_server_comes_from_option_environment_dotenv_then_file() {
     };
     home.write(".retunnel.conf", r#"{"server_url": "ws://file.invalid:1"}"#);
     assert!(named(&mut home.command(&["http", "80"])).contains("file.invalid"));
-    home.write(".env", "RETUNNEL_SERVER_ENDPOINT=dotenv.invalid:1\n");
+    home.write(".env", "RETUNNEL_SERVER_ENDPOINT=dotenv.invalid:1\nRETUNNEL_AUTH_TOKEN=x\n");
     assert!(named(&mut home.command(&["http", "80"])).contains("dotenv.invalid"));
     let mut command = home.command(&["http", "80"]);
     assert!(named(command.env("RETUNNEL_SERVER_ENDPOINT", "environment.invalid:1")).contains("environment.invalid"));
@@ -394,6 +450,35 @@ fn too_many_registrations_end_with_75() {
         write!(socket, "{head}\r\nContent-Length: {}\r\n\r\n{body}", body.len()).unwrap();
     });
     home.run(&["http", "80", "--server", &address]).ends_with(75).says("too many registrations");
+}
+
+/// A text in UTF-16, as Windows PowerShell writes it.
+fn utf_16(text: &str) -> Vec<u8> {
+    std::iter::once(0xfeff).chain(text.encode_utf16()).flat_map(u16::to_le_bytes).collect()
+}
+
+#[test]
+fn files_saved_on_windows_are_read() {
+    let forms: [fn(&str) -> Vec<u8>; 4] = [
+        |text| text.replace('\n', "\r\n").into(),
+        |text| format!("\u{feff}{text}").into(),
+        |text| format!("\u{feff}{}", text.replace('\n', "\r\n")).into(),
+        |text| utf_16(&text.replace('\n', "\r\n")),
+    ];
+    for form in forms {
+        let home = Home::new();
+        let write = |name: &str, text: &str| fs::write(home.path(name), form(text)).unwrap();
+        write("retunnel.yml", "tunnels:\n  - name: a\n    protocol: http\n    local_port: 80\n");
+        home.run(&["config", "--check"]).ends_with(0);
+        write(".retunnel.conf", "{\n\"server_url\": \"ws://file.invalid:1\"\n}\n");
+        Running::start(&mut home.command(&["http", "80"])).wait_for("file.invalid:1");
+        write(".env", "RETUNNEL_SERVER_ENDPOINT=dotenv.invalid:1\nRETUNNEL_AUTH_TOKEN=x\n");
+        Running::start(&mut home.command(&["start"])).wait_for("dotenv.invalid:1");
+        // Saving keeps what was there.
+        home.run(&["authtoken", "rt_0123456789abcdef"]).ends_with(0);
+        let saved = fs::read_to_string(home.path(".retunnel.conf")).unwrap();
+        assert!(saved.contains("file.invalid") && saved.contains("rt_0123456789abcdef"), "{saved}");
+    }
 }
 
 #[cfg(feature = "server")]
@@ -557,12 +642,15 @@ mod with_server {
     #[test]
     fn the_access_log_has_every_answer_at_every_log_level() {
         let home = Home::new();
-        home.write(".env", "RETUNNEL_SERVER_ACCESS_LOG=true\n");
         let data = home.path("data");
         let mut command =
             home.command(&["--log-level", "error", "server", "--listen", "127.0.0.1:0", "--tcp-ports", "off"]);
-        let mut server =
-            Running::start(command.args(["--domain", "example.test", "--data-dir", data.to_str().unwrap()]));
+        let mut server = Running::start(command.env("RETUNNEL_SERVER_ACCESS_LOG", "yes").args([
+            "--domain",
+            "example.test",
+            "--data-dir",
+            data.to_str().unwrap(),
+        ]));
         let address = server.line().strip_prefix("listening on http://").unwrap().to_owned();
         let port = service().to_string();
         let words =
@@ -587,6 +675,19 @@ mod with_server {
         let saved: Value = serde_json::from_str(&fs::read_to_string(home.path(".retunnel.conf")).unwrap()).unwrap();
         let token = saved["tokens"][&address].as_str().unwrap();
         assert!(!said.contains(token) && !said.contains("secret-word") && !said.contains("YW5u"), "{said}");
+    }
+
+    #[test]
+    fn a_service_that_does_not_run_yet_is_reported_when_the_tunnel_opens() {
+        let home = Home::new();
+        let (_server, address) = server(&home);
+        let port = closed_address().rsplit_once(':').unwrap().1.to_owned();
+        let mut client = Running::start(&mut home.command(&["http", &port, "--server", &address]));
+        client.wait_for(&format!("nothing listens at localhost:{port} yet"));
+        let port = service().to_string();
+        let mut client = Running::start(&mut home.command(&["http", &port, "--server", &address]));
+        let said = client.wait_for("Press Ctrl+C");
+        assert!(!said.contains("nothing listens"), "{said}");
     }
 
     #[test]

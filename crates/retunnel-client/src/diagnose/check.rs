@@ -106,6 +106,8 @@ stable_codes! {
         UpgradeStripped = "upgrade_stripped";
         /// No session can open.
         UpgradeRefused = "upgrade_refused";
+        /// The server speaks a published dialect, which must be chosen.
+        DialectNotChosen = "dialect_not_chosen";
         /// Our clock and the server's differ.
         ClockDiffers = "clock_differs";
         /// The token is not valid on the server.

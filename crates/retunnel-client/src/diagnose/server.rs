@@ -101,10 +101,10 @@ async fn opens_websocket(dialer: &Dialer) -> Result<(), ConnectError> {
 }
 
 /// Whether a session can open.
-pub(super) async fn upgrade(dialer: &Dialer, wanted: Option<Dialect>, server: &Server) -> (Finding, Option<()>) {
+pub(super) async fn upgrade(dialer: &Dialer, wanted: &[Dialect], server: &Server) -> (Finding, Option<()>) {
     let knows_links = !server.about.is_null();
     let mut answered = None;
-    if wanted.is_none_or(|dialect| dialect == Dialect::Native) {
+    if wanted.contains(&Dialect::Native) {
         match dialer.upgraded(None, &[]).await {
             Ok(_) => return (Finding::fine("a link opens").with(json!({ "transport": "link" })), Some(())),
             Err(ConnectError::NotAServer { answer, .. }) => {
@@ -125,11 +125,12 @@ pub(super) async fn upgrade(dialer: &Dialer, wanted: Option<Dialect>, server: &S
     let between =
         format!("a proxy removes the upgrade to a link (it answers `{}`)", answered.as_deref().unwrap_or_default());
     let finding = match (websocket, wanted) {
-        (Ok(()), Some(Dialect::Native)) if knows_links => Finding::failed(Problem::UpgradeStripped, between),
-        (Ok(()), Some(Dialect::Native)) => {
-            Finding::failed(Problem::UpgradeRefused, "this server does not support links, only WebSockets")
-        }
-        (Ok(()), None) if knows_links => {
+        (Ok(()), [Dialect::Native]) if knows_links => Finding::failed(Problem::UpgradeStripped, between),
+        (Ok(()), [Dialect::Native]) => Finding::failed(
+            Problem::DialectNotChosen,
+            "this server does not support links, only WebSockets: it speaks an older dialect",
+        ),
+        (Ok(()), [Dialect::Native, ..]) if knows_links => {
             let found = format!("{between}; WebSockets pass, and sessions use one");
             Finding::warning(Problem::UpgradeStripped, found)
         }
@@ -191,6 +192,10 @@ pub(super) async fn token(dialer: &Dialer, credentials: &Credentials, server: &S
         return (finding.with(details), None);
     };
     let shown = token.masked();
+    if server.about.is_null() && !credentials.is_of_server() {
+        let found = format!("{shown} is not shown to a server that does not say what it is");
+        return (Finding::warning(Problem::TokenNotChecked, found).with(details), None);
+    }
     let api = ApiClient::over(dialer.clone());
     let mut answer = api.me(token).await;
     if matches!(answer, Err(ApiError::Status { status: 404 | 405, .. })) {
@@ -199,8 +204,9 @@ pub(super) async fn token(dialer: &Dialer, credentials: &Credentials, server: &S
     let finding = match answer {
         Ok(account) => Finding::fine(format!("{shown} is accepted: {}", plain(&account.email))),
         Err(ApiError::Status { status: 401, .. }) if credentials.may_register() && is_open => {
-            let found =
-                format!("the saved token {shown} is not valid on this server; a new account is created instead");
+            let found = format!(
+                "the saved token {shown} is not valid on this server; a new account is created instead, without the names of the old one"
+            );
             Finding::warning(Problem::TokenRefused, found)
         }
         Err(ApiError::Status { status: 401, .. }) => Finding::failed(

@@ -4,7 +4,7 @@ use std::{collections::HashMap, sync::Arc, time::Duration};
 
 use retunnel_proto::{
     RequestId, TunnelId,
-    message::{NewTunnel, Refusal, ReqTunnel, Requests},
+    message::{NewTunnel, Refusal, RefusalCode, ReqTunnel, Requests},
     rules::Rule,
 };
 use tokio::{
@@ -223,6 +223,25 @@ impl Tunnels {
         }
     }
 
+    /// Another client of the account took over a tunnel, whose name is the last word of the text: the published dialects have
+    /// no better place for it. `false` when it is none of these tunnels.
+    pub(crate) fn superseded(&mut self, text: String) -> bool {
+        let word = text.rsplit(' ').next().unwrap_or_default();
+        let found = {
+            let state = self.shared.lock();
+            let is_named = |open: &Open| {
+                let info = state.tunnels.get(&open.key).and_then(|entry| entry.info.as_ref());
+                info.is_some_and(|info| {
+                    info.subdomain == word || info.remote_port.is_some_and(|port| port.to_string() == word)
+                })
+            };
+            self.open.iter().find(|(_, open)| !word.is_empty() && is_named(open)).map(|(id, _)| id.clone())
+        };
+        let Some(tunnel_id) = found else { return false };
+        self.closed(&tunnel_id, Refusal::new(RefusalCode::Superseded, text));
+        true
+    }
+
     fn ended(&self, key: u64, refusal: Refusal) {
         let mut state = self.shared.lock();
         if let Some(entry) = state.tunnels.remove(&key) {
@@ -273,10 +292,7 @@ impl Tunnels {
 
 #[cfg(test)]
 mod tests {
-    use retunnel_proto::{
-        message::{RefusalCode, TunnelProtocol},
-        rules::LocalOrigin,
-    };
+    use retunnel_proto::{message::TunnelProtocol, rules::LocalOrigin};
     use tokio::sync::{oneshot, watch};
 
     use super::*;

@@ -46,7 +46,7 @@ pub(crate) struct Dialer {
 impl Dialer {
     pub(crate) fn new(endpoint: ServerEndpoint, trust: Trust, proxies: &Proxies) -> Self {
         let proxy = proxies.choose(endpoint.host(), endpoint.port(), endpoint.is_tls()).cloned();
-        let path = Arc::new(Mutex::new(PathState::new(endpoint.is_tls())));
+        let path = Arc::default();
         Self { endpoint, trust, proxy, path, resolver: Arc::new(System) }
     }
 

@@ -17,7 +17,7 @@ pub(crate) struct PathState {
     pub(super) passed: bool,
     /// When only a WebSocket passed.
     pub(super) refused: Option<Instant>,
-    /// The token may be sent before the server has answered: the connection uses TLS, or this server issued the token.
+    /// The token may be sent before the server has answered: it was saved for this very server, or just issued by it.
     pub(super) trusted: bool,
     /// A proxy on the path rejected, or lost, early data.
     pub(super) loses_early_data: bool,
@@ -31,10 +31,6 @@ pub(super) enum By {
 }
 
 impl PathState {
-    pub(super) fn new(trusted: bool) -> Self {
-        Self { trusted, ..Self::default() }
-    }
-
     /// Whether early data may follow the request.
     pub(super) const fn may_be_early(&self) -> bool {
         (self.trusted || self.passed) && !self.loses_early_data

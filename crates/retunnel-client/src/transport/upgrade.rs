@@ -42,9 +42,14 @@ impl Dialer {
         self.path.lock().expect("no code panics while it holds what is known of the path")
     }
 
-    /// This server issued the token.
+    /// The token is this very server's: it was saved for it, or the server has just issued it.
     pub(crate) fn trust(&self) {
         self.path().trusted = true;
+    }
+
+    /// Whether the token may be sent before the server has answered.
+    pub(crate) fn may_send_token_first(&self) -> bool {
+        self.path().trusted
     }
 
     /// Early data did not reach the server: the next attempts send none.
@@ -151,11 +156,12 @@ impl Dialer {
         let status_line = head.split(|byte| *byte == b'\r').next().unwrap_or_default();
         let status_line: String =
             String::from_utf8_lossy(status_line).chars().filter(|c| !c.is_control()).take(120).collect();
-        if wants_tls(&head) {
+        if has_header(&head, HTTPS_REQUIRED.0, HTTPS_REQUIRED.1) {
             return Err(ConnectError::TlsRequired { endpoint: self.endpoint.clone() });
         }
         match status_line.split(' ').nth(1) {
-            Some("101") => {
+            // What follows may be the token: only a server that knows links gets it.
+            Some("101") if has_header(&head, "upgrade", "retunnel") => {
                 Ok(if answer.is_empty() { socket } else { Socket::Prefixed(answer.freeze(), Box::new(socket)) })
             }
             // The server is restarting, or the proxy in front of it says so.
@@ -168,10 +174,10 @@ impl Dialer {
 /// The header and the code with which a server says that it accepts TLS only.
 pub(crate) const HTTPS_REQUIRED: (&str, &str) = ("x-retunnel-error", "https_required");
 
-fn wants_tls(head: &[u8]) -> bool {
+fn has_header(head: &[u8], name: &str, value: &str) -> bool {
     head.split(|byte| *byte == b'\n').any(|line| {
         let mut parts = line.splitn(2, |byte| *byte == b':').map(<[u8]>::trim_ascii);
         let is = |part: Option<&[u8]>, text: &str| part.is_some_and(|part| part.eq_ignore_ascii_case(text.as_bytes()));
-        is(parts.next(), HTTPS_REQUIRED.0) && is(parts.next(), HTTPS_REQUIRED.1)
+        is(parts.next(), name) && is(parts.next(), value)
     })
 }

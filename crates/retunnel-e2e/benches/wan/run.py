@@ -73,8 +73,8 @@ class Tunnel:
 
     def start_client(self):
         if self.name == "retunnel":
-            return self.popen("c", RETUNNEL, "--quiet", "--log-level", "warn", "http", str(ORIGIN), "--server", f"{SERVER}:{PORT}",
-                              "--subdomain", "x", "--no-inspect")
+            return self.popen("c", RETUNNEL, "--quiet", "--log-level", "warn", "http", str(ORIGIN),
+                              "--server", f"http://{SERVER}:{PORT}", "--subdomain", "x", "--no-inspect")
         return self.popen("c", RATHOLE, "--client", "client.toml") if self.name == "rathole" else None
 
     def visit(self, row, **options):

@@ -7,15 +7,25 @@ use crossterm::{
     event::{self, Event, KeyCode, KeyModifiers},
     terminal,
 };
-use retunnel_client::Token;
+use retunnel_client::{ServerEndpoint, Token};
 use retunnel_config::{ConfigError, ConfigFile};
 
-use crate::{args::AuthtokenArgs, exit::Usage, output::Output, settings::config_path};
+use crate::{
+    args::AuthtokenArgs,
+    exit::Usage,
+    output::Output,
+    settings::{check_token, config_path},
+    variables::{self, environment},
+};
 
 /// Maximum length of a token.
 const MAX_TOKEN: u64 = 4096;
 
 pub(crate) fn run(args: AuthtokenArgs, output: Output) -> Result<()> {
+    let server = match args.server.or_else(|| environment(variables::SERVER)) {
+        Some(text) => Some(text.parse::<ServerEndpoint>()?),
+        None => None,
+    };
     let text = match args.token {
         Some(token) => token,
         None if args.stdin || !std::io::stdin().is_terminal() => {
@@ -32,22 +42,34 @@ pub(crate) fn run(args: AuthtokenArgs, output: Output) -> Result<()> {
     if text.is_empty() || text.contains(char::is_whitespace) {
         return Err(Usage("the token must be one word".into()).into());
     }
+    check_token(text, "this")?;
     let path = config_path()?;
     let token = Token::new(text);
-    match ConfigFile::save_auth_token(&path, &token) {
+    let save = || match &server {
+        Some(server) => ConfigFile::save_token_for(&path, server, &token),
+        None => ConfigFile::save_auth_token(&path, &token),
+    };
+    match save() {
         // Saving a token repairs a broken file. The broken one is kept under another name.
         Err(ConfigError::Invalid { reason, .. }) => {
             let kept = ConfigFile::set_aside(&path)?;
             output.warning(&format!("{}: {reason}; renamed to {}", path.display(), kept.display()));
-            ConfigFile::save_auth_token(&path, &token)?;
+            save()?;
         }
         result => result?,
     }
     if output.json {
-        output.json(&serde_json::json!({ "saved": path, "token": token.masked() }));
-    } else {
-        output.status(&format!("Token {} saved to {}", token.masked(), path.display()));
+        let server = server.map(|server| server.to_string());
+        output.json(&serde_json::json!({ "saved": path, "token": token.masked(), "server": server }));
+        return Ok(());
     }
+    let (masked, path) = (token.masked(), path.display());
+    output.status(&match server {
+        Some(server) => format!("Token {masked} for {server} saved to {path}"),
+        None => format!(
+            "Token {masked} saved to {path}, for the first server that you name and that accepts it; `--server` names it now"
+        ),
+    });
     Ok(())
 }
 

@@ -7,7 +7,14 @@ use retunnel_config::{ConfigFile, Diagnostics, TunnelsFile, tunnels};
 use serde_json::json;
 
 use crate::{
-    args::ConfigArgs, commands::diagnostics::invalid, exit::Usage, output::Output, settings::config_path,
+    args::ConfigArgs,
+    commands::{
+        diagnostics::{self, invalid},
+        watch,
+    },
+    exit::Usage,
+    output::Output,
+    settings::config_path,
     variables::Variables,
 };
 
@@ -22,9 +29,12 @@ pub(crate) fn run(args: &ConfigArgs, variables: &Variables, output: Output) -> R
         return Ok(());
     }
     if let Some(file) = &args.check {
-        let text =
-            std::fs::read_to_string(file).map_err(|error| Usage(format!("cannot read {}: {error}", file.display())))?;
-        let checked = TunnelsFile::parse(&text, |name| variables.value(name));
+        let text = watch::read(file).map_err(|error| Usage(format!("cannot read {}: {error}", file.display())))?;
+        let checked = TunnelsFile::parse(&text, |name| variables.for_tunnels_file(name));
+        let checked = checked.and_then(|file| match file.tunnels.is_empty() {
+            true => Err(diagnostics::no_tunnels()),
+            false => Ok(file),
+        });
         let tunnels = report(file, checked, output)?.tunnels.len();
         if output.json {
             output.json(&json!({ "file": file, "valid": true, "mistakes": [], "tunnels": tunnels }));
@@ -36,8 +46,7 @@ pub(crate) fn run(args: &ConfigArgs, variables: &Variables, output: Output) -> R
     }
     #[cfg(feature = "server")]
     if let Some(file) = &args.check_server {
-        let text =
-            std::fs::read_to_string(file).map_err(|error| Usage(format!("cannot read {}: {error}", file.display())))?;
+        let text = watch::read(file).map_err(|error| Usage(format!("cannot read {}: {error}", file.display())))?;
         report(file, super::server::check(&text), output)?;
         if output.json {
             output.json(&json!({ "file": file, "valid": true, "mistakes": [] }));

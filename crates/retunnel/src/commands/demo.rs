@@ -20,6 +20,7 @@ use crate::{
         tunnels::{self, EventHandler},
     },
     output::Output,
+    settings::Identity,
     variables::Variables,
 };
 
@@ -55,7 +56,7 @@ async fn demo(args: &DemoArgs, output: Output) -> Result<()> {
 
     let endpoint: ServerEndpoint = server.address().to_string().parse()?;
     let client = Client::builder().server(endpoint.clone()).connect().await?;
-    let mut handler = EventHandler::new(&client, endpoint, data.path.join("retunnel.conf"), output);
+    let mut handler = EventHandler::new(&client, Identity::unsaved(endpoint), output);
     let tunnel = handler.during(client.open(TunnelSpec::http(LocalTarget::port(port)))).await?;
     output.status(&format!("tunnel           {} -> localhost:{port}", tunnel.url()));
 

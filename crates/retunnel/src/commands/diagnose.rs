@@ -19,7 +19,7 @@ use tokio::time::Instant;
 
 use crate::{
     args::{DiagnoseArgs, Global},
-    commands::{diagnostics, logging, signals::Signals},
+    commands::{diagnostics, logging, signals::Signals, watch},
     exit::{self, DiagnosisError, Usage},
     output::Output,
     settings::{FromFile, Settings},
@@ -55,7 +55,7 @@ async fn check_all(args: DiagnoseArgs, global: &Global, variables: &Variables, r
     let plan = Plan::new(&args, global, variables, report.output);
     let (outcome, found, details) = match &plan {
         Ok(plan) => {
-            report.begin(&plan.settings.server.to_string());
+            report.begin(&plan.settings.identity.server.to_string());
             let sources = &plan.settings.sources;
             let found: Vec<String> = sources.iter().map(ToString::to_string).collect();
             let details = sources
@@ -101,8 +101,8 @@ impl Plan {
         let mut tunnels = TunnelsFile::default();
         if let Some(path) = &path {
             let shown = path.display();
-            let text = std::fs::read_to_string(path).map_err(|error| Usage(format!("cannot read {shown}: {error}")))?;
-            tunnels = TunnelsFile::parse(&text, |name| variables.value(name))
+            let text = watch::read(path).map_err(|error| Usage(format!("cannot read {shown}: {error}")))?;
+            tunnels = TunnelsFile::parse(&text, |name| variables.for_tunnels_file(name))
                 .map_err(|diagnostics| diagnostics::invalid(path, &diagnostics))?;
             for tunnel in &tunnels.tunnels {
                 locals.push(tunnel.spec()?.target().clone());

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use retunnel_config::Diagnostics;
+use retunnel_config::{Diagnostics, Position};
 
 use crate::exit::Usage;
 
@@ -12,6 +12,13 @@ pub(crate) fn lines<'a>(file: &'a Path, diagnostics: &'a Diagnostics) -> impl It
         let between = if diagnostic.line == 0 { " " } else { "" };
         format!("{}:{between}{diagnostic}", file.display())
     })
+}
+
+/// The diagnostic for a tunnels file that opens nothing.
+pub(crate) fn no_tunnels() -> Diagnostics {
+    let mut diagnostics = Diagnostics::default();
+    diagnostics.add(Position::default(), "has no tunnels to open");
+    diagnostics
 }
 
 /// The error for a file with diagnostics.

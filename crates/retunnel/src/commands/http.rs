@@ -25,6 +25,7 @@ pub(crate) fn run(args: HttpArgs, global: &Global, variables: &Variables, output
         spec = spec.local_insecure();
     }
     let settings = Settings::new(&args.connection, variables, FromFile::default(), global, output)?;
+    let settings = settings.invite(args.account.invite.as_ref(), output);
     let inspector = Options::new(&args.inspect, variables)?;
     tunnels::run(TunnelSource::CommandLine(spec), settings, inspector, global, variables, output)
 }

@@ -38,12 +38,8 @@ impl LoadedFile {
 
     /// Parses a new version of the file. One without a tunnel to open is an error: it may be half written.
     fn read(&self, text: &str) -> Result<TunnelsFile, Diagnostics> {
-        let file = TunnelsFile::parse(text, |name| self.variables.value(name))?;
-        let mut diagnostics = Diagnostics::default();
-        if self.selected(&file).is_empty() {
-            diagnostics.add(Position::default(), "has no tunnels to open");
-        }
-        diagnostics.into_result(file)
+        let file = TunnelsFile::parse(text, |name| self.variables.for_tunnels_file(name))?;
+        if self.selected(&file).is_empty() { Err(diagnostics::no_tunnels()) } else { Ok(file) }
     }
 }
 

@@ -2,7 +2,7 @@
 
 mod check;
 
-use std::{path::PathBuf, time::Duration};
+use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
 use anyhow::{Context, Result};
 use retunnel_server::{
@@ -11,7 +11,7 @@ use retunnel_server::{
     config::{ServerConfig, ServerFile},
     store::Store,
 };
-use tracing::{error, info};
+use tracing::{error, info, warn};
 
 pub(crate) use self::check::check;
 use crate::{
@@ -19,6 +19,7 @@ use crate::{
     commands::{
         descriptors, diagnostics, logging,
         signals::{Hangup, Signals},
+        watch,
     },
     exit::Usage,
     memory,
@@ -55,6 +56,18 @@ fn default_threads() -> usize {
     std::thread::available_parallelism().map_or(1, |cores| (cores.get() / 2).max(1))
 }
 
+/// File in the data directory with the address for clients, so that `retunnel server invite` knows it.
+const URL_FILE: &str = "url";
+
+/// The server as clients name it.
+fn url_for_clients(config: &ServerConfig, address: SocketAddr) -> String {
+    // A certificate is valid for a name, not for an address.
+    if config.tls.is_some() || config.public_url.is_some() {
+        return config.base_url(address.port());
+    }
+    if address.ip().is_loopback() { address.to_string() } else { config.base_url(address.port()) }
+}
+
 /// The default data directory.
 fn default_data_dir() -> Result<PathBuf> {
     use etcetera::BaseStrategy;
@@ -67,8 +80,7 @@ fn default_data_dir() -> Result<PathBuf> {
 fn config_of(args: ServerArgs) -> Result<ServerConfig> {
     let file = match &args.config {
         Some(path) => {
-            let text = std::fs::read_to_string(path)
-                .map_err(|error| Usage(format!("cannot read {}: {error}", path.display())))?;
+            let text = watch::read(path).map_err(|error| Usage(format!("cannot read {}: {error}", path.display())))?;
             if let (Err(_), Err(diagnostics)) = (ServerFile::parse(&text), check(&text)) {
                 return Err(diagnostics::invalid(path, &diagnostics).into());
             }
@@ -123,9 +135,11 @@ async fn serve(config: ServerConfig, output: Output) -> Result<()> {
     });
     output.status(&format!("data         {}", server.data_dir().display()));
     output.status(&format!("registration {}", format!("{registration:?}").to_lowercase()));
-    // A certificate is valid for a name, not for an address.
-    let server_url = if urls.tls.is_some() { urls.base_url(address.port()) } else { address.to_string() };
+    let server_url = url_for_clients(&urls, address);
     output.status(&format!("connect with retunnel http 8080 --server {server_url}"));
+    if let Err(error) = std::fs::write(server.data_dir().join(URL_FILE), format!("{server_url}\n")) {
+        warn!(%error, "cannot save the server's address; `retunnel server invite` cannot print it");
+    }
     let trigger = server.shutdown_trigger();
     loop {
         tokio::select! {
@@ -156,11 +170,18 @@ async fn invite(config: &ServerConfig, output: Output) -> Result<()> {
     let store = Store::open(&config.data_dir).await.context("cannot open the server's data")?;
     let code = Auth::new(store.clone()).invite().await?;
     store.close().await;
+    // The address of the last start; before the first one, what the options say.
+    let saved = std::fs::read_to_string(config.data_dir.join(URL_FILE)).unwrap_or_default();
+    let url = match saved.trim() {
+        "" => url_for_clients(config, config.listen),
+        url => url.to_owned(),
+    };
+    let command = format!("retunnel register --server {url} --invite {code}");
     if output.json {
-        output.json(&serde_json::json!({ "invite": code }));
+        output.json(&serde_json::json!({ "invite": code, "server": url, "command": command }));
     } else {
         output.result(&code);
-        output.status("valid for one registration: POST /api/v1/auth/register {\"email\": \"…\", \"invite\": \"…\"}");
+        output.status(&format!("valid for one account, which this command creates:\n  {command}"));
     }
     Ok(())
 }

@@ -24,13 +24,13 @@ pub(crate) fn run(args: StartArgs, global: &Global, variables: &Variables, outpu
     let text = watch::read(&args.file).map_err(|error| {
         Usage(format!("cannot read {shown}: {error}; `retunnel config --example > retunnel.yml` creates one"))
     })?;
-    let file = TunnelsFile::parse(&text, |name| variables.value(name))
+    let file = TunnelsFile::parse(&text, |name| variables.for_tunnels_file(name))
         .map_err(|diagnostics| diagnostics::invalid(&args.file, &diagnostics))?;
     if let Some(unknown) = args.names.iter().find(|name| file.tunnels.iter().all(|tunnel| tunnel.name != **name)) {
         return Err(Usage(format!("{shown} has no tunnel `{unknown}`")).into());
     }
     if file.tunnels.is_empty() {
-        return Err(Usage(format!("{shown} has no tunnels")).into());
+        return Err(diagnostics::invalid(&args.file, &diagnostics::no_tunnels()).into());
     }
     // Option and environment take precedence over the file.
     let mut global = global.clone();
@@ -45,6 +45,7 @@ pub(crate) fn run(args: StartArgs, global: &Global, variables: &Variables, outpu
         dialect: file.dialect.as_deref(),
     };
     let settings = Settings::new(&args.connection, variables, from_file, &global, output)?;
+    let settings = settings.invite(args.account.invite.as_ref(), output);
     let inspector = Options::new(&args.inspect, variables)?;
     let file = LoadedFile { path: args.file, names: args.names, text, file, variables: variables.clone() };
     tunnels::run(TunnelSource::File(Box::new(file)), settings, inspector, &global, variables, output)

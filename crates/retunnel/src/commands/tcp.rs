@@ -18,5 +18,6 @@ pub(crate) fn run(args: TcpArgs, global: &Global, variables: &Variables, output:
     }
     spec = args.rules.apply(spec, variables)?;
     let settings = Settings::new(&args.connection, variables, FromFile::default(), global, output)?;
+    let settings = settings.invite(args.account.invite.as_ref(), output);
     tunnels::run(TunnelSource::CommandLine(spec), settings, None, global, variables, output)
 }

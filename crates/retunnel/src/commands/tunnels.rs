@@ -6,9 +6,11 @@ mod live;
 mod open;
 mod reconnects;
 
-use std::{sync::Arc, time::Duration};
+use std::{io::IsTerminal, sync::Arc, time::Duration};
 
 use anyhow::Result;
+use retunnel_client::{RefusalCode, TunnelError};
+use tokio::time::{Instant, sleep};
 
 #[cfg(feature = "server")]
 pub(crate) use self::display::show_one;
@@ -25,6 +27,12 @@ use crate::{
 
 /// How long closing the session may take.
 const CLOSE_TIMEOUT: Duration = Duration::from_millis(800);
+/// A client that is replaced this soon after its start probably replaced the other one: two services have the same account and
+/// name.
+const CONTENDED: Duration = Duration::from_secs(60);
+/// How long such a client waits before it exits. Service managers restart it at once, and visitors would meet a change of
+/// the client with every start.
+const REPLACED_PAUSE: Duration = Duration::from_secs(10);
 
 /// Connects, opens the tunnels and serves until Ctrl+C.
 pub(crate) fn run(
@@ -61,13 +69,14 @@ async fn serve(
     signals: &mut Signals,
     output: Output,
 ) -> Result<()> {
+    let began = Instant::now();
     let inspector = bind_inspector(inspector, output).await?;
     let mut builder = settings.builder;
     if let Some(inspector) = &inspector {
         builder = builder.observer(inspector.observer());
     }
     let client = Arc::new(builder.start());
-    let mut handler = EventHandler::new(&client, settings.server, settings.path, output);
+    let mut handler = EventHandler::new(&client, settings.identity, output);
     handler.inspector = inspector.as_ref().map(Inspector::url);
     let _inspector_tasks = inspector.map(|inspector| inspector.serve(Arc::clone(&client)));
     handler.show_connecting();
@@ -83,11 +92,33 @@ async fn serve(
     handler.hide_connecting();
     let outcome = match opened {
         Ok(tunnels) => display::show(&client, tunnels, handler, signals, output).await,
-        Err(error) => Err(error),
+        Err(error) => Err(handler.explained(error)),
     };
     // A session that is closed in order frees its names at once.
     let _ = tokio::time::timeout(CLOSE_TIMEOUT, client.close()).await;
+    if let Err(error) = &outcome
+        && is_replaced(error)
+        && began.elapsed() < CONTENDED
+        && !std::io::stdout().is_terminal()
+    {
+        output.warning(&format!(
+            "another client of this account took over the address; exiting in {} s, so that a service manager does not take it \
+             back at once",
+            REPLACED_PAUSE.as_secs()
+        ));
+        tokio::select! {
+            () = sleep(REPLACED_PAUSE) => {}
+            () = signals.next() => {}
+        }
+    }
     outcome
+}
+
+fn is_replaced(error: &anyhow::Error) -> bool {
+    matches!(
+        error.downcast_ref::<TunnelError>(),
+        Some(TunnelError::Refused(refusal)) if refusal.code == RefusalCode::Superseded
+    )
 }
 
 /// Starts the inspector unless it is disabled. If the user gave no address and no port is free, tunnels work without it.

@@ -2,13 +2,13 @@
 //! by renaming, and with symbolic links that are switched to another file (Kubernetes' ConfigMaps).
 
 use std::{
-    fs,
-    io::{self, Read},
+    fs, io,
     path::{Path, PathBuf},
     time::{Duration, SystemTime},
 };
 
 use anyhow::Result;
+use retunnel_config::text;
 use tokio::{
     sync::mpsc,
     task::{JoinSet, spawn_blocking},
@@ -101,14 +101,9 @@ async fn blocking<T: Send + 'static>(path: &Path, work: impl FnOnce(&Path) -> T 
     }
 }
 
-/// Reads a file up to [`MAX_BYTES`].
+/// Reads a text file up to [`MAX_BYTES`].
 pub(crate) fn read(path: &Path) -> io::Result<String> {
-    let mut text = String::new();
-    fs::File::open(path)?.take(MAX_BYTES + 1).read_to_string(&mut text)?;
-    if text.len() as u64 > MAX_BYTES {
-        return Err(io::Error::other(format!("it is larger than {MAX_BYTES} bytes")));
-    }
-    Ok(text)
+    text::read(path, MAX_BYTES)
 }
 
 /// File metadata that changes when the file does. Links are watched.

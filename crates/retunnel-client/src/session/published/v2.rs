@@ -15,7 +15,7 @@ use futures_util::StreamExt;
 use retunnel_link::LinkError;
 use retunnel_proto::{
     ClientId, RequestId, TunnelId, TunnelProtocol,
-    dialect::v2,
+    dialect::{v2, v3::refusal_code},
     limits::{MAX_CONTROL_MESSAGE, V2_MAX_RESPONSE},
     message::{Auth, AuthResp, ClientMessage, Heartbeat, Refusal, RefusalCode, ServerMessage},
     random_text,
@@ -70,7 +70,9 @@ pub(crate) struct Session {
 pub(super) async fn establish(dialer: &Dialer, auth: Auth) -> Result<(Session, SessionInfo), ConnectError> {
     let endpoint = || dialer.endpoint.clone();
     let lost = |source| ConnectError::Lost { endpoint: endpoint(), source };
-    let mut control = dialer.websocket("/api/v1/ws/tunnel", auth.token.as_ref(), MAX_CONTROL_MESSAGE).await?;
+    // `Auth` carries the token as well. The handshake shows it to whatever answers.
+    let in_handshake = auth.token.as_ref().filter(|_| dialer.may_send_token_first());
+    let mut control = dialer.websocket("/api/v1/ws/tunnel", in_handshake, MAX_CONTROL_MESSAGE).await?;
     let client_id = format!("client-{}", random_text(12));
     let token = auth.token.clone();
     // Servers accept only the version that every published client sends.
@@ -109,12 +111,17 @@ fn not_2(dialer: &Dialer, answer: &str) -> ConnectError {
     ConnectError::NotAServer { endpoint: dialer.endpoint.clone(), answer: answer.to_owned() }
 }
 
-/// The dialect has one text for everything. Our servers append the code to it.
+/// The dialect has one text for everything. Our servers append the code to it; others may send a code of dialect 3.
 fn spelled_out(refusal: Refusal) -> Refusal {
     let code = refusal.message.rsplit_once(" [").and_then(|(text, code)| Some((text, code.strip_suffix(']')?)));
     match code.map(|(text, code)| (text, RefusalCode::from(code))) {
-        Some((text, code)) if !matches!(code, RefusalCode::Other(_)) => Refusal::new(code, text),
-        _ => refusal,
+        Some((text, code)) if !matches!(code, RefusalCode::Other(_)) => return Refusal::new(code, text),
+        _ => {}
+    }
+    let published = [refusal.code.as_str(), refusal.message.split(':').next().unwrap_or_default()].map(refusal_code);
+    match published.into_iter().find(|code| !matches!(code, RefusalCode::Other(_))) {
+        Some(code) => Refusal::new(code, refusal.message),
+        None => refusal,
     }
 }
 
@@ -246,9 +253,16 @@ impl Running {
                 self.tunnels.opened(tunnel);
             }
             Ok(ServerMessage::ErrorResp(error)) => {
-                let Some(request_id) = error.request_id else { return };
-                self.asked.remove(&request_id);
-                self.tunnels.refused(&request_id, spelled_out(error.refusal));
+                let refusal = spelled_out(error.refusal);
+                if let Some(request_id) = &error.request_id {
+                    self.asked.remove(request_id);
+                    if self.tunnels.refused(request_id, refusal.clone()) {
+                        return;
+                    }
+                }
+                if refusal.code == RefusalCode::Superseded {
+                    self.tunnels.superseded(refusal.message);
+                }
             }
             Ok(ServerMessage::ReqProxy) => {
                 self.waiting = (self.waiting + 1).min(MAX_WAITING);
@@ -336,5 +350,9 @@ mod tests {
         for text in ["taken", "taken [x]", "[", "a [b", ""] {
             assert_eq!(refusal(text).message, text);
         }
+        let text = "SUBDOMAIN_UNAVAILABLE: the name is taken";
+        assert_eq!(refusal(text), Refusal::new(RefusalCode::NameUnavailable, text));
+        let by_code = Refusal::new(RefusalCode::Other("SUBDOMAIN_UNAVAILABLE".into()), "the name is taken");
+        assert_eq!(spelled_out(by_code).code, RefusalCode::NameUnavailable);
     }
 }

@@ -319,7 +319,11 @@ impl Running {
                 if self.creating.is_some() {
                     return Err(self.refused(refusal));
                 }
-                warn!(%refusal, "the server reports an error");
+                // An error for a name that is open: its session has just lost it.
+                let is_displaced = refusal.code == RefusalCode::Other("SUBDOMAIN_TAKEN".into());
+                if !is_displaced || !self.tunnels.superseded(refusal.message.clone()) {
+                    warn!(%refusal, "the server reports an error");
+                }
             }
             Ok(FromServer::HeartbeatAck { .. }) => {}
             Err(error) => debug!(%error, "message ignored"),

@@ -56,6 +56,9 @@ pub(super) const fn next(problem: Problem) -> &'static str {
         Problem::UpgradeRefused => {
             "configure all proxies to forward `Connection` and `Upgrade` (docs/operations.md), and check --dialect"
         }
+        Problem::DialectNotChosen => {
+            "choose its dialect once with `--dialect 3` or `--dialect 2`; it is remembered (docs/dialects.md)"
+        }
         Problem::ClockDiffers => {
             "set the clock that is wrong, for example with NTP; certificates and logs depend on it"
         }

@@ -1,8 +1,10 @@
-//! Handles a client's events: saves tokens, prints lines and JSON, and remembers what is wrong.
+//! Handles a client's events: saves what the server has accepted, prints lines and JSON, and remembers what is wrong.
 
-use std::{collections::HashSet, path::PathBuf};
+use std::collections::HashSet;
 
-use retunnel_client::{Client, Event, Events, PageCode, RequestSummary, ServerEndpoint, Token};
+use retunnel_client::{
+    Client, ConnectError, Dialect, Event, Events, PageCode, RefusalCode, RequestSummary, SessionInfo, Token,
+};
 use retunnel_config::ConfigFile;
 use serde_json::{Value, json};
 use tokio::time::{MissedTickBehavior, interval};
@@ -11,6 +13,7 @@ use super::reconnects::ReconnectLog;
 use crate::{
     commands::{json_events, reload::Report},
     output::Output,
+    settings::Identity,
     ui::{
         spinner::{self, Spinner},
         theme::Theme,
@@ -25,9 +28,9 @@ const HOST_HINT: &str =
 /// Handles the events of a client.
 pub(crate) struct EventHandler {
     pub(super) events: Events,
-    server: ServerEndpoint,
-    /// Where a new token is saved.
-    config_path: PathBuf,
+    identity: Identity,
+    /// Whether the account has been shown.
+    has_shown_account: bool,
     output: Output,
     /// Shown on a terminal while there is nothing else to show.
     spinner: Option<Spinner>,
@@ -47,11 +50,11 @@ pub(crate) struct EventHandler {
 }
 
 impl EventHandler {
-    pub(crate) fn new(client: &Client, server: ServerEndpoint, config_path: PathBuf, output: Output) -> Self {
+    pub(crate) fn new(client: &Client, identity: Identity, output: Output) -> Self {
         Self {
             events: client.events(),
-            server,
-            config_path,
+            identity,
+            has_shown_account: false,
             output,
             spinner: None,
             reconnects: ReconnectLog::default(),
@@ -65,7 +68,9 @@ impl EventHandler {
     }
 
     pub(super) fn show_connecting(&mut self) {
-        let text = format!("Connecting to ReTunnel server... ({})", self.server);
+        let Identity { server, server_from, .. } = &self.identity;
+        let by = if server.is_default() { String::new() } else { format!(", from {server_from}") };
+        let text = format!("Connecting to ReTunnel server... ({server}{by})");
         if self.output.is_interactive() {
             self.spinner = Some(Spinner::new(Theme::from_environment(), text));
         } else {
@@ -142,7 +147,9 @@ impl EventHandler {
             self.json_event(&line);
         }
         match event {
-            Event::Registered { token, .. } => self.save_token(&token),
+            Event::Registered { token, replaces, not_saved, .. } => {
+                self.registered(token, replaces.as_ref(), not_saved)
+            }
             Event::Connecting { attempt, .. } => self.reconnects.attempt = attempt,
             Event::Disconnected { cause, retry_in, .. } => {
                 let cause = cause.to_string();
@@ -154,11 +161,21 @@ impl EventHandler {
                     (None, None) => {}
                 }
             }
-            Event::Connected { .. } => {
+            Event::Connected { session, .. } => {
                 if std::mem::take(&mut self.reconnects).has_reported() {
                     self.status("Connected");
                 }
                 self.trouble = None;
+                self.accepted(&session);
+            }
+            Event::TunnelOpened(info) if info.target.has_no_listener() => {
+                let reason = format!("nothing listens at {} yet", info.target);
+                self.json_event(&json_events::line(
+                    "local_unreachable",
+                    json!({ "tunnel": info.name, "reason": reason }),
+                ));
+                self.warn(format!("{reason}: visitors of {} get an error until the service is started", info.url));
+                self.unreachable.insert(info.name);
             }
             Event::TunnelFailed { name, refusal, .. } => self.warn(format!("cannot open tunnel `{name}`: {refusal}")),
             Event::TunnelClosed { name, refusal, .. } => {
@@ -187,11 +204,60 @@ impl EventHandler {
         hint
     }
 
-    fn save_token(&mut self, token: &Token) {
-        let server = self.server.authority();
-        match ConfigFile::save_token_for(&self.config_path, &server, token) {
-            Ok(()) => self.status(&format!("Registered with {server}; token saved to {}", self.config_path.display())),
-            Err(error) => self.warn(format!("cannot save the new token: {error}")),
+    fn registered(&mut self, token: Token, replaces: Option<&Token>, not_saved: Option<String>) {
+        let Identity { server, saved, .. } = &self.identity;
+        let (server, path) = (server.to_string(), saved.as_ref().map(|saved| saved.path.display().to_string()));
+        if let Some(old) = replaces {
+            let old = old.masked();
+            self.warn(format!(
+                "{server} does not accept the token {old} any more, which this program registered by itself; a new account \
+                 replaces it, and the names of the old one may be lost"
+            ));
+        }
+        match (not_saved, path) {
+            (Some(reason), _) => self.warn(format!("cannot save the new token: {reason}")),
+            (None, Some(path)) => self.status(&format!("Registered with {server}; token saved to {path}")),
+            (None, None) => {}
+        }
+        self.identity.token = Some((token, "just registered".into()));
+        self.has_shown_account = false;
+    }
+
+    /// The server has accepted the token.
+    fn accepted(&mut self, session: &SessionInfo) {
+        if std::mem::replace(&mut self.has_shown_account, true) {
+            return;
+        }
+        let Identity { server, token, saved, is_unbound, has_chosen_dialect, .. } = self.identity.clone();
+        let Some(saved) = saved else { return };
+        // Another program may have registered the account.
+        let token = token.or_else(|| Some((saved.token()?.into_token(), saved.path.display().to_string())));
+        if let Some((token, from)) = &token {
+            let account =
+                if session.account.is_empty() { String::new() } else { format!("Account {}, ", session.account) };
+            self.status(&format!("{account}token {} ({from})", token.masked()));
+            if is_unbound && let Err(error) = ConfigFile::save_token_for(&saved.path, &server, token) {
+                self.warn(format!("cannot save which server the token is for: {error}"));
+            }
+        }
+        let is_new = has_chosen_dialect && session.dialect != Dialect::Native;
+        if is_new && let Err(error) = ConfigFile::save_dialect(&saved.path, &server, session.dialect.as_str()) {
+            self.warn(format!("cannot save the server's dialect: {error}"));
+        }
+    }
+
+    /// Adds which token the server refused.
+    pub(super) fn explained(&self, error: anyhow::Error) -> anyhow::Error {
+        let Some((token, from)) = &self.identity.token else { return error };
+        match error.downcast_ref::<ConnectError>() {
+            Some(ConnectError::Refused { refusal, .. }) if refusal.code == RefusalCode::Unauthorized => {
+                error.context(format!("the token {} ({from})", token.masked()))
+            }
+            // A token that this program registered by itself would be replaced.
+            Some(ConnectError::Register { .. }) => {
+                error.context(format!("the server does not accept the token {} ({from}) any more", token.masked()))
+            }
+            _ => error,
         }
     }
 }
