@@ -105,7 +105,7 @@ impl Server {
         let registry = Arc::new(registry);
         let auth = Auth::new(store.clone());
         let rates = Arc::new(RateLimits::new(limits));
-        let gate = Places::new(limits.max_unauthenticated, limits.max_unauthenticated_per_address);
+        let gate = Places::brief(limits.max_unauthenticated, limits.max_unauthenticated_per_address);
         let hostnames = Arc::new(Hostnames::new(store.clone(), &config));
         let edge =
             Edge::new(Arc::clone(&config), Arc::clone(&registry), Arc::clone(&running), tls.clone(), gate.clone());

@@ -90,8 +90,9 @@ pub(super) async fn serve(edge: &Edge, socket: Socket, peer: SocketAddr, place: 
     let mut draining = pin!(edge.running.draining.cancelled());
     let mut stopping = pin!(edge.running.stopping.cancelled());
     loop {
-        timer.as_mut().reset(Instant::now() + limit);
-        place.set_idle(true);
+        let now = Instant::now();
+        timer.as_mut().reset(now + limit);
+        place.set_idle(now);
         let ends = Ends { timer: timer.as_mut(), draining: draining.as_mut(), stopping: stopping.as_mut(), place };
         let (head, received) = match connection.next_head(edge, ends).await {
             Ok(Arrival::Request(head, received)) => (head, received),
@@ -105,7 +106,7 @@ pub(super) async fn serve(edge: &Edge, socket: Socket, peer: SocketAddr, place: 
                 return None;
             }
         };
-        place.set_idle(false);
+        place.set_busy();
         let route = Route::of(&head.host, &edge.config.domain);
         if route == Route::Api {
             let visitor = SocketAddr::new(edge.visitor_of(&head, peer).0, peer.port());

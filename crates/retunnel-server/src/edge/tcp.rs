@@ -100,7 +100,7 @@ async fn accept_all(edge: Arc<Edge>, opened: OpenedPort) {
             continue;
         };
         // A silent connection of this kind may be in use for hours.
-        place.set_idle(false);
+        place.set_busy();
         let this = Arc::clone(&edge);
         edge.running.relays.spawn(guarded("visitor of a port", peer, async move {
             serve_visitor(&this, visitor, peer, port).await;

@@ -6,19 +6,22 @@ use std::{
     net::IpAddr,
     sync::{
         Arc, Mutex, MutexGuard,
-        atomic::{AtomicBool, Ordering::Relaxed},
+        atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
     },
     task::{Context, Poll},
     time::Duration,
 };
 
 use futures_util::task::AtomicWaker;
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 
 use super::Peer;
 
 /// Connections of a peer that are examined for an idle one. Those behind them are younger.
 const EXAMINED: usize = 1024;
+
+/// A connection that was idle for less than this does not give way: its next request may be under way.
+const IDLE_FOR: Duration = Duration::from_millis(500);
 
 /// Places for connections. When there are too many, an idle one gives way: the oldest of the same peer if that has its share,
 /// otherwise the oldest of the peer that has most. So a peer that takes many places loses its own.
@@ -27,22 +30,28 @@ pub(crate) struct Places {
     taken: Arc<Mutex<Taken>>,
     max: usize,
     max_per_peer: usize,
+    /// How long a connection must have been idle before it gives way.
+    idle_for: Duration,
     is_reserve: bool,
 }
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Taken {
+    /// When counting began.
+    began: Instant,
     count: usize,
     /// Number of the newest connection; older ones have smaller numbers.
     newest: u64,
     peers: HashMap<Peer, BTreeMap<u64, Arc<State>>>,
 }
 
+const BUSY: u64 = u64::MAX;
+
 /// One connection, as the others see it.
 #[derive(Debug, Default)]
 struct State {
-    /// Whether it may give way.
-    is_idle: AtomicBool,
+    /// Since when it may give way, in milliseconds from [`Taken::began`]; [`BUSY`]: it may not.
+    idle_since: AtomicU64,
     is_evicted: AtomicBool,
     waker: AtomicWaker,
 }
@@ -58,10 +67,12 @@ impl Taken {
         Some(state)
     }
 
-    /// Lets the oldest idle connection of a peer give way; says whether there was one.
-    fn evict_of(&mut self, peer: Peer) -> bool {
+    /// Lets the oldest connection of a peer that was idle for so long give way; says whether there was one.
+    fn evict_of(&mut self, peer: Peer, idle_for: Duration) -> bool {
+        let before = (self.began.elapsed().saturating_sub(idle_for)).as_millis();
         let places = self.peers.get(&peer).into_iter().flatten().take(EXAMINED);
-        let oldest = places.filter(|(_, state)| state.is_idle.load(Relaxed)).map(|(number, _)| *number).next();
+        let is_idle = |state: &State| u128::from(state.idle_since.load(Relaxed)) <= before;
+        let oldest = places.filter(|(_, state)| is_idle(state)).map(|(number, _)| *number).next();
         let Some(state) = oldest.and_then(|number| self.remove(peer, number)) else { return false };
         state.is_evicted.store(true, Relaxed);
         state.waker.wake();
@@ -72,12 +83,24 @@ impl Taken {
 impl Places {
     /// `max` places, and `max_per_peer` of them for each peer.
     pub(crate) fn new(max: usize, max_per_peer: usize) -> Self {
-        Self { taken: Arc::default(), max: max.max(1), max_per_peer: max_per_peer.max(1), is_reserve: false }
+        let taken = Taken { began: Instant::now(), count: 0, newest: 0, peers: HashMap::new() };
+        Self {
+            taken: Arc::new(Mutex::new(taken)),
+            max: max.max(1),
+            max_per_peer: max_per_peer.max(1),
+            idle_for: IDLE_FOR,
+            is_reserve: false,
+        }
+    }
+
+    /// The same for connections that show in a moment what they are: a newer one always gets in.
+    pub(crate) fn brief(max: usize, max_per_peer: usize) -> Self {
+        Self { idle_for: Duration::ZERO, ..Self::new(max, max_per_peer) }
     }
 
     /// The same, as a reserve for requests that must get in when all other places are taken.
     pub(crate) fn reserve(max: usize, max_per_peer: usize) -> Self {
-        Self { is_reserve: true, ..Self::new(max, max_per_peer) }
+        Self { is_reserve: true, ..Self::brief(max, max_per_peer) }
     }
 
     /// Takes a place for a connection, which is idle at first. `is_proxy`: it carries the visitors of a trusted proxy, which
@@ -87,10 +110,10 @@ impl Places {
         let mut taken = self.lock();
         let has_share = !is_proxy && taken.peers.get(&peer).is_some_and(|places| places.len() >= self.max_per_peer);
         let is_free = if has_share {
-            taken.evict_of(peer)
+            taken.evict_of(peer, self.idle_for)
         } else if taken.count >= self.max {
             let largest = taken.peers.iter().max_by_key(|(_, places)| places.len()).map(|(peer, _)| *peer);
-            largest.is_some_and(|largest| taken.evict_of(largest))
+            largest.is_some_and(|largest| taken.evict_of(largest, self.idle_for))
         } else {
             true
         };
@@ -99,10 +122,12 @@ impl Places {
         }
         taken.newest += 1;
         taken.count += 1;
-        let state = Arc::new(State { is_idle: true.into(), ..State::default() });
-        let number = taken.newest;
+        let (number, began) = (taken.newest, taken.began);
+        let state = Arc::new(State::default());
         taken.peers.entry(peer).or_default().insert(number, Arc::clone(&state));
-        Some(Place { taken: Arc::clone(&self.taken), peer, number, state, is_reserve: self.is_reserve })
+        let place = Place { taken: Arc::clone(&self.taken), began, peer, number, state, is_reserve: self.is_reserve };
+        place.set_idle(Instant::now());
+        Some(place)
     }
 
     /// Places that are taken.
@@ -124,6 +149,7 @@ fn lock(taken: &Mutex<Taken>) -> MutexGuard<'_, Taken> {
 #[derive(Debug)]
 pub(crate) struct Place {
     taken: Arc<Mutex<Taken>>,
+    began: Instant,
     peer: Peer,
     number: u64,
     state: Arc<State>,
@@ -136,9 +162,15 @@ impl Place {
         self.is_reserve
     }
 
-    /// Says whether the connection may give way now.
-    pub(crate) fn set_idle(&self, is_idle: bool) {
-        self.state.is_idle.store(is_idle, Relaxed);
+    /// The connection waits for its peer since then; it may give way.
+    pub(crate) fn set_idle(&self, since: Instant) {
+        let since = since.saturating_duration_since(self.began).as_millis();
+        self.state.idle_since.store(u64::try_from(since).unwrap_or(BUSY - 1), Relaxed);
+    }
+
+    /// The connection does something that its peer waits for.
+    pub(crate) fn set_busy(&self) {
+        self.state.idle_since.store(BUSY, Relaxed);
     }
 
     /// Polled for the moment when the connection has to give way. Only one task may poll.
@@ -176,7 +208,7 @@ mod tests {
 
     #[test]
     fn the_oldest_idle_one_of_the_same_peer_or_of_the_largest_gives_way() {
-        let places = Places::new(4, 2);
+        let places = Places::brief(4, 2);
         let enter = |last| places.enter(address(last), false).expect("a place");
         let (first, second, other) = (enter(1), enter(1), enter(2));
         let third = enter(1);
@@ -192,22 +224,31 @@ mod tests {
 
     #[test]
     fn busy_ones_do_not_give_way() {
-        let places = Places::new(3, 2);
+        let places = Places::brief(3, 2);
         let (first, second) = (places.enter(address(1), false), places.enter(address(1), false));
         for place in [&first, &second] {
-            place.as_ref().expect("a place").set_idle(false);
+            place.as_ref().expect("a place").set_busy();
         }
         assert!(places.enter(address(1), false).is_none(), "the peer has its share");
         let other = places.enter(address(2), false).expect("others still get in");
-        other.set_idle(false);
+        other.set_busy();
         assert!(places.enter(address(3), false).is_none(), "all are busy");
-        first.as_ref().expect("a place").set_idle(true);
+        first.as_ref().expect("a place").set_idle(Instant::now());
         assert!(places.enter(address(3), false).is_some() && is_gone(&first.expect("a place")));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_connection_that_was_just_accepted_does_not_give_way() {
+        let places = Places::new(1, 1);
+        let first = places.enter(address(1), false).expect("a place");
+        assert!(places.enter(address(1), false).is_none());
+        tokio::time::sleep(IDLE_FOR).await;
+        assert!(places.enter(address(1), false).is_some() && is_gone(&first));
     }
 
     #[test]
     fn a_proxy_has_no_share_of_its_own() {
-        let places = Places::new(10, 2);
+        let places = Places::brief(10, 2);
         let taken: Vec<_> = (0..10).map(|_| places.enter(address(1), true).expect("a place")).collect();
         assert!(!taken.iter().any(is_gone));
     }
