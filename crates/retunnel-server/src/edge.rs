@@ -21,14 +21,11 @@ use tokio::sync::Semaphore;
 
 use crate::{
     config::ServerConfig,
-    limits::ConnectionGate,
+    limits::{ConnectionGate, waiting::Waiting},
     net::{handover::ApiRequest, socket::Socket, tls::Tls},
     registry::Registry,
     running::Running,
 };
-
-/// Unit of [`Edge::whole_bodies`] in bytes.
-const BODY_PIECE: usize = 64 * 1024;
 
 /// What visitors' connections share.
 #[derive(Debug)]
@@ -41,8 +38,8 @@ pub(crate) struct Edge {
     gate: ConnectionGate,
     /// Visitors' connections that may still be accepted.
     pub(crate) visitors: Arc<Semaphore>,
-    /// Request bodies that are kept whole for published clients, in pieces of [`BODY_PIECE`].
-    whole_bodies: Arc<Semaphore>,
+    /// Request bodies that are kept whole for published clients.
+    whole_bodies: Arc<Waiting>,
 }
 
 impl Edge {
@@ -57,7 +54,7 @@ impl Edge {
         Self {
             visitors: Arc::new(Semaphore::new(limits.max_connections)),
             // Room for at least one body, however small the bound.
-            whole_bodies: Arc::new(Semaphore::new(limits.max_buffered.max(V2_MAX_REQUEST_BODY).div_ceil(BODY_PIECE))),
+            whole_bodies: Arc::new(Waiting::new(limits.max_buffered.max(V2_MAX_REQUEST_BODY))),
             config,
             registry,
             running,

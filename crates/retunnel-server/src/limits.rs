@@ -1,5 +1,7 @@
 //! Rates and counts that protect the server from single peers. A peer is an IPv4 address or an IPv6 /64.
 
+pub(crate) mod waiting;
+
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
     net::{IpAddr, Ipv6Addr},

@@ -16,9 +16,8 @@ use bytes::{Bytes, BytesMut};
 use futures_util::future::BoxFuture;
 use retunnel_link::LinkStream;
 use retunnel_proto::http1::{Framing, request::RequestHead, response::ResponseHead, write};
-use tokio::sync::OwnedSemaphorePermit;
 
-use crate::net::socket::Socket;
+use crate::{limits::waiting::Charge, net::socket::Socket};
 
 /// Trailers of a body, in order.
 pub(crate) type Trailers = Vec<(Bytes, Bytes)>;
@@ -122,11 +121,11 @@ pub(crate) struct Request<'a> {
 pub(crate) struct WholeBody {
     pub(crate) bytes: Bytes,
     /// Stands for the memory that it takes.
-    _room: Option<Arc<OwnedSemaphorePermit>>,
+    _room: Option<Arc<Charge>>,
 }
 
 impl WholeBody {
-    pub(crate) fn new(bytes: Bytes, room: OwnedSemaphorePermit) -> Self {
+    pub(crate) fn new(bytes: Bytes, room: Charge) -> Self {
         Self { bytes, _room: Some(Arc::new(room)) }
     }
 }
