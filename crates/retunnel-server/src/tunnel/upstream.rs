@@ -70,7 +70,7 @@ pub(crate) trait Upstream: fmt::Debug + Send + Sync {
     /// Begins an exchange. Nothing of the request has been sent when this fails.
     ///
     /// # Errors
-    /// [`Failure`], never [`Failure::Cut`].
+    /// [`Failure`], never [`Failure::Cut`] or [`Failure::Reset`].
     fn exchange<'a>(&'a self, request: Request<'a>) -> Soon<'a, Result<Box<dyn Exchange + 'a>, Failure>>;
 
     /// Relays a visitor of a TCP tunnel until both sides have ended, and counts the bytes.
@@ -161,7 +161,7 @@ pub(crate) trait Exchange: Send + Sync {
     /// The next part of the answer's body, until one has an end. Not cancel-safe.
     ///
     /// # Errors
-    /// [`Failure::Cut`].
+    /// [`Failure::Cut`] or [`Failure::Reset`].
     fn receive(&self) -> Soon<'_, Result<Part, Failure>>;
 
     /// The stream that the rest of a sized answer arrives on as it is, and how many bytes that is.
@@ -240,6 +240,8 @@ pub(crate) enum Failure {
     LocalInvalidResponse,
     /// The local service did not answer in time.
     LocalTimeout,
+    /// The local service reset the connection in the midst of its answer.
+    Reset,
     /// The answer had begun, or the visitor is gone.
     Cut,
 }
