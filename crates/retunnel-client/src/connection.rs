@@ -109,6 +109,7 @@ async fn dial(host: &str, port: u16) -> io::Result<TcpStream> {
 pub(crate) struct Connection {
     socket: TappedSocket,
     stats: Arc<Stats>,
+    is_unfinished: bool,
 }
 
 impl Connection {
@@ -123,12 +124,28 @@ impl Connection {
     ) -> Result<Self, RelayError> {
         let socket = reach(target, &stats).await?;
         stats.opened();
-        Ok(Self { socket: TappedSocket::new(socket, tap), stats })
+        Ok(Self { socket: TappedSocket::new(socket, tap), stats, is_unfinished: false })
     }
 
     /// Makes the end of the connection a reset.
     pub(crate) fn abort(&self) {
         self.socket.abort();
+    }
+
+    /// A transfer begins that no one may take for a complete one before [`Self::transfer_ends`]: until then the end of the
+    /// connection is a reset.
+    pub(crate) const fn transfer_begins(&mut self) {
+        self.is_unfinished = true;
+    }
+
+    /// The transfer is complete.
+    pub(crate) const fn transfer_ends(&mut self) {
+        self.is_unfinished = false;
+    }
+
+    /// Waits until what was written is sent, within a limit of time. A reset would destroy the rest.
+    pub(crate) fn last_bytes_sent(&self) -> impl Future<Output = ()> + use<> {
+        self.socket.last_bytes_sent()
     }
 
     /// Acknowledges what has arrived at once.
@@ -161,6 +178,9 @@ impl MaybeTcp for Connection {
 
 impl Drop for Connection {
     fn drop(&mut self) {
+        if self.is_unfinished {
+            self.abort();
+        }
         self.stats.closed();
     }
 }

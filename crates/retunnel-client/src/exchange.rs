@@ -4,6 +4,7 @@
 
 pub(crate) mod headers;
 mod own;
+mod refusal;
 mod request;
 pub(crate) mod visit;
 
@@ -13,7 +14,7 @@ use bytes::Bytes;
 use http_body_util::BodyExt;
 use hyper::{
     HeaderMap, Request as HttpRequest, Response, StatusCode,
-    body::Incoming,
+    body::{Body, Incoming},
     client::conn::http1,
     header::{self, HeaderValue},
 };
@@ -25,7 +26,7 @@ use retunnel_proto::{
 };
 use tokio::task::JoinSet;
 
-use self::{headers::strip_hop, visit::Visit};
+use self::{headers::strip_hop, refusal::Refusable, visit::Visit};
 pub(crate) use self::{
     own::OwnAnswer,
     request::{Request, RequestBody, whole},
@@ -129,6 +130,7 @@ async fn exchange(service: &Service, mut request: HttpRequest<RequestBody>) -> R
         let host = HeaderValue::try_from(service.target.authority()).unwrap_or(HeaderValue::from_static("localhost"));
         request.headers_mut().insert(header::HOST, host);
     }
+    let has_body = !request.body().is_end_stream();
     let local = match service.connect().await {
         Ok(local) => local,
         Err(error) => {
@@ -139,7 +141,7 @@ async fn exchange(service: &Service, mut request: HttpRequest<RequestBody>) -> R
     let (mut sender, driver) = http1::Builder::new()
         .title_case_headers(true)
         .max_headers(HeadLimits::RESPONSE.lines)
-        .handshake(TokioIo::new(local))
+        .handshake(TokioIo::new(Refusable::new(local, has_body)))
         .await
         .map_err(failed)?;
     let mut connection = JoinSet::new();

@@ -37,6 +37,7 @@ pub(crate) async fn serve(stream: LinkStream, service: &Service) -> Result<(), R
             return Err(error);
         }
     };
+    local.transfer_begins();
     let mut stall = Stall::new(&service.target);
     // Up: from the local service to the link. Down: from the link to the local service.
     let (mut up, mut down) = (Pump::default(), Pump::default());
@@ -53,10 +54,11 @@ pub(crate) async fn serve(stream: LinkStream, service: &Service) -> Result<(), R
     .await;
     if let Err(error) = result {
         // Neither side may take an incomplete transfer for a complete one.
-        local.abort();
         stream.reset(ReasonCode::CANCELLED, &reason_of(&error));
+        local.last_bytes_sent().await;
         return Err(error.into());
     }
+    local.transfer_ends();
     Ok(())
 }
 

@@ -1,12 +1,8 @@
 //! Limits and times of a link.
 
-use std::{
-    sync::{
-        Arc,
-        atomic::{AtomicUsize, Ordering},
-    },
-    time::Duration,
-};
+use std::{sync::Arc, time::Duration};
+
+use crate::budget::Budget;
 
 /// Which end this is. Only the server opens streams.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -34,7 +30,8 @@ pub struct LinkConfig {
     pub max_control_queue: usize,
     /// Limit of events that wait for [`crate::Events::next`]. At the limit, the link is not read. Default 256.
     pub max_event_queue: usize,
-    /// Limit of bytes received and not yet read, over all streams. Beyond it the fullest stream is reset. Default 64 MiB.
+    /// Limit of bytes received and not yet read, over all streams. Beyond it the stream is reset that has held most of
+    /// them for the longest time. Default 64 MiB.
     pub max_buffered: usize,
     /// The same limit for all links that share this budget. Default 256 MiB for this link alone.
     pub budget: Arc<Budget>,
@@ -66,35 +63,5 @@ impl Default for LinkConfig {
             dead_after: Duration::from_secs(6),
             flush_on_close: Duration::from_millis(300),
         }
-    }
-}
-
-/// Received bytes that wait for their readers, counted over every link that shares this budget.
-#[derive(Debug)]
-pub struct Budget {
-    used: AtomicUsize,
-    max: usize,
-}
-
-impl Budget {
-    /// A budget of `max` bytes.
-    #[must_use]
-    pub const fn new(max: usize) -> Self {
-        Self { used: AtomicUsize::new(0), max }
-    }
-
-    /// Bytes waiting now.
-    #[must_use]
-    pub fn used(&self) -> usize {
-        self.used.load(Ordering::Relaxed)
-    }
-
-    /// Adds `bytes`. Returns whether the total is within the budget.
-    pub(crate) fn add(&self, bytes: usize) -> bool {
-        self.used.fetch_add(bytes, Ordering::Relaxed) + bytes <= self.max
-    }
-
-    pub(crate) fn sub(&self, bytes: usize) {
-        self.used.fetch_sub(bytes, Ordering::Relaxed);
     }
 }

@@ -8,7 +8,7 @@ use std::{
     future::Future,
     io::{self, IoSlice},
     pin::Pin,
-    sync::Arc,
+    sync::{Arc, MutexGuard},
     task::{Context, Poll, Waker, ready},
     time::Duration,
 };
@@ -19,10 +19,20 @@ use tokio::{
     time::{Instant, Sleep, sleep_until},
 };
 
-use crate::{chunk, error::LinkError, scheduling::take_turns, shared::Shared, state::incoming::Incoming};
+use crate::{
+    budget::Budget,
+    chunk,
+    error::LinkError,
+    lane::Lane,
+    scheduling::take_turns,
+    shared::Shared,
+    state::{State, incoming::Incoming},
+};
 
 /// Bytes of one read. Large enough that a busy link needs few calls, shared by all links of a thread.
 const READ_BUFFER: usize = 128 * 1024;
+/// Timeout for the last bytes on the lane of a stream that was reset here.
+const LEAVE_WITHIN: Duration = Duration::from_secs(10);
 /// Reads in a row before other tasks get a turn.
 const READS_PER_POLL: usize = 4;
 /// Slices of one vectored write. Linux takes 1024; a batch of [`crate::state`] fits into 64.
@@ -37,12 +47,15 @@ thread_local! {
 pub struct Driver<IO> {
     io: IO,
     shared: Arc<Shared>,
+    budget: Arc<Budget>,
     incoming: Incoming,
     out: VecDeque<Bytes>,
     /// Tasks that a poll wakes; empty between polls.
     wakers: Vec<Waker>,
     tick: Pin<Box<Sleep>>,
     probe: Probe,
+    /// Lanes that end: their streams were reset here. With the time when they are closed at the latest.
+    leaving: Vec<(Arc<Lane>, Instant)>,
     close_deadline: Option<Instant>,
 }
 
@@ -82,15 +95,18 @@ impl<IO> fmt::Debug for Driver<IO> {
 
 impl<IO: AsyncRead + AsyncWrite + Unpin> Driver<IO> {
     pub(crate) fn new(io: IO, shared: Arc<Shared>) -> Self {
-        let first = Instant::now() + shared.lock().config().ping_interval;
+        let config = shared.lock().config().clone();
+        let first = Instant::now() + config.ping_interval;
         Self {
             io,
+            budget: config.budget,
             shared,
             incoming: Incoming::default(),
             out: VecDeque::new(),
             wakers: Vec::new(),
             tick: Box::pin(sleep_until(first)),
             probe: Probe::default(),
+            leaving: Vec::new(),
             close_deadline: None,
         }
     }
@@ -108,15 +124,22 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> Driver<IO> {
         if let Poll::Ready(error) = self.poll_write(cx, wakers) {
             return Poll::Ready(error);
         }
-        ready!(self.probe.poll(cx));
-        self.shared.lock().queue_probe();
-        self.poll_write(cx, wakers)
+        if self.probe.poll(cx).is_ready() {
+            self.shared.lock().queue_probe();
+            if let Poll::Ready(error) = self.poll_write(cx, wakers) {
+                return Poll::Ready(error);
+            }
+        }
+        self.leaving.retain(|(lane, _)| lane.poll_leave(cx).is_pending());
+        Poll::Pending
     }
 
     fn poll_read(&mut self, cx: &mut Context<'_>, wakers: &mut Vec<Waker>) -> Result<(), LinkError> {
         if self.incoming.has_leftover() {
             let now = Instant::now();
-            self.incoming.resume(&mut self.shared.lock(), now, wakers)?;
+            let mut state = self.shared.lock();
+            self.incoming.resume(&mut state, now, wakers)?;
+            keep_budget(state, &self.budget, now);
         }
         SCRATCH.with_borrow_mut(|scratch| {
             scratch.resize(READ_BUFFER, 0);
@@ -147,7 +170,10 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> Driver<IO> {
 
     fn received(&mut self, bytes: &[u8], wakers: &mut Vec<Waker>) -> Result<(), LinkError> {
         let now = Instant::now();
-        self.incoming.receive(&mut self.shared.lock(), bytes, now, wakers)
+        let mut state = self.shared.lock();
+        self.incoming.receive(&mut state, bytes, now, wakers)?;
+        keep_budget(state, &self.budget, now);
+        Ok(())
     }
 
     fn poll_heartbeat(&mut self, cx: &mut Context<'_>, wakers: &mut Vec<Waker>) -> Result<(), LinkError> {
@@ -165,6 +191,7 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> Driver<IO> {
             let next = state.config().ping_interval.min(state.config().dead_after - silence);
             drop(state);
             chunk::release_unused(now);
+            self.leaving.retain(|(_, until)| now < *until);
             self.tick.as_mut().reset(now + next);
         }
         Ok(())
@@ -176,6 +203,9 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> Driver<IO> {
                 let mut state = self.shared.lock();
                 if state.gather(&mut self.out, wakers) {
                     self.probe.data_goes(state.probe_after());
+                }
+                for lane in state.take_leaving() {
+                    self.leaving.push((lane, Instant::now() + LEAVE_WITHIN));
                 }
                 if self.out.is_empty() {
                     return match state.closing().cloned() {
@@ -247,6 +277,15 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> Driver<IO> {
                 self.out.pop_front();
             }
         }
+    }
+}
+
+/// Lets a stream of any link give way if the process holds more received bytes than it may.
+fn keep_budget(mut state: MutexGuard<'_, State>, budget: &Budget, now: Instant) {
+    let is_exceeded = state.take_over_budget();
+    drop(state);
+    if is_exceeded {
+        budget.relieve(now);
     }
 }
 

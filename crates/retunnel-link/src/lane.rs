@@ -4,7 +4,8 @@
 //! [`crate::LinkConfig::lane_after`] bytes is worth a connection: the kernel can move its bytes, and other streams do not
 //! wait for them. The server offers a lane (`Move`), the client switches its direction and sends the offset of the first
 //! byte on the lane (`Moved`), then the server does the same. Half-closes (`End`, with the count of all bytes) and resets
-//! stay on the link, so that a lane that is cut is never taken for an end. Without a lane the stream stays on the link.
+//! stay on the link, so that a lane that is cut is never taken for an end. A side that resets a stream ends its direction of
+//! the lane, so that the peer knows the last byte before the reset. Without a lane the stream stays on the link.
 
 use std::{
     fmt, io,
@@ -22,6 +23,10 @@ use tokio::{
     runtime::Handle,
 };
 
+use crate::chunk::Chunk;
+
+/// Reads in a row before other tasks get a turn.
+const READS_PER_POLL: usize = 16;
 const NO_PANIC: &str = "no code panics while it polls a lane";
 
 /// Anything that is read and written like a connection.
@@ -116,6 +121,27 @@ impl Lane {
                 polled => polled,
             },
         }
+    }
+
+    /// Ends our direction after what was written, and discards what still arrives: closing a connection with unread bytes
+    /// destroys those that are under way to the peer. Ready when the peer has ended its direction too.
+    pub(crate) fn poll_leave(&self, cx: &mut Context<'_>) -> Poll<()> {
+        let shut = match &self.0 {
+            Kind::Tcp(socket, _) => Pin::new(&mut *socket.write().expect(NO_PANIC)).poll_shutdown(cx),
+            Kind::Other(connection) => Pin::new(&mut *Self::locked(connection)).poll_shutdown(cx),
+        };
+        if ready!(shut).is_err() {
+            return Poll::Ready(());
+        }
+        let mut chunk = Chunk::lend();
+        for _ in 0..READS_PER_POLL {
+            let mut buf = ReadBuf::new(chunk.space());
+            if ready!(self.poll_read(cx, &mut buf)).is_err() || buf.filled().is_empty() {
+                return Poll::Ready(());
+            }
+        }
+        cx.waker().wake_by_ref();
+        Poll::Pending
     }
 
     pub(crate) fn poll_write(&self, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {

@@ -8,6 +8,7 @@
 //! Bounds: received bytes per stream (its window), per link ([`LinkConfig::max_buffered`]) and per process
 //! ([`Budget`]); bytes waiting to be sent per stream and per link; streams; control messages.
 
+mod budget;
 #[cfg(target_os = "linux")]
 mod bulk;
 mod chunk;
@@ -30,7 +31,8 @@ mod state;
 mod stream;
 mod tls;
 
-pub use config::{Budget, LinkConfig, Role};
+pub use budget::Budget;
+pub use config::{LinkConfig, Role};
 pub use driver::Driver;
 pub use error::{LinkError, OpenError};
 pub use lane::{Duplex, Lane};
@@ -39,7 +41,7 @@ pub use link::{Events, Link, LinkEvent, link};
 pub use messages::{MessageSocket, message_form};
 pub use read_ahead::ReadAhead;
 pub use relay::{Pump, poll_down, poll_relay, poll_up};
-pub use socket::{Direction, MaybeTcp};
+pub use socket::{Direction, MaybeTcp, last_bytes_sent};
 pub use stream::{LinkStream, StreamReset};
 pub use tls::TlsSocket;
 

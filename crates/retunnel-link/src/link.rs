@@ -49,7 +49,7 @@ pub fn link<IO>(io: IO, role: Role, config: LinkConfig) -> (Link, Events, Driver
 where
     IO: AsyncRead + AsyncWrite + Unpin,
 {
-    let shared = Arc::new(Shared::new(State::new(role, config, Instant::now())));
+    let shared = Shared::new(State::new(role, config, Instant::now()));
     let driver = Driver::new(io, Arc::clone(&shared));
     (Link { shared: Arc::clone(&shared) }, Events { shared }, driver)
 }
@@ -146,6 +146,12 @@ impl Link {
     /// Sets the largest control message in bytes. Raise it once the peer is authenticated.
     pub fn set_max_control(&self, bytes: usize) {
         self.shared.lock().set_max_control(bytes);
+    }
+
+    /// Says who the link belongs to, for example an account. All links of one owner share its part of the
+    /// [`crate::Budget`]; a link without an owner has a part of its own. Only the first call counts.
+    pub fn set_owner(&self, owner: u128) {
+        self.shared.lock().share().set_owner(owner);
     }
 
     /// Round-trip time of the last ping.

@@ -2,16 +2,21 @@
 
 use std::{
     collections::VecDeque,
+    future::Future,
     io::{self, IoSlice},
     pin::Pin,
     task::{Context, Poll, ready},
+    time::Duration,
 };
 
 use bytes::{Buf, Bytes, BytesMut};
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::{
+    io::{AsyncRead, AsyncWrite, ReadBuf},
+    time::{Instant, Sleep, sleep},
+};
 
 #[cfg(target_os = "linux")]
-use crate::splice::{Progressed, Splicer};
+use crate::splice::{Lost, Progressed, Splicer};
 use crate::{
     chunk::{CHUNK, Chunk, OWN_FROM},
     scheduling::take_turns,
@@ -26,6 +31,9 @@ const SLICES: usize = 8;
 /// Reads in a row before other tasks get a turn.
 const READS_PER_POLL: usize = 16;
 
+/// After one direction has failed, how long the other may move nothing before the relay ends.
+const LAST_WORDS: Duration = Duration::from_secs(10);
+
 /// One direction of a relay.
 #[derive(Debug, Default)]
 pub struct Pump {
@@ -35,7 +43,19 @@ pub struct Pump {
     first: Bytes,
     more: VecDeque<Bytes>,
     ended: bool,
-    done: bool,
+    /// The error was the reader's.
+    lost_reader: bool,
+    moved: u64,
+    /// How the direction ended, where [`poll_relay`] moves it.
+    over: Option<io::Result<()>>,
+    last_words: Option<Box<LastWords>>,
+}
+
+/// The time that the other direction has, after this one has failed.
+#[derive(Debug)]
+struct LastWords {
+    timer: Pin<Box<Sleep>>,
+    /// What the other direction had moved when the timer was set.
     moved: u64,
 }
 
@@ -58,11 +78,41 @@ impl Pump {
         self.ended
     }
 
+    /// Whether a failure was the reader's and not the writer's.
+    #[must_use]
+    pub const fn has_lost_reader(&self) -> bool {
+        self.lost_reader
+    }
+
     /// Whether bytes were read that the writer has not taken: they are on their way, or they are beyond the limit of
     /// bytes to move.
     #[must_use]
     pub const fn has_rest(&self) -> bool {
         !self.first.is_empty()
+    }
+
+    const fn has_failed(&self) -> bool {
+        matches!(self.over, Some(Err(_)))
+    }
+
+    /// Whether the relay cannot go on after this direction's failure: nothing comes from the other side of a reader that
+    /// failed, and nothing can be delivered there. After a writer's failure the rest of what that side sent is delivered,
+    /// until it ends or moves nothing for [`LAST_WORDS`].
+    fn poll_last_words(&mut self, cx: &mut Context<'_>, other: &Self) -> Poll<()> {
+        if self.lost_reader {
+            return Poll::Ready(());
+        }
+        let last = self
+            .last_words
+            .get_or_insert_with(|| Box::new(LastWords { timer: Box::pin(sleep(LAST_WORDS)), moved: other.moved }));
+        while last.timer.as_mut().poll(cx).is_ready() {
+            if last.moved == other.moved {
+                return Poll::Ready(());
+            }
+            last.moved = other.moved;
+            last.timer.as_mut().reset(Instant::now() + LAST_WORDS);
+        }
+        Poll::Pending
     }
 
     fn poll_into_stream<R>(
@@ -107,7 +157,10 @@ impl Pump {
         let mut chunk = Chunk::lend();
         let room = usize::try_from(most - self.moved).unwrap_or(usize::MAX).min(CHUNK);
         let mut buf = ReadBuf::new(&mut chunk.space()[..room]);
-        ready!(Pin::new(reader).poll_read(cx, &mut buf))?;
+        if let Err(error) = ready!(Pin::new(reader).poll_read(cx, &mut buf)) {
+            self.lost_reader = true;
+            return Poll::Ready(Err(error));
+        }
         let bytes = buf.filled();
         let count = bytes.len();
         self.ended = count == 0;
@@ -150,6 +203,7 @@ impl Pump {
                 ready!(Pin::new(writer).poll_flush(cx))?;
                 return Poll::Pending;
             };
+            self.lost_reader = read.is_err();
             read?;
             self.ended = self.first.is_empty();
         }
@@ -237,10 +291,11 @@ where
 }
 
 /// Moves bytes in both directions between `socket` and `stream`. Ready once both have ended and were half-closed. `up` is
-/// the direction into the stream.
+/// the direction into the stream. When one side takes nothing more, what it sent before is still delivered to the other.
 ///
 /// # Errors
-/// The first failure of either side. The caller then has to reset both.
+/// The failure of either side. The caller then has to reset both: the stream with [`LinkStream::reset`], the socket once
+/// its last bytes are sent ([`crate::last_bytes_sent`]).
 pub fn poll_relay<S>(
     cx: &mut Context<'_>,
     socket: &mut S,
@@ -251,13 +306,36 @@ pub fn poll_relay<S>(
 where
     S: AsyncRead + AsyncWrite + MaybeTcp + Unpin,
 {
-    if !up.done && poll_up(cx, socket, stream, up, u64::MAX)?.is_ready() {
-        up.done = Pin::new(&mut stream).poll_shutdown(cx)?.is_ready();
+    if up.over.is_none()
+        && let Poll::Ready(moved) = poll_up(cx, socket, stream, up, u64::MAX)
+    {
+        // Only the end of both sides is a clean end.
+        let clean = moved.is_ok() && !down.has_failed();
+        let over = if clean { Pin::new(&mut stream).poll_shutdown(cx) } else { Poll::Ready(moved) };
+        up.over = ready_or_none(over);
     }
-    if !down.done && poll_down(cx, stream, socket, down, u64::MAX)?.is_ready() {
-        down.done = Pin::new(socket).poll_shutdown(cx)?.is_ready();
+    if down.over.is_none()
+        && let Poll::Ready(moved) = poll_down(cx, stream, socket, down, u64::MAX)
+    {
+        let clean = moved.is_ok() && !up.has_failed();
+        let over = if clean { Pin::new(socket).poll_shutdown(cx) } else { Poll::Ready(moved) };
+        down.over = ready_or_none(over);
     }
-    if up.done && down.done { Poll::Ready(Ok(())) } else { Poll::Pending }
+    match (&up.over, &down.over) {
+        (Some(Err(_)), None) => ready!(up.poll_last_words(cx, down)),
+        (None, Some(Err(_))) => ready!(down.poll_last_words(cx, up)),
+        (None, _) | (_, None) => return Poll::Pending,
+        (Some(_), Some(_)) => {}
+    }
+    let results = [up.over.take(), down.over.take()];
+    Poll::Ready(results.into_iter().flatten().collect())
+}
+
+fn ready_or_none<T>(polled: Poll<T>) -> Option<T> {
+    match polled {
+        Poll::Ready(value) => Some(value),
+        Poll::Pending => None,
+    }
 }
 
 /// Lets the kernel move bytes where it can. Ready when the next bytes, or the end, need the usual way.
@@ -274,7 +352,13 @@ fn poll_splice<S: MaybeTcp>(
         if let Some(Progressed { bytes, polled }) = pump.splicer.poll(cx, direction, socket) {
             pump.moved += bytes;
             let Poll::Ready(has_ended) = polled else { return Ok(Poll::Pending) };
-            pump.ended = has_ended?;
+            pump.ended = has_ended.map_err(|lost| match lost {
+                Lost::Reader(error) => {
+                    pump.lost_reader = true;
+                    error
+                }
+                Lost::Writer(error) => error,
+            })?;
         }
         if pump.ended
             || pump.has_rest()

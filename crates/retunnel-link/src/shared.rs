@@ -1,11 +1,13 @@
 //! The state of a link under its lock, shared by the driver, the handles and the streams.
 
 use std::{
-    sync::{Mutex, MutexGuard},
+    sync::{Arc, Mutex, MutexGuard, Weak},
     task::Waker,
 };
 
-use crate::state::State;
+use tokio::time::Instant;
+
+use crate::{budget::Holder, state::State};
 
 #[derive(Debug)]
 pub(crate) struct Shared {
@@ -13,12 +15,29 @@ pub(crate) struct Shared {
 }
 
 impl Shared {
-    pub(crate) const fn new(state: State) -> Self {
-        Self { state: Mutex::new(state) }
+    pub(crate) fn new(state: State) -> Arc<Self> {
+        let this = Arc::new(Self { state: Mutex::new(state) });
+        let holder: Weak<dyn Holder> = Arc::<Self>::downgrade(&this);
+        this.lock().share().set_holder(holder);
+        this
     }
 
     pub(crate) fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().expect("no code panics while it holds the link's state")
+    }
+}
+
+impl Holder for Shared {
+    fn weight(&self, now: Instant) -> u64 {
+        self.lock().weight(now)
+    }
+
+    fn give_way(&self, now: Instant) -> bool {
+        let mut wakers = Vec::new();
+        let mut state = self.lock();
+        let had_one = state.give_way(now, &mut wakers);
+        release(state, wakers);
+        had_one
     }
 }
 

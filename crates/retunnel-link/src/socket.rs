@@ -1,6 +1,34 @@
 //! Sockets whose bytes the kernel may move.
 
-use tokio::net::TcpStream;
+use std::{future::Future, io, time::Duration};
+
+use tokio::{net::TcpStream, time::timeout};
+
+/// How long the last bytes before a reset may take. A slow peer needs some time for what the system has buffered.
+const SENT_WITHIN: Duration = Duration::from_secs(30);
+
+/// Waits until the system has sent what was written to the socket, within a limit of time. A reset that came earlier would
+/// destroy the rest. Systems other than Linux do not wait.
+pub fn last_bytes_sent(socket: &TcpStream) -> impl Future<Output = ()> + use<> {
+    let twin = twin_writable_once_sent(socket);
+    async move {
+        if let Ok(twin) = twin {
+            let _ = timeout(SENT_WITHIN, twin.writable()).await;
+        }
+    }
+}
+
+#[cfg(target_os = "linux")]
+fn twin_writable_once_sent(socket: &TcpStream) -> io::Result<TcpStream> {
+    // From now on the socket counts as writable while nothing waits to be sent. Only a new registration asks again.
+    socket2::SockRef::from(socket).set_tcp_notsent_lowat(1)?;
+    crate::bulk::twin(socket, &tokio::runtime::Handle::current())
+}
+
+#[cfg(not(target_os = "linux"))]
+fn twin_writable_once_sent(_: &TcpStream) -> io::Result<TcpStream> {
+    Err(io::ErrorKind::Unsupported.into())
+}
 
 /// A socket that may be plain TCP. If it is, the kernel can move its bytes.
 pub trait MaybeTcp {

@@ -98,7 +98,7 @@ fn moved(from: impl AsFd, to: impl AsFd, most: usize) -> io::Result<usize> {
 #[derive(Debug)]
 pub(crate) struct Job {
     thread: &'static Handle,
-    task: JoinHandle<io::Result<Ended>>,
+    task: JoinHandle<Result<Ended, Lost>>,
     progress: Arc<Progress>,
     /// Bytes the relay knows of.
     reported: u64,
@@ -126,6 +126,13 @@ enum Ended {
     Job,
 }
 
+/// Which side failed.
+#[derive(Debug)]
+pub(crate) enum Lost {
+    Reader(io::Error),
+    Writer(io::Error),
+}
+
 impl Job {
     /// Lets a bulk thread move at most `limit` bytes of `socket`. `None` if there is no thread or no file descriptor left:
     /// the bytes have to go the usual way.
@@ -149,10 +156,11 @@ impl Job {
     }
 
     /// Bytes moved since the last call, and how the job ended if it has.
-    fn poll(&mut self, cx: &mut Context<'_>) -> (u64, Poll<io::Result<Ended>>) {
+    fn poll(&mut self, cx: &mut Context<'_>) -> (u64, Poll<Result<Ended, Lost>>) {
         self.progress.relay.register(cx.waker());
-        let polled =
-            Pin::new(&mut self.task).poll(cx).map(|joined| joined.unwrap_or_else(|e| Err(io::Error::other(e))));
+        let polled = Pin::new(&mut self.task)
+            .poll(cx)
+            .map(|joined| joined.unwrap_or_else(|e| Err(Lost::Reader(io::Error::other(e)))));
         // Read after the poll, so that it includes the last bytes of a job that has ended.
         let moved = self.progress.moved.load(Acquire);
         (moved - mem::replace(&mut self.reported, moved), polled)
@@ -172,19 +180,19 @@ struct Splice {
 }
 
 impl Splice {
-    fn poll_up(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<Ended>> {
+    fn poll_up(&mut self, cx: &mut Context<'_>) -> Poll<Result<Ended, Lost>> {
         for _ in 0..TURNS {
             let lane = self.stream.poll_lane_to_write(cx);
             let Some(to) = lane.as_deref().and_then(Lane::socket) else { return Poll::Ready(Ok(Ended::Job)) };
             while !self.pipe.is_empty() {
-                let count = ready!(self.pipe.poll_drain(cx, &to))?;
+                let count = ready!(self.pipe.poll_drain(cx, &to)).map_err(Lost::Writer)?;
                 self.stream.sent_on_lane(count);
                 self.notify(count);
             }
             if self.taken == self.limit {
                 return Poll::Ready(Ok(Ended::Job));
             }
-            let count = ready!(self.pipe.poll_fill(cx, &self.socket, self.limit - self.taken))?;
+            let count = ready!(self.pipe.poll_fill(cx, &self.socket, self.limit - self.taken)).map_err(Lost::Reader)?;
             if count == 0 {
                 return Poll::Ready(Ok(Ended::Reader));
             }
@@ -194,11 +202,11 @@ impl Splice {
         Poll::Pending
     }
 
-    fn poll_down(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<Ended>> {
+    fn poll_down(&mut self, cx: &mut Context<'_>) -> Poll<Result<Ended, Lost>> {
         for _ in 0..TURNS {
             // Bytes already taken from the lane go first, even if no more will come from it.
             while !self.pipe.is_empty() {
-                let count = ready!(self.pipe.poll_drain(cx, &self.socket))?;
+                let count = ready!(self.pipe.poll_drain(cx, &self.socket)).map_err(Lost::Writer)?;
                 self.notify(count);
             }
             if self.taken == self.limit {
@@ -206,7 +214,12 @@ impl Splice {
             }
             let Some((lane, left)) = self.stream.poll_lane_to_read(cx) else { return Poll::Ready(Ok(Ended::Job)) };
             let Some(from) = lane.socket() else { return Poll::Ready(Ok(Ended::Job)) };
-            let count = ready!(self.pipe.poll_fill(cx, &from, left.min(self.limit - self.taken)))?;
+            let count = match ready!(self.pipe.poll_fill(cx, &from, left.min(self.limit - self.taken))) {
+                Ok(count) => count,
+                // The end of the stream's direction was a reset, and so was the lane's.
+                Err(_) if self.stream.is_over() => 0,
+                Err(error) => return Poll::Ready(Err(Lost::Reader(error))),
+            };
             self.taken += count as u64;
             self.stream.arrived_on_lane(count);
             if count == 0 {
@@ -241,9 +254,8 @@ pub(crate) struct Splicer {
 pub(crate) struct Progressed {
     /// Bytes moved.
     pub(crate) bytes: u64,
-    /// Pending while a thread moves bytes; ready with whether the reader has ended. An error is the first failure of
-    /// either side.
-    pub(crate) polled: Poll<io::Result<bool>>,
+    /// Pending while a thread moves bytes; ready with whether the reader has ended, or with the first failure.
+    pub(crate) polled: Poll<Result<bool, Lost>>,
 }
 
 impl Splicer {

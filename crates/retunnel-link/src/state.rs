@@ -19,7 +19,7 @@ mod streams;
 #[cfg(test)]
 mod tests;
 
-use std::{collections::VecDeque, task::Waker, time::Duration};
+use std::{collections::VecDeque, sync::Arc, task::Waker, time::Duration};
 
 use bytes::Bytes;
 use retunnel_proto::native::{self, FLAG_ACK, FrameHeader, FrameKind, ReasonCode, control::Open};
@@ -30,9 +30,10 @@ use self::{
     lanes::Lanes,
     outgoing::Outgoing,
     path::Path,
-    streams::Streams,
+    streams::{EndedBy, Streams},
 };
 use crate::{
+    budget::Share,
     config::{LinkConfig, Role},
     error::LinkError,
 };
@@ -60,6 +61,8 @@ pub(crate) struct State {
     turns: VecDeque<u32>,
     backlog: Backlog,
     buffered: Buffered,
+    /// The budget of the process is exceeded.
+    over_budget: bool,
     outgoing: Outgoing,
     path: Path,
     control_waiters: Vec<Waker>,
@@ -83,6 +86,7 @@ impl State {
             turns: VecDeque::new(),
             backlog: Backlog::default(),
             buffered: Buffered::new(&config),
+            over_budget: false,
             outgoing: Outgoing::default(),
             path: Path::new(now),
             control_waiters: Vec::new(),
@@ -116,6 +120,11 @@ impl State {
             self.queue_ping(now);
             self.add_initial_credit(bytes);
         }
+    }
+
+    /// The link's part of the budget of the process.
+    pub(crate) const fn share(&self) -> &Arc<Share> {
+        self.buffered.share()
     }
 
     /// Registers the driver. It is woken after each change that it has to act on.
@@ -274,7 +283,7 @@ impl State {
         let reason = error.to_string();
         for id in self.streams.ids() {
             if !self.is_reset(id) {
-                self.end_stream(id, ReasonCode::CANCELLED, reason.clone(), true, wakers);
+                self.end_stream(id, ReasonCode::CANCELLED, reason.clone(), EndedBy::Link, wakers);
             }
         }
         self.ended = Some(error);

@@ -26,8 +26,8 @@ use crate::{
 /// One stream of a link.
 ///
 /// Reading gives 0 bytes once the peer half-closed; `shutdown` half-closes this side. A reset by either side or the
-/// end of the link is [`io::ErrorKind::ConnectionReset`] with [`StreamReset`] inside. Dropping the stream before both
-/// directions ended resets it.
+/// end of the link is [`io::ErrorKind::ConnectionReset`] with [`StreamReset`] inside; what the peer had sent before it is
+/// read first. Dropping the stream before both directions ended resets it.
 #[derive(Debug)]
 pub struct LinkStream {
     at: StreamRef,
@@ -228,7 +228,7 @@ impl LinkStream {
     /// Whether the stream was reset or its link has ended.
     #[must_use]
     pub fn is_over(&self) -> bool {
-        self.at.shared.lock().is_reset(self.at.id)
+        self.at.is_over()
     }
 
     /// Asks for a lane now, because a bulk transfer is about to begin.
@@ -253,8 +253,12 @@ impl LinkStream {
     ) -> Poll<io::Result<()>> {
         let room = usize::try_from(left).unwrap_or(usize::MAX).min(buf.remaining());
         let mut part = buf.take(room);
-        ready!(lane.poll_read(cx, &mut part))?;
-        let count = part.filled().len();
+        let count = match ready!(lane.poll_read(cx, &mut part)) {
+            Ok(()) => part.filled().len(),
+            // The end of the stream's direction was a reset, and so was the lane's.
+            Err(_) if self.is_over() => 0,
+            Err(error) => return Poll::Ready(Err(error)),
+        };
         self.at.arrived_on_lane(count);
         if count == 0 {
             // The lane was cut, or the count of all bytes is still on its way. The state knows which.
@@ -272,11 +276,12 @@ impl LinkStream {
         Poll::Ready(Ok(()))
     }
 
-    /// Resets the stream: ends both directions at once and sends the peer the reason.
+    /// Resets the stream: ends both directions, and sends the peer the reason after everything that was written. What the
+    /// peer still sends is discarded. Bytes that the peer does not take within 10 s are dropped.
     pub fn reset(self, code: ReasonCode, reason: &str) {
         let mut wakers = Vec::new();
         let mut state = self.at.shared.lock();
-        state.reset_here(self.at.id, code, reason, &mut wakers);
+        state.reset_after_sent(self.at.id, code, reason, &mut wakers);
         release(state, wakers);
     }
 
@@ -290,6 +295,10 @@ impl LinkStream {
 }
 
 impl StreamRef {
+    pub(crate) fn is_over(&self) -> bool {
+        self.shared.lock().is_reset(self.id)
+    }
+
     /// The lane that this stream's next bytes come from, and the most bytes to read there. Reads must be reported with
     /// [`Self::arrived_on_lane`].
     pub(crate) fn poll_lane_to_read(&self, cx: &Context<'_>) -> Option<(Arc<Lane>, u64)> {

@@ -220,6 +220,83 @@ async fn a_reset_ends_a_stream_on_its_lane_for_both() {
 }
 
 #[tokio::test]
+async fn what_was_sent_on_a_lane_before_a_reset_arrives_before_it() {
+    for fate in [Fate::Opens, Fate::OpensLate, Fate::OpensBoxed] {
+        let mut ends = ends(1_000, fate).await;
+        for n in 0..40 {
+            let (visitor, local) = ends.stream().await;
+            let (from, to) = if n % 2 == 0 { (local, visitor) } else { (visitor, local) };
+            let data = payload(300_000 + 10_000 * usize::from(n), n);
+            let (end, got) = tokio::join!(
+                async {
+                    write_all(&from, &data).await.unwrap();
+                    from.reset(ReasonCode::CANCELLED, "last words");
+                },
+                read(&to)
+            );
+            let ((), (got, whole)) = (end, got);
+            assert!(got == data && !whole, "{} of {} bytes, {fate:?}, {n}", got.len(), data.len());
+        }
+        while ends.server.stream_count() + ends.client.stream_count() > 0 {
+            tokio::task::yield_now().await;
+        }
+    }
+}
+
+async fn write_all(mut stream: &LinkStream, data: &[u8]) -> std::io::Result<()> {
+    stream.write_all(data).await
+}
+
+#[tokio::test]
+async fn a_relay_delivers_what_was_sent_before_a_reset() {
+    // On the link, on the way to a lane, and on a lane moved by the kernel.
+    for len in [10, 49_000, 600_000, 5_000_000] {
+        for up in [true, false] {
+            let mut ends = ends(50_000, Fate::Opens).await;
+            let (_relays, visitor_side, local_side) = relayed(&mut ends).await;
+            let (mut from, mut to) = if up { (visitor_side, local_side) } else { (local_side, visitor_side) };
+            // Bytes that wait unread make the end of `from` a reset.
+            to.write_all(b"unread").await.unwrap();
+            from.peek(&mut [0]).await.unwrap();
+            let data = payload(len, 9);
+            let mut got = Vec::new();
+            let ((), ended) = tokio::join!(
+                async {
+                    from.write_all(&data).await.unwrap();
+                    retunnel_link::last_bytes_sent(&from).await;
+                    drop(from);
+                },
+                to.read_to_end(&mut got)
+            );
+            assert!(got == data, "{} of {len} bytes, {up}, {ended:?}", got.len());
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_relay_delivers_the_message_of_a_service_that_takes_no_more() {
+    for len in [1_000, 200_000, 5_000_000] {
+        let mut ends = ends(50_000, Fate::Opens).await;
+        let (_relays, mut visitor_side, mut local_side) = relayed(&mut ends).await;
+        let upload = payload(len, 10);
+        let mut got = Vec::new();
+        let (_, _) = tokio::join!(
+            async {
+                // It ends before all is sent.
+                let _ = visitor_side.write_all(&upload).await;
+                visitor_side.read_to_end(&mut got).await
+            },
+            async {
+                local_side.read_exact(&mut vec![0; len / 2]).await.unwrap();
+                local_side.write_all(b"too large").await.unwrap();
+                drop(local_side);
+            }
+        );
+        assert_eq!(got, b"too large", "{len}");
+    }
+}
+
+#[tokio::test]
 async fn the_end_of_the_link_resets_streams_on_lanes() {
     let mut ends = ends(1_000, Fate::Opens).await;
     let (visitor, local) = ends.stream().await;

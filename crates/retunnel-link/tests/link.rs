@@ -131,6 +131,83 @@ async fn a_reset_reaches_reader_and_writer_with_its_reason() {
     assert!(visitor.write_all(b"x").await.is_err());
 }
 
+/// Reads up to the end: what came, and whether the end was a clean one.
+async fn read_all(mut stream: &LinkStream) -> (Vec<u8>, std::io::Result<()>) {
+    let mut got = Vec::new();
+    let end = stream.read_to_end(&mut got).await;
+    (got, end.map(|_| ()))
+}
+
+#[tokio::test]
+async fn what_was_written_before_a_reset_arrives_before_it() {
+    // Windows and pipes from one in which all fits to one in which hardly anything does.
+    for (window, pipe) in [(256 * 1024, 1 << 20), (256 * 1024, 1000), (5_000, 1 << 20), (5_000, 300)] {
+        let config = || LinkConfig { initial_window: window, max_window: window, ..LinkConfig::default() };
+        let mut ends = ends_with(config(), config(), pipe);
+        for (len, half_closed) in [(10, false), (60_000, false), (60_000, true)] {
+            let (visitor, mut local) = ends.stream().await;
+            let data = payload(len, 3);
+            local.write_all(&data).await.unwrap();
+            if half_closed {
+                local.shutdown().await.unwrap();
+            }
+            local.reset(ReasonCode::CANCELLED, "connection reset");
+            let (got, end) = read_all(&visitor).await;
+            assert!(got == data, "{} of {len} bytes, window {window}, pipe {pipe}", got.len());
+            match end {
+                Ok(()) => assert!(half_closed),
+                Err(error) => {
+                    assert!(!half_closed);
+                    assert_eq!(StreamReset::of(&error).unwrap().reason, "connection reset");
+                }
+            }
+            // Whatever arrived, the stream is over.
+            assert!((&mut &visitor).write_all(&data).await.is_err());
+        }
+        while ends.server.stream_count() + ends.client.stream_count() > 0 {
+            tokio::task::yield_now().await;
+        }
+    }
+}
+
+#[tokio::test]
+async fn what_was_written_before_a_stream_is_dropped_arrives() {
+    let mut ends = ends_with(LinkConfig::default(), LinkConfig::default(), 1000);
+    let (mut visitor, local) = ends.stream().await;
+    visitor.write_all(&payload(60_000, 4)).await.unwrap();
+    drop(visitor);
+    let (got, end) = read_all(&local).await;
+    assert!(got == payload(60_000, 4) && end.is_err(), "{} bytes, {end:?}", got.len());
+}
+
+#[tokio::test(start_paused = true)]
+async fn bytes_before_a_reset_do_not_wait_for_a_reader_that_takes_none() {
+    let config = || LinkConfig { initial_window: 5_000, max_window: 5_000, ..LinkConfig::default() };
+    let mut ends = ends_with(config(), config(), 64 * 1024);
+    let (visitor, mut local) = ends.stream().await;
+    local.write_all(&payload(60_000, 5)).await.unwrap();
+    local.reset(ReasonCode::CANCELLED, "connection reset");
+    tokio::time::sleep(Duration::from_secs(8)).await;
+    assert_eq!(ends.client.stream_count(), 1, "it waits for the reader");
+    tokio::time::sleep(Duration::from_secs(20)).await;
+    assert_eq!(ends.client.stream_count(), 0);
+    let (got, end) = read_all(&visitor).await;
+    assert!(got == payload(5_000, 5) && end.is_err(), "{} bytes, {end:?}", got.len());
+}
+
+#[tokio::test]
+async fn what_arrived_before_the_end_of_the_link_is_readable_and_no_clean_end() {
+    let mut ends = ends();
+    let (mut visitor, mut local) = ends.stream().await;
+    local.write_all(b"not all of it").await.unwrap();
+    let mut first = [0; 3];
+    visitor.read_exact(&mut first).await.unwrap();
+    ends.client.close(ReasonCode::NONE, "done");
+    ends.server.closed().await;
+    let (got, end) = read_all(&visitor).await;
+    assert_eq!((got.as_slice(), end.unwrap_err().kind()), (&b" all of it"[..], std::io::ErrorKind::ConnectionReset));
+}
+
 #[tokio::test]
 async fn dropping_a_stream_resets_it_and_finishing_does_not() {
     let mut ends = ends();
@@ -188,7 +265,7 @@ async fn a_reader_that_never_reads_holds_only_its_window() {
 }
 
 #[tokio::test]
-async fn over_the_budget_the_fullest_stream_is_reset_and_others_live() {
+async fn over_the_budget_a_stalled_stream_is_reset_and_others_live() {
     let config = LinkConfig { budget: Arc::new(Budget::new(300_000)), ..LinkConfig::default() };
     let mut ends = ends_with(LinkConfig::default(), config, 64 * 1024);
     let (mut small, mut small_local) = ends.stream().await;
@@ -201,6 +278,56 @@ async fn over_the_budget_the_fullest_stream_is_reset_and_others_live() {
     assert!(a_read.is_err() || b_read.is_err(), "one of them must have been reset");
     small.write_all(b"alive").await.unwrap();
     assert_eq!(read_some(&mut small_local, 5).await.unwrap(), b"alive");
+}
+
+/// An end that shares `budget`, one stream, and what keeps both alive.
+async fn holder(budget: &Arc<Budget>, owner: u128, streams: usize) -> (Ends, Vec<(LinkStream, LinkStream)>) {
+    let config = LinkConfig { budget: Arc::clone(budget), ..LinkConfig::default() };
+    let mut ends = ends_with(LinkConfig::default(), config, 64 * 1024);
+    ends.client.set_owner(owner);
+    let mut opened = Vec::new();
+    for _ in 0..streams {
+        opened.push(ends.stream().await);
+    }
+    (ends, opened)
+}
+
+#[tokio::test]
+async fn an_owner_below_its_part_of_the_budget_never_pays_for_others() {
+    let budget = Arc::new(Budget::new(1_000_000));
+    // Two links of one owner with readers that never read use up the budget.
+    let (_first, mut hoard) = holder(&budget, 1, 2).await;
+    let (_second, more) = holder(&budget, 1, 2).await;
+    hoard.extend(more);
+    let stalled = payload(249_000, 0);
+    for (visitor, _) in &hoard {
+        (&mut &*visitor).write_all(&stalled).await.unwrap();
+    }
+    while budget.used() < 4 * 249_000 {
+        tokio::task::yield_now().await;
+    }
+    // Somebody else receives last, and its reader is slow at first.
+    let (_third, mut others) = holder(&budget, 2, 1).await;
+    let (visitor, local) = others.pop().unwrap();
+    let data = payload(200_000, 1);
+    let ((), got) = tokio::join!(
+        async {
+            (&mut &visitor).write_all(&data).await.unwrap();
+            while !hoard.iter().any(|(_, local)| local.is_over()) {
+                tokio::task::yield_now().await;
+            }
+            (&mut &visitor).shutdown().await.unwrap();
+        },
+        async {
+            while !hoard.iter().any(|(_, local)| local.is_over()) {
+                tokio::task::yield_now().await;
+            }
+            read_all(&local).await
+        }
+    );
+    assert!(got.0 == data && got.1.is_ok(), "{} bytes, {:?}", got.0.len(), got.1);
+    assert_eq!(hoard.iter().filter(|(_, local)| local.is_over()).count(), 1, "one was enough");
+    assert!(budget.used() <= 1_000_000);
 }
 
 async fn read_some(stream: &mut LinkStream, len: usize) -> std::io::Result<Vec<u8>> {

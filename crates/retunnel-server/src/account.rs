@@ -20,6 +20,10 @@ impl AccountId {
         Uuid::from_slice(bytes).ok().map(Self)
     }
 
+    pub(crate) const fn as_u128(&self) -> u128 {
+        self.0.as_u128()
+    }
+
     pub(crate) fn as_bytes(&self) -> &[u8] {
         self.0.as_bytes()
     }

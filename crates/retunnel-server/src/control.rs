@@ -27,11 +27,10 @@ use crate::{
     auth::{Account, Auth, AuthError},
     config::{Registration, ServerConfig},
     hostnames::Hostnames,
-    limits::{Places, RateLimits},
+    limits::{Places, RateLimits, waiting::Waiting},
     net::{handover::ApiRequest, rewind::Rewind, socket::Socket},
     registry::Registry,
     running::{Running, guarded},
-    upstream::waiting::Waiting,
 };
 
 /// Bytes of a link that may wait in its socket. More would delay small streams after large ones; they wait in the link's

@@ -17,18 +17,15 @@ use retunnel_proto::{
     http1::{request::RequestHead, tokens},
     limits::V2_MAX_REQUEST_BODY,
 };
-use tokio::sync::Semaphore;
 
 use crate::{
     config::ServerConfig,
-    limits::{Place, Places},
+    limits::{Place, Places, waiting::Waiting},
     net::{handover::ApiRequest, socket::Socket, tls::Tls},
     registry::Registry,
     running::Running,
 };
 
-/// Unit of [`Edge::whole_bodies`] in bytes.
-const BODY_PIECE: usize = 64 * 1024;
 /// Connections beyond the bound of all, of all peers and of one. They are read until their request is known.
 const RESERVE: usize = 64;
 const RESERVE_PER_PEER: usize = 16;
@@ -46,8 +43,8 @@ pub(crate) struct Edge {
     pub(crate) places: Places,
     /// Places for connections beyond them: owners, health checks and the REST API always get in.
     reserve: Places,
-    /// Request bodies that are kept whole for published clients, in pieces of [`BODY_PIECE`].
-    whole_bodies: Arc<Semaphore>,
+    /// Request bodies that are kept whole for published clients.
+    whole_bodies: Arc<Waiting>,
 }
 
 impl Edge {
@@ -66,7 +63,7 @@ impl Edge {
             ),
             reserve: Places::reserve(RESERVE, RESERVE_PER_PEER),
             // Room for at least one body, however small the bound.
-            whole_bodies: Arc::new(Semaphore::new(limits.max_buffered.max(V2_MAX_REQUEST_BODY).div_ceil(BODY_PIECE))),
+            whole_bodies: Arc::new(Waiting::new(limits.max_buffered.max(V2_MAX_REQUEST_BODY))),
             config,
             registry,
             running,

@@ -1,6 +1,7 @@
 //! Rates and counts that protect the server from single peers. A peer is an IPv4 address or an IPv6 /64.
 
 mod places;
+pub(crate) mod waiting;
 
 use std::{
     net::{IpAddr, Ipv6Addr},

@@ -5,4 +5,3 @@ pub(crate) mod native;
 pub(crate) mod v2;
 pub(crate) mod v3;
 mod values;
-pub(crate) mod waiting;

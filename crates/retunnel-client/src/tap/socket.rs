@@ -32,6 +32,11 @@ impl TappedSocket {
         self.socket.abort();
     }
 
+    /// Waits until what was written is sent, within a limit of time.
+    pub(crate) fn last_bytes_sent(&self) -> impl Future<Output = ()> + use<> {
+        self.socket.last_bytes_sent()
+    }
+
     /// Acknowledges what has arrived at once.
     pub(crate) fn acknowledge(&self) {
         self.socket.acknowledge();

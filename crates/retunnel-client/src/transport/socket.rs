@@ -8,7 +8,7 @@ use std::{
 };
 
 use bytes::{Buf, Bytes};
-use retunnel_link::{Lane, MaybeTcp, TlsSocket};
+use retunnel_link::{Lane, MaybeTcp, TlsSocket, last_bytes_sent};
 use socket2::SockRef;
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
@@ -101,6 +101,16 @@ impl Socket {
             let _ = SockRef::from(socket).set_linger(Some(Duration::ZERO));
         } else if let Self::Other(stream) = self {
             stream.abort();
+        }
+    }
+
+    /// Waits until what was written is sent, within a limit of time. [`Self::abort`] would destroy the rest.
+    pub(crate) fn last_bytes_sent(&self) -> impl Future<Output = ()> + use<> {
+        let sent = self.below().map(last_bytes_sent);
+        async {
+            if let Some(sent) = sent {
+                sent.await;
+            }
         }
     }
 

@@ -2,7 +2,10 @@
 
 use std::sync::Arc;
 
-use crate::config::{Budget, LinkConfig};
+use crate::{
+    budget::{Budget, Share},
+    config::LinkConfig,
+};
 
 /// Unsent bytes of one stream while the link is not crowded.
 const PER_STREAM: usize = 64 * 1024;
@@ -18,25 +21,52 @@ pub(super) struct Buffered {
     bytes: usize,
     max: usize,
     process: Arc<Budget>,
+    share: Arc<Share>,
+}
+
+/// Which limit is exceeded.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Exceeded {
+    /// A stream of this link has to go.
+    Link,
+    /// A stream of any link has to go.
+    Process,
 }
 
 impl Buffered {
     pub(super) fn new(config: &LinkConfig) -> Self {
-        Self { bytes: 0, max: config.max_buffered, process: Arc::clone(&config.budget) }
+        let process = Arc::clone(&config.budget);
+        Self { bytes: 0, max: config.max_buffered, share: process.join(), process }
     }
 
     pub(super) const fn bytes(&self) -> usize {
         self.bytes
     }
 
-    /// Adds `bytes`. `false`: one of the two limits is exceeded, and something has to go.
-    pub(super) fn add(&mut self, bytes: usize) -> bool {
+    /// The link's part of the budget.
+    pub(super) const fn share(&self) -> &Arc<Share> {
+        &self.share
+    }
+
+    /// Adds `bytes`.
+    pub(super) fn add(&mut self, bytes: usize) -> Result<(), Exceeded> {
         self.bytes += bytes;
-        self.process.add(bytes) && self.bytes <= self.max
+        self.share.set_used(self.bytes);
+        let fits = self.process.add(bytes);
+        if self.is_exceeded() {
+            return Err(Exceeded::Link);
+        }
+        if fits { Ok(()) } else { Err(Exceeded::Process) }
+    }
+
+    /// Whether the link's own limit is exceeded.
+    pub(super) const fn is_exceeded(&self) -> bool {
+        self.bytes > self.max
     }
 
     pub(super) fn sub(&mut self, bytes: usize) {
         self.bytes -= bytes;
+        self.share.set_used(self.bytes);
         self.process.sub(bytes);
     }
 
@@ -49,6 +79,7 @@ impl Buffered {
 impl Drop for Buffered {
     fn drop(&mut self) {
         self.process.sub(self.bytes);
+        self.process.leave(&self.share);
     }
 }
 
@@ -95,23 +126,23 @@ mod tests {
     fn the_limit_of_the_link_and_of_the_process_both_hold() {
         let process = Arc::new(Budget::new(150));
         let (mut one, mut two) = (buffered(100, &process), buffered(100, &process));
-        assert!(one.add(100));
-        assert!(!one.add(1), "beyond the link's limit");
+        assert_eq!(one.add(100), Ok(()));
+        assert_eq!(one.add(1), Err(Exceeded::Link));
         one.sub(1);
-        assert!(two.add(50));
-        assert!(!two.add(1), "beyond the limit of the process");
+        assert_eq!(two.add(50), Ok(()));
+        assert_eq!(two.add(1), Err(Exceeded::Process));
         two.sub(1);
         one.sub(60);
-        assert!(two.add(50));
+        assert_eq!(two.add(50), Ok(()));
         assert_eq!(process.used(), 140);
     }
 
     #[test]
     fn windows_grow_while_less_than_half_is_used() {
         let mut buffered = buffered(100, &Arc::new(Budget::new(1000)));
-        buffered.add(49);
+        buffered.add(49).expect("fits");
         assert!(buffered.has_room());
-        buffered.add(1);
+        buffered.add(1).expect("fits");
         assert!(!buffered.has_room());
     }
 
@@ -119,7 +150,7 @@ mod tests {
     fn the_process_gets_back_what_a_link_held() {
         let process = Arc::new(Budget::new(1000));
         let mut buffered = buffered(100, &process);
-        buffered.add(70);
+        buffered.add(70).expect("fits");
         assert_eq!(process.used(), 70);
         drop(buffered);
         assert_eq!(process.used(), 0);

@@ -1,7 +1,7 @@
 //! Two ends of a link without sockets and without a clock, driven by the bytes of a fuzzer.
 //!
-//! As long as both ends are honest, every byte has to arrive once and in order, an end only after all of them, and
-//! nothing may break the protocol or stall. With injected bytes only panics and wrong sums are failures.
+//! As long as both ends are honest, every byte has to arrive once and in order, an end or a reset of the handle only after
+//! all of them, and nothing may break the protocol or stall. With injected bytes only panics and wrong sums are failures.
 
 use std::{
     collections::{BTreeMap, VecDeque},
@@ -22,8 +22,9 @@ use tokio::{
 
 use super::{QueuedEvent, ReadOutcome, State, WriteOutcome, incoming::Incoming};
 use crate::{
+    budget::Budget,
     chunk::OWN_FROM,
-    config::{Budget, LinkConfig, Role},
+    config::{LinkConfig, Role},
     error::LinkError,
     lane::Lane,
 };
@@ -65,6 +66,9 @@ impl Input<'_> {
     }
 }
 
+/// Reason of a reset by the owner of a handle.
+const GAVE_UP: &str = "fuzz";
+
 /// What one end knows of a stream through its handle.
 #[derive(Debug, Default)]
 struct Handle {
@@ -75,6 +79,8 @@ struct Handle {
     saw_end: bool,
     /// Reset, or dropped: nothing is expected of it any more.
     over: bool,
+    /// Reset by its owner, who expects that what was written arrives before.
+    gave_up: bool,
 }
 
 struct End {
@@ -84,6 +90,7 @@ struct End {
     handles: BTreeMap<u32, Handle>,
     wanted_lanes: VecDeque<u32>,
     control: VecDeque<u8>,
+    leaving: Vec<Arc<Lane>>,
 }
 
 impl End {
@@ -95,7 +102,14 @@ impl End {
             handles: BTreeMap::new(),
             wanted_lanes: VecDeque::new(),
             control: VecDeque::new(),
+            leaving: Vec::new(),
         }
+    }
+
+    /// Ends lanes, as the driver does.
+    fn poll_leaving(&mut self) {
+        self.leaving.extend(self.state.take_leaving());
+        self.leaving.retain(|lane| lane.poll_leave(&mut Context::from_waker(Waker::noop())).is_pending());
     }
 
     /// The id of one of the streams, chosen by a byte.
@@ -149,6 +163,7 @@ impl Pair {
     }
 
     fn step(&mut self, input: &mut Input<'_>) {
+        self.ends.iter_mut().for_each(End::poll_leaving);
         let operation = input.byte();
         let side = usize::from(operation & 1);
         match operation >> 1 {
@@ -265,8 +280,16 @@ impl Pair {
                     assert!(peer.finished && peer.written == read, "an end after {read} bytes of {peer:?}");
                 }
             }
-            ReadOutcome::Reset(..) => {
+            ReadOutcome::Reset(code, reason) => {
                 handle.over = true;
+                let read = handle.read;
+                if self.is_honest
+                    && (code, &reason[..]) == (ReasonCode::CANCELLED, GAVE_UP)
+                    && let Some(peer) = self.ends[1 - side].handles.get(&id)
+                {
+                    assert!(peer.gave_up && peer.written == read, "a reset after {read} bytes of {peer:?}");
+                }
+                let state = &mut self.ends[side].state;
                 state.drop_handle(id, self.now, &mut Vec::new());
             }
             ReadOutcome::Wait => return false,
@@ -280,7 +303,7 @@ impl Pair {
                 let bytes = buf.filled().to_vec();
                 state.arrived_on_lane(id, bytes.len(), &mut Vec::new());
                 if bytes.is_empty() {
-                    return false;
+                    return state.is_reset(id);
                 }
                 self.was_read(side, id, &bytes);
             }
@@ -317,7 +340,10 @@ impl Pair {
         let Some(handle) = handles.get_mut(&id).filter(|handle| !handle.over) else { return };
         let mut wakers = Vec::new();
         match how & 6 {
-            0 => state.reset_here(id, ReasonCode::CANCELLED, "fuzz", &mut wakers),
+            0 => {
+                state.reset_after_sent(id, ReasonCode::CANCELLED, GAVE_UP, &mut wakers);
+                handle.gave_up = true;
+            }
             2 => {
                 state.detach(id, self.now);
                 handle.finished = true;
@@ -362,6 +388,10 @@ impl Pair {
         {
             assert!(!self.is_honest, "honest ends broke the protocol: {error}");
             self.end(side, error);
+        }
+        let state = &mut self.ends[side].state;
+        if state.take_over_budget() {
+            while state.config.budget.is_exceeded() && state.give_way(self.now, &mut Vec::new()) {}
         }
     }
 
@@ -469,6 +499,7 @@ impl Pair {
         loop {
             let mut progress = false;
             for side in 0..2 {
+                self.ends[side].poll_leaving();
                 progress |= self.deliver(side, usize::MAX) > 0;
                 self.take_events_if_full(side);
                 self.take_events(side);
@@ -493,6 +524,7 @@ impl Pair {
         for side in 0..2 {
             for (id, writer) in &self.ends[side].handles {
                 let Some(reader) = self.ends[1 - side].handles.get(id) else { continue };
+                assert!(!writer.gave_up || reader.over || reader.saw_end, "the reset of stream {id} is missing");
                 if !writer.over && !reader.over {
                     assert_eq!(reader.read, writer.written, "bytes of stream {id} are missing");
                     assert_eq!(reader.saw_end, writer.finished, "the end of stream {id}");

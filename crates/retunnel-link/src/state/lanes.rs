@@ -41,6 +41,15 @@ pub(super) struct Lanes {
     last: u32,
     /// Streams that want a lane, in order.
     waiting: VecDeque<u32>,
+    /// Lanes whose stream was reset here. Their last bytes are still on their way.
+    leaving: Vec<Arc<Lane>>,
+}
+
+impl Lanes {
+    /// The stream of the lane was reset here.
+    pub(super) fn leave(&mut self, lane: Option<Arc<Lane>>) {
+        self.leaving.extend(lane);
+    }
 }
 
 /// How far one stream has moved.
@@ -217,6 +226,11 @@ impl State {
         self.lanes = Lanes::default();
     }
 
+    /// Lanes that the driver has to end ([`Lane::poll_leave`]).
+    pub(crate) fn take_leaving(&mut self) -> Vec<Arc<Lane>> {
+        std::mem::take(&mut self.lanes.leaving)
+    }
+
     /// Called for every stream that is forgotten.
     pub(super) fn lane_is_free(&mut self, moving: &Moving) {
         if moving.counted {
@@ -247,7 +261,10 @@ impl State {
         let lane = at.and_then(|at| self.lanes.spare.remove(at)).map(|(_, lane, _)| lane);
         match (lane, self.streams.get_mut(id)) {
             (Some(lane), Some(stream))
-                if stream.sending.is_open() && stream.reset.is_none() && stream.moving.lane.is_none() =>
+                if stream.sending.is_open()
+                    && stream.reset.is_none()
+                    && !stream.is_resetting()
+                    && stream.moving.lane.is_none() =>
             {
                 stream.moving.lane = Some(lane);
                 stream.moving.route = Route::Switching { at: stream.moving.sent };
@@ -327,18 +344,21 @@ impl State {
     pub(crate) fn lane_to_read(&self, id: u32) -> Option<(Arc<Lane>, u64)> {
         let stream = self.streams.get(id)?;
         let moving = &stream.moving;
-        if !moving.receiving || !stream.receiving.bytes.is_empty() || stream.receiving.ended || stream.reset.is_some() {
+        if !moving.receiving || !stream.receiving.bytes.is_empty() || stream.receiving.ended {
             return None;
         }
         let left = moving.total.map_or(u64::MAX, |total| total - moving.arrived);
         moving.lane.clone().map(|lane| (lane, left))
     }
 
-    /// Bytes were read from the lane; 0: it has ended, which must not be before the peer's count.
+    /// Bytes were read from the lane; 0: it has ended, which must not be before the peer's count unless the peer has reset
+    /// the stream.
     pub(crate) fn arrived_on_lane(&mut self, id: u32, count: usize, wakers: &mut Vec<Waker>) {
         let Some(stream) = self.streams.get_mut(id) else { return };
         if count == 0 {
-            if stream.moving.total.is_some() {
+            if stream.reset.is_some() {
+                stream.moving.lane = None;
+            } else if stream.moving.total.is_some() {
                 self.reset_here(id, ReasonCode::CANCELLED, "the stream's lane was cut", wakers);
             }
             // Otherwise the end or the reset is still on its way.

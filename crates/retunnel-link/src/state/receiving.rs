@@ -6,7 +6,7 @@ use bytes::Bytes;
 use retunnel_proto::native::{FrameHeader, FrameKind, ReasonCode};
 use tokio::time::Instant;
 
-use super::State;
+use super::{State, budget::Exceeded};
 use crate::{error::LinkError, lane::Lane, received::Received};
 
 /// Result of a read from a stream's buffer.
@@ -32,6 +32,8 @@ pub(super) struct Receiving {
     consumed: u32,
     window: u32,
     credited_at: Instant,
+    /// When the oldest bytes came that wait since then.
+    waits_since: Instant,
     pub(super) waker: Option<Waker>,
 }
 
@@ -44,6 +46,7 @@ impl Receiving {
             consumed: 0,
             window,
             credited_at: now,
+            waits_since: now,
             waker: None,
         }
     }
@@ -64,6 +67,13 @@ impl Receiving {
         let unread = self.clear();
         self.consumed += unread as u32;
         unread
+    }
+
+    /// How many bytes wait, times how long they have: what the stream costs the others. A reader that keeps up has taken all
+    /// that waited, or half of its window, a short time ago.
+    fn weight(&self, now: Instant) -> u64 {
+        let held_for = now.duration_since(self.credited_at.max(self.waits_since)).as_millis().max(1);
+        (self.bytes.len() as u64).saturating_mul(u64::try_from(held_for).unwrap_or(u64::MAX))
     }
 
     /// Whether half of the window was read.
@@ -114,10 +124,15 @@ impl State {
             self.give_credit(id, now);
             return;
         }
+        if stream.receiving.bytes.is_empty() {
+            stream.receiving.waits_since = now;
+        }
         stream.receiving.bytes.push(bytes);
         wakers.extend(stream.receiving.waker.take());
-        if !self.buffered.add(bytes.len()) {
-            self.reset_fullest(wakers);
+        match self.buffered.add(bytes.len()) {
+            Ok(()) => {}
+            Err(Exceeded::Link) => while self.buffered.is_exceeded() && self.give_way(now, wakers) {},
+            Err(Exceeded::Process) => self.over_budget = true,
         }
         if self.lane_is_due(id) {
             self.want_lane(id, now, wakers);
@@ -126,7 +141,8 @@ impl State {
 
     pub(super) fn receive_end(&mut self, id: u32, wakers: &mut Vec<Waker>) {
         if let Some(stream) = self.streams.get_mut(id)
-            && stream.reset.is_none()
+            // A lane that is still read after the peer's reset may bring the end that was sent before it.
+            && (stream.reset.is_none() || stream.moving.lane.is_some())
         {
             stream.receiving.ended = true;
             wakers.extend(stream.receiving.waker.take());
@@ -134,16 +150,30 @@ impl State {
         }
     }
 
-    /// Makes room: the stream with the most waiting bytes loses them.
-    fn reset_fullest(&mut self, wakers: &mut Vec<Waker>) {
-        let fullest = self.streams.iter().max_by_key(|(_, stream)| stream.receiving.bytes.len()).map(|(id, _)| id);
-        let Some(id) = fullest else { return };
-        self.reset_here(id, ReasonCode::LIMIT, "too many bytes wait for a reader", wakers);
-        // One that the peer reset after its end may still hold bytes: its reader sees the reset instead.
+    /// Whether the budget of the process was exceeded since the last call. [`crate::budget::Budget::relieve`] has to be called then.
+    pub(crate) const fn take_over_budget(&mut self) -> bool {
+        std::mem::replace(&mut self.over_budget, false)
+    }
+
+    /// The weight of the stream that would give way.
+    pub(crate) fn weight(&self, now: Instant) -> u64 {
+        self.streams.iter().map(|(_, stream)| stream.receiving.weight(now)).max().unwrap_or(0)
+    }
+
+    /// Makes room: the stream that has held most bytes for the longest time loses them. Returns whether there was one.
+    pub(crate) fn give_way(&mut self, now: Instant, wakers: &mut Vec<Waker>) -> bool {
+        let heaviest = self.streams.iter().max_by_key(|(_, stream)| stream.receiving.weight(now));
+        let Some((id, _)) = heaviest.filter(|(_, stream)| !stream.receiving.bytes.is_empty()) else { return false };
+        let reason = "too many bytes wait for a reader";
+        self.reset_here(id, ReasonCode::LIMIT, reason, wakers);
+        // One that was reset before may still hold bytes: its reader sees this reset instead.
         if let Some(stream) = self.streams.get_mut(id) {
+            stream.reset = Some((ReasonCode::LIMIT, reason.to_owned()));
             stream.receiving.ended = false;
+            stream.moving.lane = None;
             self.buffered.sub(stream.receiving.clear());
         }
+        true
     }
 
     /// Whether a read would return without waiting for the link. Lanes are not included.
@@ -156,17 +186,17 @@ impl State {
     /// Moves bytes that wait to `into`.
     pub(crate) fn read(&mut self, id: u32, into: &mut [u8]) -> ReadOutcome {
         let Some(stream) = self.streams.get_mut(id) else { return ReadOutcome::End };
-        // What arrived completely stays readable after a reset or the end of the link.
-        if let Some((code, reason)) = &stream.reset
-            && !stream.receiving.ended
-        {
-            return ReadOutcome::Reset(*code, reason.clone());
-        }
+        // What arrived before a reset, or before the end of the link, is read first.
         if stream.receiving.bytes.is_empty() {
             if stream.receiving.ended {
                 return ReadOutcome::End;
             }
-            return self.lane_to_read(id).map_or(ReadOutcome::Wait, |(lane, left)| ReadOutcome::Lane(lane, left));
+            let reset = stream.reset.clone();
+            return match (self.lane_to_read(id), reset) {
+                (Some((lane, left)), _) => ReadOutcome::Lane(lane, left),
+                (None, Some((code, reason))) => ReadOutcome::Reset(code, reason),
+                (None, None) => ReadOutcome::Wait,
+            };
         }
         let len = stream.receiving.bytes.read(into);
         stream.receiving.consumed += len as u32;
@@ -178,7 +208,7 @@ impl State {
     /// [`Self::credit_is_due`] next.
     pub(crate) fn read_piece(&mut self, id: u32) -> Option<Bytes> {
         let stream = self.streams.get_mut(id)?;
-        if stream.receiving.bytes.is_empty() || (stream.reset.is_some() && !stream.receiving.ended) {
+        if stream.receiving.bytes.is_empty() {
             return None;
         }
         let piece = stream.receiving.bytes.take();
@@ -198,7 +228,7 @@ impl State {
     /// Whether [`Self::give_credit`] has to be called, because enough was read. It is a call of its own because few reads
     /// need it, and reading the clock costs more than a read.
     pub(crate) fn credit_is_due(&self, id: u32) -> bool {
-        self.streams.get(id).is_some_and(|stream| stream.receiving.credit_is_due())
+        self.streams.get(id).is_some_and(|stream| stream.receiving.credit_is_due() && stream.reset.is_none())
     }
 
     /// Gives back credit for what was read, if it is due.
@@ -207,6 +237,7 @@ impl State {
         let within = self.path.limits_within();
         if let Some(stream) = self.streams.get_mut(id)
             && stream.receiving.credit_is_due()
+            && stream.reset.is_none()
         {
             let credit = stream.receiving.take_credit(now, within, max_window);
             self.outgoing.push(FrameKind::Credit, 0, id, &credit.to_be_bytes());

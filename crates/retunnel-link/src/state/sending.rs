@@ -73,6 +73,11 @@ impl Sending {
         if self.unsent.is_empty() { self.end == SendEnd::Queued } else { self.credit > 0 }
     }
 
+    /// Whether all bytes, and the half-close if there is one, are sent.
+    pub(super) fn is_drained(&self) -> bool {
+        self.unsent.is_empty() && self.end != SendEnd::Queued
+    }
+
     /// Whether all bytes are sent and the half-close is not.
     pub(super) fn end_is_due(&self) -> bool {
         self.unsent.is_empty() && self.end == SendEnd::Queued
@@ -237,6 +242,7 @@ impl State {
         if let Some(stream) = self.streams.get_mut(id)
             && stream.sending.is_open()
             && stream.reset.is_none()
+            && !stream.is_resetting()
         {
             stream.sending.end = SendEnd::Queued;
             self.want_turn(id);
@@ -292,12 +298,15 @@ impl State {
         if !stream.wants_turn() {
             return 0;
         }
-        if stream.sending.unsent.is_empty()
-            && let Some(len) = self.moving_frame(id, small)
-        {
-            self.want_turn(id);
-            self.forget_if_finished(id);
-            return len;
+        if stream.sending.unsent.is_empty() {
+            if let Some(len) = self.moving_frame(id, small) {
+                self.want_turn(id);
+                self.forget_if_finished(id);
+                return len;
+            }
+            if let Some(len) = self.due_reset(id, small, wakers) {
+                return len;
+            }
         }
         let Some(stream) = self.streams.get_mut(id) else { return 0 };
         let sending = &mut stream.sending;

@@ -2,8 +2,9 @@
 
 use std::{collections::HashMap, task::Waker, time::Duration};
 
+use bytes::BytesMut;
 use foldhash::fast::FixedState;
-use retunnel_proto::native::{self, FrameKind, ReasonCode, control::Open};
+use retunnel_proto::native::{self, FrameHeader, FrameKind, HEADER_LEN, ReasonCode, control::Open};
 use tokio::time::Instant;
 
 use super::{QueuedEvent, State, lanes::Moving, receiving::Receiving, sending::Sending};
@@ -12,7 +13,8 @@ use crate::{
     error::{LinkError, OpenError},
 };
 
-/// How long a stream without a handle may take to finish.
+/// How long a stream without a handle may take to finish. Where bytes wait to be sent before a reset, how long none of them
+/// may be sent.
 const DETACHED_GRACE: Duration = Duration::from_secs(10);
 
 #[derive(Debug)]
@@ -21,8 +23,27 @@ pub(super) struct Stream {
     pub(super) sending: Sending,
     pub(super) moving: Moving,
     pub(super) reset: Option<(ReasonCode, String)>,
+    /// A reset of this side that waits until everything before it is sent.
+    due_reset: Option<Box<DueReset>>,
     /// Set when the handle is gone: the stream finishes by itself until then.
     pub(super) detached_until: Option<Instant>,
+}
+
+#[derive(Debug)]
+struct DueReset {
+    code: ReasonCode,
+    reason: String,
+    /// Bytes of the stream that were sent when it was last checked.
+    sent: u64,
+}
+
+/// Who ends a stream at once.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum EndedBy {
+    Us,
+    Peer,
+    /// The link is gone.
+    Link,
 }
 
 impl Stream {
@@ -32,6 +53,7 @@ impl Stream {
             sending: Sending::new(send_credit),
             moving: Moving::default(),
             reset: None,
+            due_reset: None,
             detached_until: None,
         }
     }
@@ -39,7 +61,18 @@ impl Stream {
     /// Whether a frame of the stream can be sent. After a reset nothing is: not a half-close either, which the peer would
     /// take for a complete end.
     pub(super) fn wants_turn(&self) -> bool {
-        self.reset.is_none() && (self.sending.wants_turn() || (self.sending.len() == 0 && self.moving.is_switching()))
+        let has_frame = || self.moving.is_switching() || self.due_reset.is_some();
+        self.reset.is_none() && (self.sending.wants_turn() || (self.sending.len() == 0 && has_frame()))
+    }
+
+    /// Whether the handle has reset the stream, though bytes before the reset may not be sent yet.
+    pub(super) const fn is_resetting(&self) -> bool {
+        self.due_reset.is_some()
+    }
+
+    /// Bytes of our direction that were sent.
+    fn sent(&self) -> u64 {
+        self.moving.sent - self.sending.len() as u64
     }
 
     pub(super) const fn is_finished(&self) -> bool {
@@ -165,8 +198,34 @@ impl State {
     pub(crate) fn reset_here(&mut self, id: u32, code: ReasonCode, reason: &str, wakers: &mut Vec<Waker>) {
         if self.streams.get(id).is_some_and(|stream| stream.reset.is_none()) {
             self.outgoing.push(FrameKind::Reset, 0, id, &native::encode_reason(code, reason));
-            self.end_stream(id, code, reason.to_owned(), false, wakers);
+            self.end_stream(id, code, reason.to_owned(), EndedBy::Us, wakers);
         }
+    }
+
+    /// Resets a stream once everything that was written is sent. Its handle is about to go.
+    pub(crate) fn reset_after_sent(&mut self, id: u32, code: ReasonCode, reason: &str, wakers: &mut Vec<Waker>) {
+        let Some(stream) = self.streams.get_mut(id) else { return };
+        if stream.reset.is_some() || stream.is_resetting() {
+            return;
+        }
+        if stream.sending.is_drained() && !stream.moving.is_switching() {
+            return self.reset_here(id, code, reason, wakers);
+        }
+        let sent = stream.sent();
+        stream.due_reset = Some(Box::new(DueReset { code, reason: reason.to_owned(), sent }));
+        self.want_turn(id);
+    }
+
+    /// Sends a reset that is due now. Returns the length of its frame.
+    pub(super) fn due_reset(&mut self, id: u32, small: &mut BytesMut, wakers: &mut Vec<Waker>) -> Option<usize> {
+        let stream = self.streams.get_mut(id).filter(|stream| stream.sending.is_drained())?;
+        let DueReset { code, reason, .. } = *stream.due_reset.take()?;
+        let payload = native::encode_reason(code, &reason);
+        let header = FrameHeader { kind: FrameKind::Reset, flags: 0, len: payload.len() as u32, stream: id };
+        small.extend_from_slice(&header.encode());
+        small.extend_from_slice(&payload);
+        self.end_stream(id, code, reason, EndedBy::Us, wakers);
+        Some(HEADER_LEN + payload.len())
     }
 
     /// The peer resets a stream.
@@ -175,26 +234,36 @@ impl State {
         if self.streams.get(id).is_none() {
             return self.streams.check_late(id, "reset of a stream never opened");
         }
-        self.end_stream(id, code, reason, true, wakers);
+        self.end_stream(id, code, reason, EndedBy::Peer, wakers);
         Ok(())
     }
 
-    /// Ends both directions. With `keep_complete` a direction that arrived up to its end can still be read.
+    /// Ends both directions. What arrived before the peer's reset, or before the end of the link, can still be read.
     pub(super) fn end_stream(
         &mut self,
         id: u32,
         code: ReasonCode,
         reason: String,
-        keep_complete: bool,
+        by: EndedBy,
         wakers: &mut Vec<Waker>,
     ) {
         let Some(stream) = self.streams.get_mut(id) else { return };
+        if stream.reset.is_some() {
+            return;
+        }
         stream.reset = Some((code, reason));
-        stream.moving.lane = None;
+        stream.due_reset = None;
         self.backlog.sub(stream.sending.clear());
-        if !(keep_complete && stream.receiving.ended) {
+        if by == EndedBy::Us {
             stream.receiving.ended = false;
             self.buffered.sub(stream.receiving.clear());
+        }
+        // The peer ends its lane after the last byte before its reset.
+        if !(by == EndedBy::Peer && stream.moving.receiving) {
+            let lane = stream.moving.lane.take();
+            if by == EndedBy::Us {
+                self.lanes.leave(lane);
+            }
         }
         wakers.extend(stream.receiving.waker.take());
         wakers.extend(stream.sending.waker.take());
@@ -208,12 +277,13 @@ impl State {
             return;
         }
         if stream.reset.is_none() && (!stream.receiving.ended || stream.sending.is_open()) {
-            self.reset_here(id, ReasonCode::CANCELLED, "dropped", wakers);
+            self.reset_after_sent(id, ReasonCode::CANCELLED, "dropped", wakers);
         }
         self.detach(id, now);
     }
 
-    /// Lets the stream finish without a handle: the half-close of this side is sent, what still arrives is discarded.
+    /// Lets the stream finish without a handle: the half-close or the reset of this side is sent, what still arrives is
+    /// discarded.
     pub(crate) fn detach(&mut self, id: u32, now: Instant) {
         self.end_sending(id);
         if let Some(stream) = self.streams.get_mut(id) {
@@ -231,6 +301,14 @@ impl State {
         let late: Vec<u32> = self.streams.iter().filter(|(_, stream)| is_late(stream)).map(|(id, _)| id).collect();
         self.reap_lanes(now);
         for id in late {
+            if let Some(stream) = self.streams.get_mut(id) {
+                let sent = stream.sent();
+                if let Some(due) = stream.due_reset.as_mut().filter(|due| due.sent < sent) {
+                    due.sent = sent;
+                    stream.detached_until = Some(now + DETACHED_GRACE);
+                    continue;
+                }
+            }
             self.reset_here(id, ReasonCode::CANCELLED, "not finished in time", wakers);
         }
     }

@@ -81,6 +81,7 @@ async fn session(
     };
     drop(permit);
     link.set_max_control(MAX_CONTROL_MESSAGE);
+    link.set_owner(session.account.id.as_u128());
     link.set_peer_window(hello.window);
     if hello.lanes {
         link.enable_lanes();

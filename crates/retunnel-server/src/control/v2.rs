@@ -305,7 +305,7 @@ pub(super) async fn serve_data_socket<IO>(
     drop(permit);
     if let Some(pending) = requests.next() {
         socket.limits_mut().set_max_payload_len(Some(V2_MAX_RESPONSE));
-        socket.get_mut().charge(Arc::clone(&control.waiting));
+        socket.get_mut().charge(control.waiting.share(requests.account));
         relay(&mut socket, pending).await;
         // The closing handshake is not part of an answer.
         socket.get_mut().take_charge();

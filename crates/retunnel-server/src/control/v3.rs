@@ -67,7 +67,7 @@ pub(super) async fn serve<IO>(
     drop(permit);
     *socket.limits_mut() = limits(V3_MAX_FRAME);
     let version = announced.min(WireVersion::Two);
-    let (mux, queue) = Mux::new(version, Arc::clone(&control.waiting));
+    let (mux, queue) = Mux::new(version, control.waiting.share(session.account.id));
     let mut wire = Wire::new(socket, Arc::clone(&mux), queue);
     wire.queue(&FromServer::HeartbeatAck { version });
     let span = info_span!("session", account = %session.account.email, %peer, version = ?version);

@@ -3,7 +3,6 @@
 use std::{
     io::{self, IoSlice},
     pin::Pin,
-    sync::Arc,
     task::{Context, Poll},
     time::Duration,
 };
@@ -20,9 +19,9 @@ use tokio::{
 use tokio_websockets::{Config, Limits, Message, ServerBuilder, WebSocketStream};
 use tracing::debug;
 
-use crate::{
-    limits::Place,
-    upstream::waiting::{Charge, Waiting},
+use crate::limits::{
+    Place,
+    waiting::{Charge, Share},
 };
 
 /// How long a closing handshake may take.
@@ -46,9 +45,9 @@ impl<IO> Counted<IO> {
         (self.read, self.written)
     }
 
-    /// Charges the bytes read from now on to those that wait in the process.
-    pub(super) fn charge(&mut self, waiting: Arc<Waiting>) {
-        self.charge = Some(Charge::new(waiting));
+    /// Charges the bytes read from now on to those that wait for an account's visitors.
+    pub(super) fn charge(&mut self, share: Share) {
+        self.charge = Some(Charge::new(share));
     }
 
     /// The charge so far, to be kept as long as the bytes are.

@@ -11,18 +11,20 @@ use retunnel_proto::{
     http1::{Framing, request::RequestHead, write::Visitor},
     message::RequestSummary,
 };
-use tokio::time::{Instant, timeout};
+use tokio::time::Instant;
 use tracing::{debug, info};
 
 use self::transfer::{Ended, Progress, attempt};
 use super::{
-    BODY_PIECE, Edge,
+    Edge,
     downstream::{AnswerSink, BodyError, Downstream, RequestBody},
     page::EdgeError,
     route::Route,
 };
 use crate::{
+    account::AccountId,
     clock::unix_millis,
+    limits::waiting::Charge,
     registry::Found,
     tunnel::{
         Tunnel,
@@ -178,7 +180,7 @@ impl Exchange<'_> {
             return self.outcome(tunnel, &Progress::default(), Err(ended)).await;
         }
         if let (BodyMode::Whole { max }, None) = (mode, &*whole) {
-            match Box::pin(self.collect(downstream, max)).await {
+            match Box::pin(self.collect(downstream, max, tunnel.account)).await {
                 Ok(body) => *whole = Some(body),
                 Err(ended) => return self.outcome(tunnel, &Progress::default(), Err(ended)).await,
             }
@@ -223,20 +225,18 @@ impl Exchange<'_> {
         }
     }
 
-    /// Reads a body whole, as some wires need it. Its room is taken before the first byte is read, so that bodies that wait
-    /// for room hold none.
-    async fn collect<D: Downstream>(&self, downstream: &mut D, max: usize) -> Result<WholeBody, Ended> {
-        let most = match self.head.body {
-            Framing::None | Framing::Length(0) => return Ok(WholeBody::default()),
-            Framing::Length(length) => usize::try_from(length).unwrap_or(usize::MAX),
-            Framing::Chunked | Framing::UntilClose => max,
-        };
+    /// Reads a body whole, as some wires need it. It takes room as it arrives: a body that is only announced takes none.
+    async fn collect<D: Downstream>(
+        &self,
+        downstream: &mut D,
+        max: usize,
+        account: AccountId,
+    ) -> Result<WholeBody, Ended> {
+        if let Framing::None | Framing::Length(0) = self.head.body {
+            return Ok(WholeBody::default());
+        }
         let edge = self.edge;
-        let pieces = u32::try_from(most.div_ceil(BODY_PIECE)).unwrap_or(u32::MAX);
-        let room = Arc::clone(&edge.whole_bodies).acquire_many_owned(pieces);
-        let Ok(Ok(room)) = timeout(edge.config.limits.hold_visitors, room).await else {
-            return Err(Ended::Page(EdgeError::TooManyConnections));
-        };
+        let mut room = Charge::new(edge.whole_bodies.share(account));
         let (mut body, mut answer) = downstream.split(self.head);
         if self.head.expects_continue && body.is_awaited() {
             answer.proceed().await?;
@@ -247,6 +247,9 @@ impl Exchange<'_> {
             bytes.extend_from_slice(&piece.payload);
             if bytes.len() > max {
                 return Err(Ended::too_large(max as u64));
+            }
+            if !room.take_within(piece.payload.len(), edge.config.limits.hold_visitors).await {
+                return Err(Ended::Page(EdgeError::TooManyConnections));
             }
             if piece.end.is_some() {
                 return Ok(WholeBody::new(bytes.freeze(), room));

@@ -35,8 +35,8 @@ use crate::{
 
 /// How long a peer may take to read the answer before its connection is closed.
 const LINGER: Duration = Duration::from_secs(2);
-/// Bytes discarded while lingering.
-const LINGER_BYTES: usize = 32 * 1024 * 1024;
+/// The same while it sends the rest of a request that was answered early: many visitors read only after it.
+const LINGER_SENDING: Duration = Duration::from_secs(30);
 
 /// A visitor's socket and what was read of the next request.
 #[derive(Debug)]
@@ -122,6 +122,14 @@ pub(super) async fn serve(edge: &Edge, socket: Socket, peer: SocketAddr, place: 
         };
         drop(received);
         if !Box::pin(exchange::serve(edge, &mut connection, &head, route)).await {
+            if connection.socket.is_aborted() {
+                // What the visitor was sent arrives before the reset.
+                tokio::select! {
+                    () = Box::pin(connection.socket.last_bytes_sent()) => {}
+                    () = &mut stopping => {}
+                }
+                return None;
+            }
             Box::pin(connection.linger()).await;
             return None;
         }
@@ -195,17 +203,11 @@ impl Connection {
         if self.socket.is_aborted() {
             return;
         }
-        let _ = timeout(LINGER, async {
-            if self.socket.shutdown().await.is_err() {
+        let _ = timeout(LINGER_SENDING, async {
+            if !matches!(timeout(LINGER, self.socket.shutdown()).await, Ok(Ok(()))) {
                 return;
             }
-            let mut discarded = 0;
-            while discarded < LINGER_BYTES {
-                match Buffer::read(&mut self.socket, 0..BUFFER).await {
-                    Ok((_, 0)) | Err(_) => return,
-                    Ok((_, count)) => discarded += count,
-                }
-            }
+            while let Ok(Ok((_, 1..))) = timeout(LINGER, Buffer::read(&mut self.socket, 0..BUFFER)).await {}
         })
         .await;
     }

@@ -123,12 +123,13 @@ async fn serve_visitor(edge: &Edge, mut visitor: Socket, peer: SocketAddr, port:
         return visitor.abort();
     };
     let moved = Moved::default();
-    let error = match relay(&tunnel, &mut visitor, peer, &moved).await {
+    let result = relay(&tunnel, &mut visitor, peer, &moved).await;
+    let error = match &result {
         Ok(()) => String::new(),
         Err(error) => {
             visitor.abort();
             debug!(port, %peer, %error, "connection failed");
-            match StreamReset::of(&error) {
+            match StreamReset::of(error) {
                 Some(reset) => reset.reason.clone(),
                 None => error.to_string(),
             }
@@ -144,6 +145,13 @@ async fn serve_visitor(edge: &Edge, mut visitor: Socket, peer: SocketAddr, port:
         summary.error = error;
         summary
     });
+    if result.is_err() {
+        // What the visitor was sent arrives before the reset.
+        tokio::select! {
+            () = visitor.last_bytes_sent() => {}
+            () = edge.running.stopping.cancelled() => {}
+        }
+    }
 }
 
 async fn relay(tunnel: &Tunnel, visitor: &mut Socket, peer: SocketAddr, moved: &Moved) -> io::Result<()> {

@@ -32,8 +32,8 @@ pub(crate) async fn down(
 /// Moves `left` bytes of a visitor to a stream. `limit`: how long the visitor may send nothing.
 ///
 /// # Errors
-/// The first failure of either side; [`io::ErrorKind::TimedOut`]; [`io::ErrorKind::UnexpectedEof`] when the visitor
-/// ends before `left` bytes.
+/// The visitor's failure; [`io::ErrorKind::BrokenPipe`] when the stream takes no more; [`io::ErrorKind::TimedOut`];
+/// [`io::ErrorKind::UnexpectedEof`] when the visitor ends before `left` bytes.
 pub(crate) async fn up(
     visitor: &mut ReadHalf<'_>,
     stream: &LinkStream,
@@ -52,7 +52,9 @@ pub(crate) async fn up(
         let over = timeout(limit, step).await;
         moved((up.moved() - before) as usize);
         let over = match over {
-            Ok(over) => over?,
+            Ok(Ok(over)) => over,
+            Ok(Err(error)) if up.has_lost_reader() => return Err(error),
+            Ok(Err(_)) => return Err(io::ErrorKind::BrokenPipe.into()),
             // The local service is slow, not the visitor.
             Err(_) if up.has_rest() => false,
             Err(_) => return Err(io::ErrorKind::TimedOut.into()),

@@ -9,7 +9,7 @@ use std::{
     time::Duration,
 };
 
-use retunnel_link::{Lane, MaybeTcp, TlsSocket};
+use retunnel_link::{Lane, MaybeTcp, TlsSocket, last_bytes_sent};
 use socket2::SockRef;
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
@@ -29,6 +29,11 @@ impl Socket {
     pub(crate) fn abort(&self) {
         // The socket is about to be closed; without the option it merely looks like a clean end.
         self.with(|socket| drop(SockRef::from(socket).set_linger(Some(Duration::ZERO))));
+    }
+
+    /// Waits until what was written is sent, within a limit of time. Closing after [`Self::abort`] destroys the rest.
+    pub(crate) fn last_bytes_sent(&self) -> impl Future<Output = ()> + use<> {
+        self.with(last_bytes_sent)
     }
 
     /// Whether [`Self::abort`] was called.

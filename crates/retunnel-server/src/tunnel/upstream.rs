@@ -16,9 +16,8 @@ use bytes::{Bytes, BytesMut};
 use futures_util::future::BoxFuture;
 use retunnel_link::LinkStream;
 use retunnel_proto::http1::{Framing, request::RequestHead, response::ResponseHead, write};
-use tokio::sync::OwnedSemaphorePermit;
 
-use crate::net::socket::Socket;
+use crate::{limits::waiting::Charge, net::socket::Socket};
 
 /// Trailers of a body, in order.
 pub(crate) type Trailers = Vec<(Bytes, Bytes)>;
@@ -71,7 +70,7 @@ pub(crate) trait Upstream: fmt::Debug + Send + Sync {
     /// Begins an exchange. Nothing of the request has been sent when this fails.
     ///
     /// # Errors
-    /// [`Failure`], never [`Failure::Cut`].
+    /// [`Failure`], never [`Failure::Cut`] or [`Failure::Reset`].
     fn exchange<'a>(&'a self, request: Request<'a>) -> Soon<'a, Result<Box<dyn Exchange + 'a>, Failure>>;
 
     /// Relays a visitor of a TCP tunnel until both sides have ended, and counts the bytes.
@@ -136,11 +135,11 @@ impl ConnectionId {
 pub(crate) struct WholeBody {
     pub(crate) bytes: Bytes,
     /// Stands for the memory that it takes.
-    _room: Option<Arc<OwnedSemaphorePermit>>,
+    _room: Option<Arc<Charge>>,
 }
 
 impl WholeBody {
-    pub(crate) fn new(bytes: Bytes, room: OwnedSemaphorePermit) -> Self {
+    pub(crate) fn new(bytes: Bytes, room: Charge) -> Self {
         Self { bytes, _room: Some(Arc::new(room)) }
     }
 }
@@ -176,7 +175,7 @@ pub(crate) trait Exchange: Send + Sync {
     /// The next part of the answer's body, until one has an end. Not cancel-safe.
     ///
     /// # Errors
-    /// [`Failure::Cut`].
+    /// [`Failure::Cut`] or [`Failure::Reset`].
     fn receive(&self) -> Soon<'_, Result<Part, Failure>>;
 
     /// The stream that the rest of a sized answer arrives on as it is, and how many bytes that is.
@@ -266,6 +265,8 @@ pub(crate) enum Failure {
     LocalInvalidResponse(&'static str),
     /// The local service did not answer in time.
     LocalTimeout,
+    /// The local service reset the connection in the midst of its answer.
+    Reset,
     /// The answer had begun, or the visitor is gone.
     Cut,
 }

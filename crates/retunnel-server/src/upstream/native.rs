@@ -334,7 +334,10 @@ impl<'a> NativeExchange<'a> {
 
     /// More of the answer's body, small frames together; whether the stream has ended.
     fn poll_more(&self, cx: &mut Context<'_>) -> Poll<Result<bool, Failure>> {
-        let first = ready!(self.stream.poll_frame(cx)).map_err(|_| Failure::Cut)?;
+        let first = ready!(self.stream.poll_frame(cx)).map_err(|error| match StreamReset::of(&error) {
+            Some(reset) if reset.code == ReasonCode::CANCELLED && !self.upstream.link.is_closed() => Failure::Reset,
+            _ => Failure::Cut,
+        })?;
         let mut joined = Joined::default();
         let mut is_end = first.is_empty();
         joined.push(first);

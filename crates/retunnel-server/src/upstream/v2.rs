@@ -28,12 +28,10 @@ use tokio::{
     time::{Instant, timeout},
 };
 
-use super::{
-    values::{BAD_VALUES, is_framing, response_head, text},
-    waiting::Charge,
-};
+use super::values::{BAD_VALUES, is_framing, response_head, text};
 use crate::{
     account::AccountId,
+    limits::waiting::Charge,
     net::socket::Socket,
     tunnel::upstream::{
         Answer, BodyMode, Closed, Exchange, Failure, Moved, Part, Request, Sent, Soon, Trailers, Upgraded, Upstream,

@@ -393,10 +393,10 @@ impl Running {
 
     /// Frames of streams that have ended are ignored.
     fn frame(&mut self, frame: StreamFrame) {
-        if let Some(entrance) = self.streams.get(&frame.stream_id)
-            && !entrance.push(frame.event)
-        {
-            // Its task resets the stream after what it has sent.
+        let Some(entrance) = self.streams.get(&frame.stream_id) else { return };
+        let is_last = !matches!(frame.event, StreamEvent::Data { .. });
+        // After an overflow its task resets the stream, after what it has sent.
+        if !entrance.push(frame.event) || is_last {
             self.streams.remove(&frame.stream_id);
         }
     }

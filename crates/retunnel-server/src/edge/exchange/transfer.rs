@@ -8,7 +8,7 @@ use std::{
 
 use bytes::Bytes;
 use retunnel_proto::{
-    http1::{request::RequestHead, write::Visitor},
+    http1::{Framing, request::RequestHead, write::Visitor},
     rules::host_refused,
 };
 use tokio::time::timeout;
@@ -19,7 +19,7 @@ use crate::{
         downstream::{AnswerSink, BodyError, Downstream, Gone, Leaving, RequestBody},
         page::EdgeError,
     },
-    tunnel::upstream::{Answer, BodyMode, Exchange, Failure, Moved, Request, Sent, Trailers, Upstream},
+    tunnel::upstream::{Answer, BodyMode, Exchange, Failure, Moved, Part, Request, Sent, Trailers, Upstream},
 };
 
 /// A visitor that has closed its sending side is given up when its answer makes no progress for so long. Some half-close
@@ -89,7 +89,7 @@ impl From<Failure> for Ended {
     fn from(failure: Failure) -> Self {
         Self::Page(match failure {
             Failure::Lost => return Self::Lost,
-            Failure::Cut => return Self::Cut,
+            Failure::Cut | Failure::Reset => return Self::Cut,
             Failure::Busy => EdgeError::TooManyConnections,
             Failure::BadRequest(reason) => EdgeError::BadRequest(reason),
             Failure::UpgradeUnsupported => EdgeError::UpgradeUnsupported,
@@ -313,7 +313,16 @@ async fn pass_answer<A: AnswerSink>(
             exchange.moved_raw(surplus);
             break;
         }
-        let part = exchange.receive().await?;
+        let part = match exchange.receive().await {
+            // A service that refuses a body without reading it causes a reset when it closes. Where that close is the end of
+            // the answer, the visitor gets the refusal.
+            Err(Failure::Reset)
+                if head.status >= 400 && head.body == Framing::UntilClose && request.body != Framing::None =>
+            {
+                Part { end: Some(Trailers::new()), ..Part::default() }
+            }
+            part => part?,
+        };
         progress.add_down(&part.payload);
         answer.send(&part).await?;
         is_complete = part.end.is_some();

@@ -76,7 +76,7 @@ impl RequestBody for Http1Body<'_> {
             }
             Err(error) if error.kind() == io::ErrorKind::TimedOut => Err(BodyError::TimedOut),
             Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => Err(BodyError::Gone),
-            Err(_) if stream.is_over() => Err(BodyError::StreamClosed),
+            Err(error) if error.kind() == io::ErrorKind::BrokenPipe || stream.is_over() => Err(BodyError::StreamClosed),
             Err(_) => Err(BodyError::Gone),
         }
     }

@@ -25,7 +25,7 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
-use crate::upstream::waiting::Waiting;
+use crate::limits::waiting::Share;
 
 /// Frames of one stream that the client may not have taken yet. Clients drop a stream whose queue of
 /// [`V3_MAX_QUEUED_FRAMES`] overflows, which one burst fills before anything is read from it.
@@ -41,7 +41,7 @@ const BYTES_PER_HEARTBEAT: u64 = MAX_UNTAKEN_BYTES / 4;
 const MAX_QUEUED: usize = 512 * 1024;
 /// Received bytes of a session that wait for their visitors. Beyond it the session is not read for a while.
 pub(crate) const MAX_WAITING: usize = 64 * 1024 * 1024;
-/// The same while all sessions together have more than they may.
+/// The same while all sessions together have more than they may and the session's account more than its part.
 const MIN_WAITING: usize = 1024 * 1024;
 /// Data up to this size is copied when it has to wait: it would keep its whole receive buffer alive.
 const SMALL: usize = 2 * 1024;
@@ -139,17 +139,15 @@ pub(crate) struct Mux {
     /// When streams may be opened; `None` while the client waits for an answer.
     settled: watch::Sender<Option<Instant>>,
     waiting: AtomicUsize,
-    all_waiting: Arc<Waiting>,
+    /// The part of the session's account in all that waits.
+    share: Share,
     /// Something that waited was taken.
     pub(crate) drained: Notify,
     pub(crate) lost: CancellationToken,
 }
 
 impl Mux {
-    pub(crate) fn new(
-        version: WireVersion,
-        all_waiting: Arc<Waiting>,
-    ) -> (Arc<Self>, mpsc::UnboundedReceiver<Outgoing>) {
+    pub(crate) fn new(version: WireVersion, share: Share) -> (Arc<Self>, mpsc::UnboundedReceiver<Outgoing>) {
         // Bounded by `room`, by one heartbeat for so many frames, and by one end for each stream.
         let (queue, outgoing) = mpsc::unbounded_channel();
         let mux = Self {
@@ -160,7 +158,7 @@ impl Mux {
             places: Arc::new(Semaphore::new(V3_MAX_STREAMS)),
             settled: watch::Sender::new(None),
             waiting: AtomicUsize::new(0),
-            all_waiting,
+            share,
             drained: Notify::new(),
             lost: CancellationToken::new(),
         };
@@ -275,7 +273,7 @@ impl Mux {
         inbox.bytes += cost;
         drop(inbox);
         self.waiting.fetch_add(cost, Relaxed);
-        self.all_waiting.take(cost);
+        self.share.take(cost);
         drop(streams);
         Some(shared)
     }
@@ -283,7 +281,7 @@ impl Mux {
     fn release(&self, bytes: usize) {
         if bytes > 0 {
             self.waiting.fetch_sub(bytes, Relaxed);
-            self.all_waiting.give(bytes);
+            self.share.give(bytes);
             self.drained.notify_one();
         }
     }
@@ -291,7 +289,7 @@ impl Mux {
     /// Whether so much waits that the client must not send more.
     pub(crate) fn is_full(&self) -> bool {
         let waiting = self.waiting.load(Relaxed);
-        waiting > if self.all_waiting.is_exceeded() { MIN_WAITING } else { MAX_WAITING }
+        waiting > if self.share.is_exceeded() { MIN_WAITING } else { MAX_WAITING }
     }
 
     /// The stream with most waiting bytes: its number and how much was taken from it so far.

@@ -1,7 +1,11 @@
 //! Visitors of TCP tunnels over streams of a 3.x session. The wire has no half-close: the end of a stream ends both
 //! directions, so the visitor's end is held back while the answer is in progress.
 
-use std::{io, pin::pin, time::Duration};
+use std::{
+    io,
+    pin::{Pin, pin},
+    time::Duration,
+};
 
 use bytes::{Bytes, BytesMut};
 use futures_util::FutureExt;
@@ -22,6 +26,8 @@ use crate::{
 
 /// A visitor that has ended its direction gets what the local service sends, until that sends nothing for so long.
 const EOF_GRACE: Duration = Duration::from_secs(5);
+/// After a failure of one side, how long the delivery of what the other had sent may make no progress.
+const LAST_WORDS: Duration = Duration::from_secs(10);
 /// How long a visitor may go on sending to a local service that has ended the stream.
 const LINGER: Duration = Duration::from_secs(2);
 
@@ -45,37 +51,73 @@ pub(super) async fn relay(visitor: &mut Socket, upstream: &V3Upstream, moved: &M
         _ => io::Error::other("the client's session ended"),
     })?;
     let (mut from_visitor, mut to_visitor) = visitor.split();
-    {
-        let mut down = pin!(receive(&stream, &mut to_visitor, moved));
-        let ended = tokio::select! {
-            result = &mut down => Some(result),
-            result = send(&mut from_visitor, &stream, moved) => match result {
-                Ok(()) => None,
-                Err(error) => {
-                    stream.reset("the visitor is gone");
-                    Some(Err(error))
-                }
-            },
-        };
-        match ended {
-            Some(result) => result?,
-            None => loop {
-                let before = moved.down();
-                match timeout(EOF_GRACE, &mut down).await {
-                    Ok(result) => break result?,
-                    Err(_) if before == moved.down() => {
-                        stream.close(None, None);
-                        break;
-                    }
-                    Err(_) => {}
-                }
-            },
-        }
-    }
+    transfer(&stream, &mut from_visitor, &mut to_visitor, moved).await?;
     to_visitor.shutdown().await?;
     // Bytes that arrive at a closed socket would turn its end into a reset, and the answer's rest could be lost.
     let _ = timeout(LINGER, async { while matches!(discard(&mut from_visitor).await, Ok(1..)) {} }).await;
     Ok(())
+}
+
+/// Which side failed.
+enum Lost {
+    Visitor(io::Error),
+    Client(io::Error),
+}
+
+/// Moves bytes both ways until the stream has ended. What one side sent before a failure of the other is still delivered.
+async fn transfer(
+    stream: &Stream,
+    from_visitor: &mut ReadHalf<'_>,
+    to_visitor: &mut WriteHalf<'_>,
+    moved: &Moved,
+) -> io::Result<()> {
+    let mut up = pin!(send(from_visitor, stream, moved));
+    let mut down = pin!(receive(stream, to_visitor, moved));
+    let gone = |error| {
+        stream.reset("the visitor is gone");
+        Err(error)
+    };
+    tokio::select! {
+        ended = &mut down => match ended {
+            Ok(()) => Ok(()),
+            Err(Lost::Client(error)) => Err(error),
+            Err(Lost::Visitor(error)) => {
+                while_moving(LAST_WORDS, || moved.up(), up).await;
+                gone(error)
+            }
+        },
+        ended = &mut up => match ended {
+            Err(Lost::Visitor(error)) => gone(error),
+            Err(Lost::Client(error)) => {
+                while_moving(LAST_WORDS, || moved.down(), down).await;
+                Err(error)
+            }
+            Ok(()) => match while_moving(EOF_GRACE, || moved.down(), down).await {
+                Some(Err(Lost::Visitor(error) | Lost::Client(error))) => Err(error),
+                Some(Ok(())) => Ok(()),
+                None => {
+                    stream.close(None, None);
+                    Ok(())
+                }
+            },
+        },
+    }
+}
+
+/// Waits for a direction as long as it moves something within each `limit`.
+async fn while_moving<T>(
+    limit: Duration,
+    moved: impl Fn() -> u64,
+    mut direction: Pin<&mut impl Future<Output = T>>,
+) -> Option<T> {
+    loop {
+        let before = moved();
+        match timeout(limit, &mut direction).await {
+            Ok(ended) => return Some(ended),
+            Err(_) if before == moved() => return None,
+            Err(_) => {}
+        }
+    }
 }
 
 async fn discard(from_visitor: &mut ReadHalf<'_>) -> io::Result<usize> {
@@ -83,36 +125,37 @@ async fn discard(from_visitor: &mut ReadHalf<'_>) -> io::Result<usize> {
 }
 
 /// Sends the visitor's bytes up to its end, small reads together: the client counts frames.
-async fn send(from_visitor: &mut ReadHalf<'_>, stream: &Stream, moved: &Moved) -> io::Result<()> {
+async fn send(from_visitor: &mut ReadHalf<'_>, stream: &Stream, moved: &Moved) -> Result<(), Lost> {
     loop {
         let mut chunk = BytesMut::new();
-        let mut is_end = buffer::read_into(from_visitor, &mut chunk).await? == 0;
-        while !is_end
+        let mut read = buffer::read_into(from_visitor, &mut chunk).await;
+        while matches!(read, Ok(1..))
             && chunk.len() + BUFFER <= CHUNK
-            && let Some(read) = buffer::read_into(from_visitor, &mut chunk).now_or_never()
+            && let Some(next) = buffer::read_into(from_visitor, &mut chunk).now_or_never()
         {
-            is_end = read? == 0;
+            read = next;
         }
         if !chunk.is_empty() {
             moved.add_up(chunk.len() as u64);
-            stream.send(chunk.freeze(), None, None).await.map_err(io::Error::other)?;
+            stream.send(chunk.freeze(), None, None).await.map_err(|lost| Lost::Client(io::Error::other(lost)))?;
         }
-        if is_end {
+        if read.map_err(Lost::Visitor)? == 0 {
             return Ok(());
         }
     }
 }
 
-async fn receive(stream: &Stream, to_visitor: &mut WriteHalf<'_>, moved: &Moved) -> io::Result<()> {
+async fn receive(stream: &Stream, to_visitor: &mut WriteHalf<'_>, moved: &Moved) -> Result<(), Lost> {
     loop {
-        match stream.next().await.map_err(io::Error::other)? {
+        match stream.next().await.map_err(|lost| Lost::Client(io::Error::other(lost)))? {
             StreamEvent::Data { data, .. } => {
-                to_visitor.write_all(&data).await?;
+                to_visitor.write_all(&data).await.map_err(Lost::Visitor)?;
                 moved.add_down(data.len() as u64);
             }
             StreamEvent::Close { .. } => return Ok(()),
             StreamEvent::Reset { reason } => {
-                return Err(io::Error::new(io::ErrorKind::ConnectionReset, format!("the client gave up: {reason}")));
+                let error = format!("the client gave up: {reason}");
+                return Err(Lost::Client(io::Error::new(io::ErrorKind::ConnectionReset, error)));
             }
         }
     }
