@@ -155,6 +155,67 @@ async fn many_large_bodies_stay_within_the_budget_and_the_newest_are_kept() {
     assert!(world.read("/api/requests").await["requests"].as_array().unwrap().is_empty());
 }
 
+/// A body of 134 bytes in `zstd` that expands to 4 MiB of zeros.
+fn bomb() -> Vec<u8> {
+    const BLOCKS: u32 = 32;
+    let mut frame = vec![0x28, 0xb5, 0x2f, 0xfd, 0, 13 << 3];
+    for block in 1..=BLOCKS {
+        // A block's header: whether it is the last, its kind (a repeated byte), its length.
+        let header = u32::from(block == BLOCKS) | 1 << 1 | (128 * 1024) << 3;
+        frame.extend_from_slice(&header.to_le_bytes()[..3]);
+        frame.push(0);
+    }
+    frame
+}
+
+#[tokio::test]
+async fn exports_and_searches_of_bombs_have_one_budget_and_little_memory() {
+    const VISITS: usize = 400;
+    let world = world(&[]).await;
+    let (mut visitor, bomb) = (Visitor::connect(world.server.address).await, bomb());
+    for _ in 0..VISITS {
+        let head = format!("POST /sink HTTP/1.1\r\nHost: {}\r\nContent-Encoding: zstd", world.host);
+        visitor.send(format!("{head}\r\nContent-Length: {}\r\n\r\n", bomb.len())).await;
+        visitor.send(&bomb).await;
+        assert!(visitor.answer(false).await.is_complete);
+    }
+    world.exchanges(VISITS).await;
+    let export = world.call("GET", "/api/har", None).await;
+    assert!(export.body.len() < 100 << 20, "{} MiB", export.body.len() >> 20);
+    let har: Value = serde_json::from_slice(&export.body).unwrap();
+    let entries = har["log"]["entries"].as_array().unwrap();
+    assert_eq!(entries.len(), VISITS);
+    let comment = |at: usize| entries[at]["comment"].as_str().unwrap();
+    assert!(comment(0).ends_with("request body decoded in part"), "{}", comment(0));
+    assert!(comment(VISITS - 1).contains("left out"), "{}", comment(VISITS - 1));
+    assert_eq!(entries[VISITS - 1]["request"]["postData"]["text"], "");
+    let list = world.read("/api/requests?text=nothing+has+this").await;
+    assert_eq!((list["requests"].as_array().unwrap().len(), &list["complete"]), (0, &json!(false)));
+    let list = world.read("/api/requests?text=sink").await;
+    assert_eq!((list["requests"].as_array().unwrap().len(), &list["complete"]), (VISITS, &json!(true)));
+    let list = world.call("GET", "/api/requests/http?limit=400", None).await;
+    assert!(list.body.len() < 100 << 20, "{} MiB", list.body.len() >> 20);
+    let list: Value = serde_json::from_slice(&list.body).unwrap();
+    assert_eq!(list["requests"].as_array().unwrap().len(), VISITS);
+    let memory = world.tunnel.process.peak_memory();
+    assert!(memory < 96 << 20, "{} MiB", memory >> 20);
+    assert_eq!(world.visit("/status/204").await.status, 204);
+}
+
+#[tokio::test]
+async fn an_export_that_nobody_reads_makes_nothing_wait() {
+    let world = world(&[]).await;
+    for _ in 0..20 {
+        world.visit("/bytes/262144").await;
+    }
+    world.exchanges(20).await;
+    let mut slow = Visitor::connect(world.tunnel.inspector()).await;
+    slow.send("GET /api/har HTTP/1.1\r\nHost: localhost\r\n\r\n").await;
+    assert!(slow.head().await.is_some());
+    let list = world.exchanges(20).await;
+    assert_eq!(world.detail(&list[19]).await["response"]["captured"], 262_144);
+}
+
 #[tokio::test]
 async fn a_tunnel_of_a_file_may_be_left_alone() {
     let (server, service, user) = (Server::start(&[]).await, service::http().await, User::default());

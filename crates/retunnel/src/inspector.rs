@@ -18,6 +18,7 @@ mod record;
 mod replay;
 mod sides;
 mod store;
+mod streamed;
 mod view;
 
 use std::{
@@ -31,7 +32,7 @@ use hyper_util::{
     service::TowerToHyperService,
 };
 use retunnel_client::{Client, tap::Observer};
-use tokio::{net::TcpListener, task::JoinSet, time::sleep};
+use tokio::{net::TcpListener, sync::Semaphore, task::JoinSet, time::sleep};
 
 #[cfg(all(test, feature = "server"))]
 pub(crate) use failure::FailureCode;
@@ -174,6 +175,7 @@ impl Inspector {
             guard: Arc::new(guard::Guard::new(self.address, &self.options.hosts)),
             client,
             opened: std::sync::Mutex::default(),
+            worker: Arc::new(Semaphore::new(1)),
         });
         let mut tasks = JoinSet::new();
         tasks.spawn(accept(self.listener, api::router(state)));

@@ -117,6 +117,7 @@ async function search(text) {
   const list = await attempt(() => getJson(`/api/requests${query({ text, reveal: reveal.peek() })}`));
   if (list && number === searches && filter.text.peek().trim() === text) {
     found.value = new Set(list.requests.map((exchange) => exchange.id));
+    if (!list.complete) notify("Too much to search: the bodies of the oldest requests were left out.");
   }
 }
 

@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex};
 use retunnel_client::tap::{Exchange, Observer, Side};
 
 use super::{
-    messages::{Messages, Protocol},
+    messages::{MessageParser, Messages, Protocol},
     store::{Change, Entry, Store},
 };
 
@@ -35,7 +35,7 @@ impl Observer for Recorder {
         if self.replay_of.is_some() {
             *self.last.lock().expect("no code panics while it holds the exchange") = Some(Arc::clone(&entry));
         }
-        Some(Box::new(Capture { entry, store: Arc::clone(&self.store) }))
+        Some(Box::new(Capture { entry, store: Arc::clone(&self.store), parser: None }))
     }
 }
 
@@ -44,6 +44,8 @@ impl Observer for Recorder {
 struct Capture {
     entry: Arc<Entry>,
     store: Arc<Store>,
+    /// For a WebSocket or an event stream.
+    parser: Option<Box<MessageParser>>,
 }
 
 impl Exchange for Capture {
@@ -54,7 +56,9 @@ impl Exchange for Capture {
                 return;
             }
             let now = record.began.elapsed();
-            record.messages = Protocol::of(head).map(|protocol| Box::new(Messages::new(protocol)));
+            let protocol = Protocol::of(head);
+            self.parser = protocol.map(|protocol| Box::new(MessageParser::new(protocol)));
+            record.messages = protocol.map(|protocol| Box::new(Messages::new(protocol)));
             let part = &mut record.parts.response;
             part.head = head.to_vec();
             part.began = Some(now);
@@ -75,8 +79,8 @@ impl Exchange for Capture {
             }
             let mut cost = 0;
             let mut has_message = false;
-            if let Some(messages) = &mut record.messages {
-                has_message = messages.add(side, bytes, record.began.elapsed());
+            if let (Some(messages), Some(parser)) = (&mut record.messages, &mut self.parser) {
+                has_message = parser.add(side, bytes, record.began.elapsed(), messages);
                 cost += messages.newly_held();
             }
             if record.messages.as_ref().is_none_or(|messages| messages.keeps_body()) {

@@ -10,7 +10,7 @@ use tokio::time::Instant;
 use super::{messages::Messages, sides::Sides};
 
 /// One side of an exchange.
-#[derive(Debug, Default)]
+#[derive(Debug, Default, Clone)]
 pub(crate) struct Part {
     /// The original head; empty until there is one.
     pub(crate) head: Vec<u8>,
@@ -24,7 +24,7 @@ pub(crate) struct Part {
 }
 
 /// An exchange.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(crate) struct Record {
     pub(crate) tunnel: String,
     pub(crate) replay_of: Option<u64>,

@@ -56,6 +56,11 @@ impl Entry {
         self.record.lock().expect("no code panics while it holds an exchange")
     }
 
+    /// A copy, so that work on it does not make the exchange wait.
+    pub(crate) fn snapshot(&self) -> Record {
+        self.record().clone()
+    }
+
     pub(crate) fn is_evicted(&self) -> bool {
         self.evicted.load(Relaxed)
     }
