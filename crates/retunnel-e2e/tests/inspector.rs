@@ -422,6 +422,78 @@ async fn it_is_off_when_it_is_not_wanted_and_fails_where_it_was_asked_for() {
 }
 
 #[tokio::test]
+async fn secrets_of_any_name_with_a_secret_word_are_masked_everywhere() {
+    let world = world(&[]).await;
+    let body = r#"{"user":"ada","sessionId":"s3cret-a","clientSecret":"s3cret-b","auth":{"jwt":["s3cret-c"]}}"#;
+    let head = format!(
+        "POST /sink?X-Amz-Signature=s3cret-d&page=2&csrf_token=s3cret-e HTTP/1.1\r\nHost: {}\r\nX-CSRF-Token: s3cret-f\r\n\
+         X-Auth-User: s3cret-g\r\nX-Hub-Signature-256: s3cret-h\r\nContent-Type: application/json\r\n\
+         Content-Length: {}\r\nConnection: close",
+        world.host,
+        body.len()
+    );
+    assert_eq!(request(world.server.address, &head, body.as_bytes()).await.status, 200);
+    let form = b"author=ada&api-key=s3cret-i&new_password=s3cret-j";
+    let head = format!(
+        "POST /sink HTTP/1.1\r\nHost: {}\r\nContent-Type: application/x-www-form-urlencoded\r\nContent-Length: {}\r\n\
+         Connection: close",
+        world.host,
+        form.len()
+    );
+    assert_eq!(request(world.server.address, &head, form).await.status, 200);
+    let list = world.exchanges(2).await;
+    let (first, second) = (&list[0]["id"], &list[1]["id"]);
+    for path in [
+        "/api/requests".to_owned(),
+        format!("/api/requests/{first}"),
+        format!("/api/requests/{second}"),
+        format!("/api/requests/{first}/curl"),
+        format!("/api/requests/{second}/curl"),
+        format!("/api/requests/{first}/body/request"),
+        "/api/har".to_owned(),
+    ] {
+        let shown = world.call("GET", &path, None).await.text();
+        assert!(!shown.contains("s3cret") && shown.contains("[masked]") || path.contains("/body/"), "{path}: {shown}");
+    }
+    for path in ["/api/requests/http", "/api/requests?text=s3cret"] {
+        let shown = world.read(path).await["requests"].to_string();
+        assert!(!shown.contains("s3cret"), "{path}: {shown}");
+    }
+    let shown = world.read(&format!("/api/requests/{second}")).await["request"]["text"].clone();
+    assert_eq!(shown, "author=ada&api-key=[masked]&new_password=[masked]");
+    // A replay sends what was masked.
+    let edits = json!({"headers": [["Host", "x"], ["X-CSRF-Token", "[masked]"]]});
+    let again = world.call("POST", &format!("/api/requests/{first}/replay"), Some(edits)).await;
+    assert_eq!(again.status, 200, "{}", again.text());
+    let sent = world.read("/api/requests/3?reveal=1").await;
+    for secret in ["s3cret-c", "s3cret-d", "s3cret-f"] {
+        assert!(sent["request"].to_string().contains(secret), "{sent}");
+    }
+}
+
+#[tokio::test]
+async fn a_shell_runs_the_curl_command_with_masked_values() {
+    let world = world(&[]).await;
+    let head = format!(
+        "GET /echo?token=a&list[]=1&x=$HOME HTTP/1.1\r\nHost: {}\r\nAuthorization: Bearer b\r\nX-Empty:\r\nConnection: close",
+        world.host
+    );
+    request(world.server.address, &head, b"").await;
+    world.exchanges(1).await;
+    let command = world.call("GET", "/api/requests/1/curl", None).await.text();
+    let to = format!("{command} --silent --noproxy '*' --connect-to ::{}", world.server.address);
+    let output = tokio::process::Command::new("sh").args(["-c", &to]).output().await.unwrap();
+    let echo: Value = serde_json::from_slice(&output.stdout)
+        .unwrap_or_else(|_| panic!("{command}: {}", String::from_utf8_lossy(&output.stderr)));
+    assert_eq!(echo["target"], "/echo?token=[masked]&list[]=1&x=$HOME");
+    let headers = echo["headers"].as_array().unwrap();
+    assert!(
+        headers.contains(&json!(["authorization", "[masked]"])) && headers.contains(&json!(["x-empty", ""])),
+        "{echo}"
+    );
+}
+
+#[tokio::test]
 async fn more_names_are_masked_and_more_hosts_answered_on_request() {
     let world = world(&["--inspect-mask", "X-Key,pin", "--inspect-host", "box.lan"]).await;
     let head = format!("GET /echo?pin=1234 HTTP/1.1\r\nHost: {}\r\nX-Key: hidden\r\nConnection: close", world.host);

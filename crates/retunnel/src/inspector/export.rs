@@ -126,10 +126,20 @@ fn url(request: &Head) -> String {
 /// A command that sends the request again to its public address.
 pub(crate) fn curl(record: &Record, view: View<'_>) -> String {
     let request = view.head(record.request());
-    let body = view.body(record.request());
-    let mut command = format!("curl {}", quoted(&url(&request)));
+    let body = view.body(record.request(), &mut Budget::of_answer());
+    let url = url(&request);
+    let mut command = format!("curl {}", quoted(&url));
+    // curl expands these in a URL, and masked values have them.
+    if url.contains(['[', ']', '{', '}']) {
+        command.push_str(" --globoff");
+    }
+    if url.contains("/.") {
+        command.push_str(" --path-as-is");
+    }
     let has_body = record.request().size > 0;
-    if request.method() != if has_body { "POST" } else { "GET" } {
+    if request.method() == "HEAD" {
+        command.push_str(" --head");
+    } else if request.method() != if has_body { "POST" } else { "GET" } {
         command = format!("{command} -X {}", quoted(request.method()));
     }
     // The server or curl sets these.
@@ -137,7 +147,9 @@ pub(crate) fn curl(record: &Record, view: View<'_>) -> String {
     for (name, value) in &request.headers {
         let lower = name.to_ascii_lowercase();
         if !hop.contains(&lower.as_str()) && !lower.starts_with("x-forwarded-") {
-            command = format!("{command} \\\n  -H {}", quoted(&format!("{name}: {value}")));
+            // A colon without a value would remove the header.
+            let header = if value.is_empty() { format!("{name};") } else { format!("{name}: {value}") };
+            command = format!("{command} \\\n  -H {}", quoted(&header));
         }
     }
     if has_body {
