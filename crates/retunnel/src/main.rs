@@ -10,6 +10,7 @@ mod exit;
 mod inspector;
 mod memory;
 mod output;
+mod printable;
 mod settings;
 mod ui;
 mod variables;
@@ -43,7 +44,7 @@ fn run(cli: Cli, variables: anyhow::Result<Variables>, output: Output) -> anyhow
     }
     let variables = variables?;
     let Some(command) = cli.command else {
-        output.result(&Cli::command().render_help().ansi().to_string());
+        output.styled(&Cli::command().render_help().ansi().to_string());
         return Ok(());
     };
     let global = cli.global;

@@ -11,6 +11,7 @@ use super::reconnects::ReconnectLog;
 use crate::{
     commands::{json_events, reload::Report},
     output::Output,
+    printable,
     ui::{
         spinner::{self, Spinner},
         theme::Theme,
@@ -145,7 +146,7 @@ impl EventHandler {
             Event::Registered { token, .. } => self.save_token(&token),
             Event::Connecting { attempt, .. } => self.reconnects.attempt = attempt,
             Event::Disconnected { cause, retry_in, .. } => {
-                let cause = cause.to_string();
+                let cause = printable::line(&cause.to_string());
                 self.trouble = Some(cause.clone());
                 let line = self.reconnects.line(&cause, retry_in);
                 match (&mut self.spinner, line) {
@@ -160,13 +161,15 @@ impl EventHandler {
                 }
                 self.trouble = None;
             }
-            Event::TunnelFailed { name, refusal, .. } => self.warn(format!("cannot open tunnel `{name}`: {refusal}")),
+            Event::TunnelFailed { name, refusal, .. } => {
+                self.warn(printable::line(&format!("cannot open tunnel `{name}`: {refusal}")));
+            }
             Event::TunnelClosed { name, refusal, .. } => {
-                self.warn(format!("the server closed tunnel `{name}`: {refusal}"))
+                self.warn(printable::line(&format!("the server closed tunnel `{name}`: {refusal}")));
             }
             Event::LocalUnreachable { tunnel, reason, .. } => {
                 self.unreachable.insert(tunnel);
-                self.warn(format!("the local service does not answer: {reason}"));
+                self.warn(printable::line(&format!("the local service does not answer: {reason}")));
             }
             Event::Request { tunnel, request, .. } => {
                 if request.error == HOST_NOT_ALLOWED && self.hinted.insert(tunnel.clone()) {
@@ -204,6 +207,5 @@ fn request_line(request: &RequestSummary) -> String {
         format!("{} {} {}", request.method, request.path, request.status)
     };
     let error = if request.error.is_empty() { String::new() } else { format!(" [{}]", request.error) };
-    let safe: String = what.chars().map(|c| if c.is_control() { '?' } else { c }).collect();
-    format!("{safe} {} ms{error}", request.duration_ms)
+    printable::line(&format!("{what} {} ms{error}", request.duration_ms))
 }
