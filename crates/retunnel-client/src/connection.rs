@@ -33,12 +33,9 @@ const DIAL_WITHIN: Duration = Duration::from_secs(5);
 ///
 /// # Errors
 /// [`RelayError::LocalUnreachable`].
-pub(crate) async fn reach(target: &LocalTarget, stats: &Stats) -> Result<Socket, RelayError> {
+pub(crate) async fn reach(target: &LocalTarget) -> Result<Socket, RelayError> {
     let dialed = timeout(DIAL_WITHIN, connect(target)).await.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()));
-    dialed.map_err(|error| {
-        stats.failed();
-        RelayError::LocalUnreachable { target: target.to_string(), reason: reason_of(&error) }
-    })
+    dialed.map_err(|error| RelayError::LocalUnreachable { target: target.to_string(), reason: reason_of(&error) })
 }
 
 pub(crate) fn reason_of(error: &io::Error) -> String {
@@ -121,7 +118,7 @@ impl Connection {
         stats: Arc<Stats>,
         tap: Option<Box<Tap>>,
     ) -> Result<Self, RelayError> {
-        let socket = reach(target, &stats).await?;
+        let socket = reach(target).await?;
         stats.opened();
         Ok(Self { socket: TappedSocket::new(socket, tap), stats })
     }

@@ -5,6 +5,7 @@ pub(crate) mod rules;
 use std::sync::Arc;
 
 use retunnel_proto::message::{RequestSummary, TunnelProtocol};
+use tokio::time::Instant;
 use tracing::debug;
 
 use self::rules::ClientRules;
@@ -54,7 +55,7 @@ impl Service {
     /// Shows the observer the head of a request that the local service did not accept.
     pub(crate) fn show_failed(&self, head: &[u8], error: &RelayError) {
         if let Some(mut tap) = self.tap() {
-            tap.seen(Side::Request, head);
+            tap.seen(Side::Request, head, Instant::now());
             tap.failed(&error.to_string());
         }
     }

@@ -14,7 +14,7 @@ use retunnel_e2e::{
     visitor::{Answer, Visitor, get, post, request},
 };
 use serde_json::{Value, json};
-use tokio::time::timeout;
+use tokio::{task::JoinSet, time::timeout};
 use tokio_websockets::{ClientBuilder, Message};
 
 struct World {
@@ -255,6 +255,73 @@ async fn a_cut_answer_is_shown_as_cut() {
     assert_eq!(world.exchanges(1).await[0]["state"], "cut");
 }
 
+/// A service that answers the first request of each connection, keeps it, and closes it when the next one comes.
+async fn forgetful() -> (JoinSet<()>, u16) {
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let port = listener.local_addr().unwrap().port();
+    let mut task = JoinSet::new();
+    task.spawn(async move {
+        let mut connections = JoinSet::new();
+        while let Ok((socket, _)) = listener.accept().await {
+            connections.spawn(async move {
+                let mut visitor = Visitor::over(socket);
+                if visitor.head().await.is_some() {
+                    visitor.send("HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok").await;
+                    visitor.head().await;
+                }
+            });
+        }
+    });
+    (task, port)
+}
+
+#[tokio::test]
+async fn a_request_that_the_server_repeated_is_marked_and_its_answer_is_the_visitors() {
+    let (server, user) = (Server::start(&[]).await, User::default());
+    let (_task, port) = forgetful().await;
+    let tunnel = user.tunnel(server.address, &["http", &port.to_string()]).await;
+    let host = server.host(tunnel.name());
+    for _ in 0..2 {
+        assert_eq!(get(server.address, &host, "/again").await.text(), "ok");
+    }
+    let list = eventually("both requests and the retry", || async {
+        let answer = call(tunnel.inspector(), "GET", "/api/requests", None).await;
+        let list: Value = serde_json::from_slice(&answer.body).unwrap();
+        let list = list["requests"].as_array().unwrap().clone();
+        (list.len() == 3 && list.iter().all(|exchange| exchange["state"] != "open")).then_some(list)
+    })
+    .await;
+    let seen: Vec<_> = list.iter().map(|e| (e["state"].as_str().unwrap(), e["status"].as_u64().unwrap())).collect();
+    assert_eq!(seen, [("done", 200), ("retried", 0), ("done", 200)]);
+    assert_eq!((&list[1]["retried_as"], &list[2]["retry_of"]), (&list[2]["id"], &list[1]["id"]));
+}
+
+#[tokio::test]
+async fn the_status_is_what_the_visitor_got() {
+    let script = vec![
+        ("/invalid".to_owned(), "HTTP/1.1 200 OK\r\nContent-Length: x\r\n\r\n".to_owned()),
+        ("/silent".to_owned(), String::new()),
+        ("/teapot".to_owned(), "HTTP/1.1 418 Teapot\r\nContent-Length: 0\r\n\r\n".to_owned()),
+    ];
+    let (server, service, user) = (Server::start(&[]).await, service::scripted(script).await, User::default());
+    let tunnel = user.tunnel(server.address, &["http", &service.port()]).await;
+    let host = server.host(tunnel.name());
+    for (path, status, code) in [
+        ("/invalid", 502, json!("local_invalid_response")),
+        ("/silent", 502, json!("local_closed_early")),
+        ("/teapot", 418, Value::Null),
+    ] {
+        assert_eq!(get(server.address, &host, path).await.status, status, "{path}");
+        eventually(&format!("the status of {path}"), || async {
+            let answer = call(tunnel.inspector(), "GET", "/api/requests", None).await;
+            let list: Value = serde_json::from_slice(&answer.body).unwrap();
+            let last = list["requests"].as_array().unwrap().last().unwrap().clone();
+            (last["path"] == path && last["status"] == status && last["error_code"] == code).then_some(())
+        })
+        .await;
+    }
+}
+
 #[tokio::test]
 async fn a_request_that_reached_nobody_is_shown_with_the_reason() {
     let World { server, tunnel, host, service, user } = world(&[]).await;
@@ -270,7 +337,7 @@ async fn a_request_that_reached_nobody_is_shown_with_the_reason() {
         (last["state"] == "failed").then_some(last)
     })
     .await;
-    assert_eq!(last["path"], "/lost?a=1");
+    assert_eq!((&last["path"], &last["status"]), (&json!("/lost?a=1"), &json!(502)));
     assert!(last["error"].as_str().unwrap().starts_with("connection refused"), "{last}");
     drop(user);
 }

@@ -31,7 +31,7 @@ use hyper_util::{
     rt::{TokioIo, TokioTimer},
     service::TowerToHyperService,
 };
-use retunnel_client::{Client, tap::Observer};
+use retunnel_client::{Client, Event, Events, tap::Observer};
 use tokio::{net::TcpListener, sync::Semaphore, task::JoinSet, time::sleep};
 
 #[cfg(all(test, feature = "server"))]
@@ -169,6 +169,8 @@ impl Inspector {
 
     /// Serves until the tasks are dropped.
     pub(crate) fn serve(self, client: Arc<Client>) -> JoinSet<()> {
+        let store = Arc::clone(&self.store);
+        let events = client.events();
         let state = Arc::new(context::Context {
             store: self.store,
             mask: self.options.mask,
@@ -179,7 +181,17 @@ impl Inspector {
         });
         let mut tasks = JoinSet::new();
         tasks.spawn(accept(self.listener, api::router(state)));
+        tasks.spawn(follow(events, store));
         tasks
+    }
+}
+
+/// Notes what the server reports about visitors' requests.
+async fn follow(mut events: Events, store: Arc<store::Store>) {
+    while let Some(event) = events.next().await {
+        if let Event::Request { tunnel, request, .. } = event {
+            store.reported(&tunnel, &request);
+        }
     }
 }
 

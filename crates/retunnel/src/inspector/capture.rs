@@ -3,6 +3,7 @@
 use std::sync::{Arc, Mutex};
 
 use retunnel_client::tap::{Exchange, Observer, Side};
+use tokio::time::Instant;
 
 use super::{
     messages::{MessageParser, Messages, Protocol},
@@ -30,8 +31,8 @@ impl Recorder {
 }
 
 impl Observer for Recorder {
-    fn request(&self, tunnel: &str, head: &[u8]) -> Option<Box<dyn Exchange>> {
-        let entry = self.store.begin(tunnel, head, self.replay_of)?;
+    fn request(&self, tunnel: &str, head: &[u8], began: Instant) -> Option<Box<dyn Exchange>> {
+        let entry = self.store.begin(tunnel, head, self.replay_of, began)?;
         if self.replay_of.is_some() {
             *self.last.lock().expect("no code panics while it holds the exchange") = Some(Arc::clone(&entry));
         }
@@ -126,18 +127,41 @@ impl Exchange for Capture {
         }
     }
 
+    fn cut(&mut self, side: Side) {
+        if side == Side::Response {
+            self.over();
+        }
+    }
+
     fn failed(&mut self, reason: &str) {
         self.entry.record().failure = Some(reason.to_owned());
     }
 }
 
-impl Drop for Capture {
-    fn drop(&mut self) {
-        {
+impl Capture {
+    /// Nothing more of the answer comes.
+    fn over(&self) {
+        let is_unanswered = {
             let mut record = self.entry.record();
-            record.over = Some(record.began.elapsed());
+            let now = record.began.elapsed();
+            let is_first = record.over.is_none();
+            record.over.get_or_insert(now);
+            is_first
+                && record.parts.response.head.is_empty()
+                && record.failure.is_none()
+                && record.replay_of.is_none()
+                && !self.entry.is_evicted()
+        };
+        if is_unanswered {
+            self.store.note_unanswered(&self.entry);
         }
         self.store.notify(Change::Exchange(self.entry.id));
+    }
+}
+
+impl Drop for Capture {
+    fn drop(&mut self) {
+        self.over();
     }
 }
 

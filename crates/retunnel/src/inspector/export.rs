@@ -9,7 +9,7 @@ use super::{
     decode::{Budget, Extent, MAX_ANSWER},
     head::Head,
     record::{Part, Record},
-    view::{BodyView, View, duration, rfc3339},
+    view::{BodyView, View, duration, rfc3339, status},
 };
 
 /// What surrounds the entries of a HAR file.
@@ -25,6 +25,12 @@ pub(crate) fn har_entry(record: &Record, view: View<'_>, budget: &mut Budget) ->
     let mut comment = vec![format!("tunnel {}", record.tunnel)];
     comment.extend(note("request", record.request(), &sent));
     comment.extend(note("response", record.response(), &received));
+    if record.retried_as.is_some() {
+        comment.push("got no answer; the server repeated it on another connection".to_owned());
+    }
+    if record.retry_of.is_some() {
+        comment.push("repeated by the server after a try without an answer".to_owned());
+    }
     let ms = |time: Option<Duration>| time.map_or(0.0, |time| time.as_secs_f64() * 1000.0);
     let wait = ms(record.response().began);
     let total = ms(duration(record)).max(wait);
@@ -50,7 +56,7 @@ pub(crate) fn har_entry(record: &Record, view: View<'_>, budget: &mut Budget) ->
             "bodySize": record.request().size,
         },
         "response": {
-            "status": response.status(),
+            "status": status(record),
             "statusText": response.reason(),
             "httpVersion": if response.first[0].is_empty() { "HTTP/1.1" } else { &response.first[0] },
             "cookies": [],

@@ -20,7 +20,7 @@ use super::{
     replay::Edits,
     store::Entry,
     streamed,
-    view::{View, duration, rfc3339},
+    view::{View, duration, rfc3339, status},
 };
 
 /// Tunnels that may be opened through the API.
@@ -200,8 +200,8 @@ fn described_request(entry: &Entry, view: View<'_>, budget: &mut Budget) -> Valu
             "raw": raw(&request, view.body(record.request(), budget).bytes),
         },
         "response": {
-            "status": format!("{} {}", response.status(), response.reason()).trim_end(),
-            "status_code": response.status(), "proto": response.first[0], "headers": grouped(&response),
+            "status": format!("{} {}", status(&record), response.reason()).trim_end(),
+            "status_code": status(&record), "proto": response.first[0], "headers": grouped(&response),
             "raw": raw(&response, view.body(record.response(), budget).bytes),
         },
     })

@@ -98,15 +98,19 @@ impl<'a> View<'a> {
             "id": id,
             "tunnel": record.tunnel,
             "replay_of": record.replay_of,
+            "retry_of": record.retry_of,
+            "retried_as": record.retried_as,
             "started_ms": unix_ms(record.started),
             "method": request.method(),
             "path": request.path(),
             "host": request.header("host"),
-            "status": response.status(),
+            "status": status(record),
+            "service_status": record.response().status(),
             "content_type": response.media_type(),
             "kind": kind(record),
             "state": state(record),
             "error": record.failure,
+            "error_code": record.report.as_ref().map(|report| &report.error).filter(|code| !code.is_empty()),
             "duration_ms": ms(duration(record)),
             "request_size": record.request().size,
             "response_size": record.response().size,
@@ -180,10 +184,25 @@ fn kind(record: &Record) -> &'static str {
     }
 }
 
-/// `open`, `done`, `failed` if the local service did not accept the connection, or `cut` if it closed before the end.
+/// The status that the visitor got: what the server reported, or the local service's until then. 0 if there is none yet.
+pub(crate) fn status(record: &Record) -> u16 {
+    /// What servers answer while the local service does not accept connections.
+    const UNREACHABLE: u16 = 502;
+    match &record.report {
+        Some(report) => report.status,
+        None if record.failure.is_some() => UNREACHABLE,
+        None => record.response().status(),
+    }
+}
+
+/// `open`, `done`, `failed` if the local service did not accept the connection, `retried` if the server repeated the request
+/// on another connection, or `cut` if the local service closed before the end.
 fn state(record: &Record) -> &'static str {
     if record.failure.is_some() {
         return "failed";
+    }
+    if record.retried_as.is_some() {
+        return "retried";
     }
     match (record.response().ended, record.is_over()) {
         (Some(_), _) => "done",

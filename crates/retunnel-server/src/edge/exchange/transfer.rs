@@ -77,6 +77,8 @@ pub(super) enum Ended {
     Page(EdgeError),
     /// After the answer was begun, or because the visitor is gone.
     Cut,
+    /// After the answer was begun, by the local service or the client.
+    AnswerCut,
 }
 
 impl Ended {
@@ -308,7 +310,7 @@ async fn pass_answer<A: AnswerSink>(
             exchange.moved_raw(surplus);
             break;
         }
-        let part = exchange.receive().await?;
+        let part = exchange.receive().await.map_err(|_| Ended::AnswerCut)?;
         progress.add_down(&part.payload);
         answer.send(&part).await?;
         is_complete = part.end.is_some();
