@@ -3,7 +3,7 @@
 use std::{error::Error as StdError, io, sync::Arc, time::Duration};
 
 use retunnel_link::LinkError;
-use retunnel_proto::message::Refusal;
+use retunnel_proto::{message::Refusal, native::ReasonCode};
 use thiserror::Error;
 
 pub use crate::validation::ValidationError;
@@ -206,6 +206,13 @@ pub enum RelayError {
         /// The cause in a few words.
         reason: String,
     },
+    /// This process or machine has no file descriptor left for a connection to the local service. Servers of dialect 3
+    /// know the words `client busy`.
+    #[error("client busy: no file descriptor is left for a connection to {target}")]
+    OutOfDescriptors {
+        /// Address of the local service.
+        target: String,
+    },
     /// One of the two connections failed.
     #[error("{0}")]
     Io(#[from] io::Error),
@@ -217,12 +224,32 @@ pub enum RelayError {
     AnswerCut(#[source] Arc<dyn StdError + Send + Sync>),
 }
 
+impl RelayError {
+    /// What the server is told when it gets no answer for this reason.
+    pub(crate) const fn reason_code(&self) -> ReasonCode {
+        match self {
+            Self::LocalUnreachable { .. } => ReasonCode::LOCAL_UNREACHABLE,
+            Self::OutOfDescriptors { .. } => ReasonCode::BUSY,
+            _ => ReasonCode::CANCELLED,
+        }
+    }
+}
+
 #[cfg(feature = "dialects")]
 impl RelayError {
+    /// The status that a visitor gets.
+    pub(crate) const fn status(&self) -> u16 {
+        match self {
+            Self::OutOfDescriptors { .. } => 503,
+            _ => 502,
+        }
+    }
+
     /// Stable code for error pages (`docs/errors.md`).
     pub(crate) const fn code(&self) -> retunnel_proto::PageCode {
         match self {
             Self::LocalUnreachable { .. } => retunnel_proto::PageCode::LocalUnreachable,
+            Self::OutOfDescriptors { .. } => retunnel_proto::PageCode::TooManyConnections,
             Self::InvalidAnswer(_) => retunnel_proto::PageCode::LocalInvalidResponse,
             Self::Io(_) | Self::AnswerCut(_) => retunnel_proto::PageCode::LocalClosedEarly,
         }

@@ -62,10 +62,16 @@ impl Service {
 
     /// Reports that the local service failed.
     pub(crate) fn report_failure(&self, error: &RelayError) {
-        if matches!(error, RelayError::LocalUnreachable { .. }) {
-            self.shared.emit(Event::LocalUnreachable { tunnel: self.name.clone(), reason: error.to_string() });
-        } else {
-            debug!(tunnel = self.name, %error, "connection to the local service failed");
+        match error {
+            RelayError::LocalUnreachable { .. } => {
+                self.shared.emit(Event::LocalUnreachable { tunnel: self.name.clone(), reason: error.to_string() });
+            }
+            RelayError::OutOfDescriptors { .. } => {
+                if let Some(refused) = self.shared.refusals.count() {
+                    self.shared.emit(Event::OutOfDescriptors { refused });
+                }
+            }
+            _ => debug!(tunnel = self.name, %error, "connection to the local service failed"),
         }
     }
 

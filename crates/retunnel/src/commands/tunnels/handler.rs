@@ -171,6 +171,12 @@ impl EventHandler {
                 self.unreachable.insert(tunnel);
                 self.warn(printable::line(&format!("the local service does not answer: {reason}")));
             }
+            Event::OutOfDescriptors { refused, .. } => {
+                let count = if refused > 1 { format!(" ({refused} since the last message)") } else { String::new() };
+                self.warn(format!(
+                    "no file descriptor is left: visitors get 503{count}; raise the limit (`ulimit -n`)"
+                ));
+            }
             Event::Request { tunnel, request, .. } => {
                 if request.error == HOST_NOT_ALLOWED && self.hinted.insert(tunnel.clone()) {
                     self.json_event(&json_events::line("hint", json!({ "code": HOST_NOT_ALLOWED, "text": HOST_HINT })));
