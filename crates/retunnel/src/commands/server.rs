@@ -1,6 +1,8 @@
 //! `retunnel server`.
 
 mod check;
+mod reachable;
+mod self_signed;
 
 use std::{path::PathBuf, time::Duration};
 
@@ -14,6 +16,7 @@ use retunnel_server::{
 use tracing::{error, info};
 
 pub(crate) use self::check::check;
+use self::self_signed::SelfSigned;
 use crate::{
     args::{Global, LogFormat, ServerArgs},
     commands::{
@@ -31,7 +34,16 @@ pub(crate) fn run(args: ServerArgs, global: &Global, variables: &Variables, outp
     descriptors::raise_limit();
     let action = args.action.is_some();
     let thread_count = args.threads.map_or_else(default_threads, usize::from);
-    let config = config_of(args)?;
+    let is_self_signed = args.tls_self_signed;
+    let mut config = config_of(args)?;
+    let certificate = match (is_self_signed, &config.tls) {
+        (false, _) => None,
+        (true, Some(_)) => return Err(Usage("--tls-self-signed: the server has a certificate already".into()).into()),
+        (true, None) => Some(self_signed::certificate(&config)?),
+    };
+    if let Some(certificate) = &certificate {
+        config.tls = Some(certificate.files.clone());
+    }
     let runtime = match thread_count {
         // Avoids moving tasks between threads.
         1 => tokio::runtime::Builder::new_current_thread().enable_all().build()?,
@@ -42,7 +54,7 @@ pub(crate) fn run(args: ServerArgs, global: &Global, variables: &Variables, outp
             return invite(&config, output).await;
         }
         tokio::select! {
-            result = serve(config, output) => result,
+            result = serve(config, certificate, output) => result,
             never = memory::trim_when_idle() => match never {},
         }
     });
@@ -96,7 +108,7 @@ fn config_of(args: ServerArgs) -> Result<ServerConfig> {
     Ok(config)
 }
 
-async fn serve(config: ServerConfig, output: Output) -> Result<()> {
+async fn serve(config: ServerConfig, certificate: Option<SelfSigned>, output: Output) -> Result<()> {
     // Only certificates can be reloaded.
     let (mut signals, mut hangup) = match &config.tls {
         Some(_) => (Signals::listen_reloading()?, Some(Hangup::listen()?)),
@@ -109,9 +121,12 @@ async fn serve(config: ServerConfig, output: Output) -> Result<()> {
     let server = Server::start(config).await?;
     let address = server.address();
     if output.json {
-        output.json(
-            &serde_json::json!({ "listening": address.to_string(), "domain": domain, "data_dir": server.data_dir() }),
-        );
+        output.json(&serde_json::json!({
+            "listening": address.to_string(), "domain": domain, "data_dir": server.data_dir(),
+            "server": reachable::server_url(&urls, address),
+            "ca_file": certificate.as_ref().map(|certificate| &certificate.files.cert),
+            "fingerprint": certificate.as_ref().map(|certificate| &certificate.fingerprint),
+        }));
     } else {
         let scheme = if urls.tls.is_some() { "https" } else { "http" };
         output.result(&format!("listening on {scheme}://{address}"));
@@ -123,9 +138,15 @@ async fn serve(config: ServerConfig, output: Output) -> Result<()> {
     });
     output.status(&format!("data         {}", server.data_dir().display()));
     output.status(&format!("registration {}", format!("{registration:?}").to_lowercase()));
-    // A certificate is valid for a name, not for an address.
-    let server_url = if urls.tls.is_some() { urls.base_url(address.port()) } else { address.to_string() };
-    output.status(&format!("connect with retunnel http 8080 --server {server_url}"));
+    let mut client = format!("retunnel http 8080 --server {}", reachable::server_url(&urls, address));
+    if let Some(certificate) = &certificate {
+        output.status(&format!("certificate  self-signed, SHA-256 {}", certificate.fingerprint));
+        client = format!("{client} --ca-file {}", certificate.files.cert.display());
+    }
+    output.status(&format!("connect with {client}"));
+    for warning in reachable::warnings(&urls, address) {
+        output.warning(warning);
+    }
     let trigger = server.shutdown_trigger();
     loop {
         tokio::select! {
