@@ -4,7 +4,7 @@
 use std::{io, sync::MutexGuard};
 
 use bytes::BytesMut;
-use retunnel_proto::message::Token;
+use retunnel_proto::{PageCode, message::Token};
 use socket2::SockRef;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
@@ -151,8 +151,11 @@ impl Dialer {
         let status_line = head.split(|byte| *byte == b'\r').next().unwrap_or_default();
         let status_line: String =
             String::from_utf8_lossy(status_line).chars().filter(|c| !c.is_control()).take(120).collect();
-        if wants_tls(&head) {
+        if has_error(&head, HTTPS_REQUIRED) {
             return Err(ConnectError::TlsRequired { endpoint: self.endpoint.clone() });
+        }
+        if has_error(&head, TUNNEL_NOT_FOUND) {
+            return Err(ConnectError::OtherDomain { endpoint: self.endpoint.clone() });
         }
         match status_line.split(' ').nth(1) {
             Some("101") => {
@@ -165,13 +168,17 @@ impl Dialer {
     }
 }
 
-/// The header and the code with which a server says that it accepts TLS only.
-pub(crate) const HTTPS_REQUIRED: (&str, &str) = ("x-retunnel-error", "https_required");
+/// The header with the code of an answer of the server itself.
+pub(crate) const ERROR: &str = "x-retunnel-error";
+/// The server accepts TLS only.
+pub(crate) const HTTPS_REQUIRED: &str = PageCode::HttpsRequired.as_str();
+/// The server takes the host name for a visitor's.
+pub(crate) const TUNNEL_NOT_FOUND: &str = PageCode::TunnelNotFound.as_str();
 
-fn wants_tls(head: &[u8]) -> bool {
+fn has_error(head: &[u8], code: &str) -> bool {
     head.split(|byte| *byte == b'\n').any(|line| {
         let mut parts = line.splitn(2, |byte| *byte == b':').map(<[u8]>::trim_ascii);
         let is = |part: Option<&[u8]>, text: &str| part.is_some_and(|part| part.eq_ignore_ascii_case(text.as_bytes()));
-        is(parts.next(), HTTPS_REQUIRED.0) && is(parts.next(), HTTPS_REQUIRED.1)
+        is(parts.next(), ERROR) && is(parts.next(), code)
     })
 }

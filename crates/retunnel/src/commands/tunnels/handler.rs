@@ -1,6 +1,9 @@
 //! Handles a client's events: saves tokens, prints lines and JSON, and remembers what is wrong.
 
-use std::{collections::HashSet, path::PathBuf};
+use std::{
+    collections::{HashMap, HashSet},
+    path::PathBuf,
+};
 
 use retunnel_client::{Client, Event, Events, PageCode, RequestSummary, ServerEndpoint, Token};
 use retunnel_config::ConfigFile;
@@ -43,6 +46,8 @@ pub(crate) struct EventHandler {
     hinted: HashSet<String>,
     /// The last thing that went wrong, for the live view.
     pub(super) trouble: Option<String>,
+    /// The URL of each tunnel that was open.
+    urls: HashMap<String, String>,
     /// The inspector's URL, if there is one.
     pub(super) inspector: Option<String>,
 }
@@ -61,6 +66,7 @@ impl EventHandler {
             unreachable: HashSet::new(),
             hinted: HashSet::new(),
             trouble: None,
+            urls: HashMap::new(),
             inspector: None,
         }
     }
@@ -160,6 +166,16 @@ impl EventHandler {
                     self.status("Connected");
                 }
                 self.trouble = None;
+            }
+            Event::TunnelOpened(info) => drop(self.urls.insert(info.name, info.url)),
+            Event::TunnelRestored(info) => {
+                let before = self.urls.insert(info.name.clone(), info.url.clone());
+                if before.is_some_and(|before| before != info.url) {
+                    if !self.silent && !self.output.json {
+                        self.output.result(&info.url);
+                    }
+                    self.warn(printable::line(&format!("tunnel `{}` has a new address: {}", info.name, info.url)));
+                }
             }
             Event::TunnelFailed { name, refusal, .. } => {
                 self.warn(printable::line(&format!("cannot open tunnel `{name}`: {refusal}")));
