@@ -117,7 +117,8 @@ build: ## Build the release program
 	$(CARGO) build --release --locked -p retunnel
 
 demo: ## Start a server, a sample service and a tunnel, and show a request going through
-	@$(CARGO) build --locked -p retunnel
+	@echo "Building retunnel; the first build compiles everything and takes some minutes."
+	$(CARGO) build --locked -p retunnel
 	@$(CARGO) run -q --locked -p retunnel -- demo $(DEMO_ARGS)
 
 # The programs the tunnel is compared with. rathole's own lock file names a `time` that today's compiler refuses.

@@ -13,7 +13,11 @@ use tokio::time::timeout;
 use crate::{
     endpoint::ServerEndpoint,
     error::{ApiError, ConnectError},
-    transport::{Dialer, Socket, dialer::ANSWER_WITHIN, upgrade::HTTPS_REQUIRED},
+    transport::{
+        Dialer, Socket,
+        dialer::ANSWER_WITHIN,
+        upgrade::{ERROR, HTTPS_REQUIRED, TUNNEL_NOT_FOUND},
+    },
     trust::Trust,
 };
 
@@ -217,9 +221,15 @@ impl ApiClient {
         let socket = self.dialer.connect().await.map_err(|error: ConnectError| ApiError::Connect(Box::new(error)))?;
         let Answer { status, headers, value } =
             ask(socket, &self.dialer.endpoint.authority(), method, path, token, body).await?;
-        if headers.get(HTTPS_REQUIRED.0).is_some_and(|code| code == HTTPS_REQUIRED.1) {
-            let endpoint = self.dialer.endpoint.clone();
-            return Err(ApiError::Connect(Box::new(ConnectError::TlsRequired { endpoint })));
+        let endpoint = || self.dialer.endpoint.clone();
+        match headers.get(ERROR).and_then(|code| code.to_str().ok()) {
+            Some(HTTPS_REQUIRED) => {
+                return Err(ApiError::Connect(Box::new(ConnectError::TlsRequired { endpoint: endpoint() })));
+            }
+            Some(TUNNEL_NOT_FOUND) => {
+                return Err(ApiError::Connect(Box::new(ConnectError::OtherDomain { endpoint: endpoint() })));
+            }
+            _ => {}
         }
         if status >= 400 {
             let text = |key: &str| value.get(key).and_then(Value::as_str).map(str::to_owned);

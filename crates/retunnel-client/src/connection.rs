@@ -32,12 +32,13 @@ const DIAL_WITHIN: Duration = Duration::from_secs(5);
 /// A connection to the local service.
 ///
 /// # Errors
-/// [`RelayError::LocalUnreachable`].
-pub(crate) async fn reach(target: &LocalTarget, stats: &Stats) -> Result<Socket, RelayError> {
+/// [`RelayError::LocalUnreachable`], [`RelayError::OutOfDescriptors`].
+pub(crate) async fn reach(target: &LocalTarget) -> Result<Socket, RelayError> {
     let dialed = timeout(DIAL_WITHIN, connect(target)).await.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()));
-    dialed.map_err(|error| {
-        stats.failed();
-        RelayError::LocalUnreachable { target: target.to_string(), reason: reason_of(&error) }
+    let target = || target.to_string();
+    dialed.map_err(|error| match race::is_out_of_descriptors(&error) {
+        true => RelayError::OutOfDescriptors { target: target() },
+        false => RelayError::LocalUnreachable { target: target(), reason: reason_of(&error) },
     })
 }
 
@@ -116,13 +117,13 @@ impl Connection {
     /// Connects to a local service.
     ///
     /// # Errors
-    /// [`RelayError::LocalUnreachable`].
+    /// [`RelayError::LocalUnreachable`], [`RelayError::OutOfDescriptors`].
     pub(crate) async fn open(
         target: &LocalTarget,
         stats: Arc<Stats>,
         tap: Option<Box<Tap>>,
     ) -> Result<Self, RelayError> {
-        let socket = reach(target, &stats).await?;
+        let socket = reach(target).await?;
         stats.opened();
         Ok(Self { socket: TappedSocket::new(socket, tap), stats, is_unfinished: false })
     }

@@ -16,7 +16,6 @@ use crate::{
     connection,
     credentials::Credentials,
     dialect::Dialect,
-    stats::Stats,
     target::LocalTarget,
     transport::{Dialer, proxy::Proxies},
 };
@@ -57,7 +56,7 @@ pub(crate) async fn local(target: &LocalTarget) -> Check {
     let mut result = None;
     let mut walk = Walk { end: Instant::now() + STEP_WITHIN, report: |check| result = Some(check) };
     walk.check(Step::Local, async {
-        let finding = match connection::reach(target, &Stats::default()).await {
+        let finding = match connection::reach(target).await {
             Ok(_) => Finding::fine(format!("{target} accepts connections")),
             Err(error) => Finding::failed(Problem::LocalUnreachable, error.to_string()),
         };

@@ -1,9 +1,10 @@
 //! Errors, grouped by the operation that failed: connecting, opening a tunnel, relaying, calling the REST API.
 
-use std::{error::Error as StdError, io, sync::Arc, time::Duration};
+use std::{error::Error as StdError, fmt, io, sync::Arc, time::Duration};
 
 use retunnel_link::LinkError;
-use retunnel_proto::message::Refusal;
+use retunnel_proto::{message::Refusal, native::ReasonCode};
+use rustls::CertificateError;
 use thiserror::Error;
 
 pub use crate::validation::ValidationError;
@@ -85,6 +86,16 @@ pub enum ConnectError {
         /// The time limit.
         timeout: Duration,
     },
+    /// A ReTunnel server answers there, but its domain is another name, so it takes requests for this one as a visitor's.
+    #[error(
+        "a ReTunnel server answers at {endpoint}, but `{}` is not its domain; name the domain of its `--domain` in \
+         `--server`, or its address",
+        endpoint.host()
+    )]
+    OtherDomain {
+        /// The server.
+        endpoint: ServerEndpoint,
+    },
     /// Something answers there, but it is not a ReTunnel server.
     #[error("{endpoint} is not a ReTunnel server, or speaks another dialect: it answered `{answer}`")]
     NotAServer {
@@ -147,12 +158,21 @@ impl ConnectError {
             Self::Register { source, .. } => source.is_final(),
             Self::Proxy { is_final, .. } => *is_final,
             Self::NotAServer { .. }
+            | Self::OtherDomain { .. }
             | Self::Tls { .. }
             | Self::TlsRequired { .. }
             | Self::DialectNotIncluded(_)
             | Self::Closed => true,
             _ => false,
         }
+    }
+
+    /// Whether the server's certificate was refused because nothing that this machine trusts stands behind it.
+    #[must_use]
+    pub fn is_untrusted(&self) -> bool {
+        let Self::Tls { source, .. } = self else { return false };
+        let refused = RefusedCertificate::of(source).map(|refused| &refused.0);
+        matches!(refused, Some(CertificateError::UnknownIssuer | CertificateError::Other(_)))
     }
 
     /// Whether nothing listens at the server's address.
@@ -177,6 +197,38 @@ impl ConnectError {
         seconds.map(|seconds| Duration::from_secs(seconds.into()))
     }
 }
+
+/// A certificate that was refused, in words where the TLS library has only names.
+#[derive(Debug)]
+pub(crate) struct RefusedCertificate(pub(crate) CertificateError);
+
+impl RefusedCertificate {
+    /// The refused certificate that made a handshake fail.
+    pub(crate) fn of(error: &io::Error) -> Option<&Self> {
+        error.get_ref()?.downcast_ref()
+    }
+
+    /// Whether the certificate is self-signed and an authority's, as `openssl req -x509` makes it.
+    pub(crate) fn is_self_signed(&self) -> bool {
+        matches!(&self.0, CertificateError::Other(reason) if reason.to_string().contains("CaUsedAsEndEntity"))
+    }
+}
+
+impl fmt::Display for RefusedCertificate {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.0 {
+            CertificateError::UnknownIssuer => {
+                f.write_str("no authority that this machine trusts has signed its certificate")
+            }
+            _ if self.is_self_signed() => {
+                f.write_str("its certificate is self-signed, and this machine does not trust it")
+            }
+            reason => write!(f, "its certificate is refused: {reason}"),
+        }
+    }
+}
+
+impl StdError for RefusedCertificate {}
 
 /// Why there is no tunnel.
 #[derive(Debug, Clone, Error)]
@@ -206,6 +258,13 @@ pub enum RelayError {
         /// The cause in a few words.
         reason: String,
     },
+    /// This process or machine has no file descriptor left for a connection to the local service. Servers of dialect 3
+    /// know the words `client busy`.
+    #[error("client busy: no file descriptor is left for a connection to {target}")]
+    OutOfDescriptors {
+        /// Address of the local service.
+        target: String,
+    },
     /// One of the two connections failed.
     #[error("{0}")]
     Io(#[from] io::Error),
@@ -217,12 +276,32 @@ pub enum RelayError {
     AnswerCut(#[source] Arc<dyn StdError + Send + Sync>),
 }
 
+impl RelayError {
+    /// What the server is told when it gets no answer for this reason.
+    pub(crate) const fn reason_code(&self) -> ReasonCode {
+        match self {
+            Self::LocalUnreachable { .. } => ReasonCode::LOCAL_UNREACHABLE,
+            Self::OutOfDescriptors { .. } => ReasonCode::BUSY,
+            _ => ReasonCode::CANCELLED,
+        }
+    }
+}
+
 #[cfg(feature = "dialects")]
 impl RelayError {
+    /// The status that a visitor gets.
+    pub(crate) const fn status(&self) -> u16 {
+        match self {
+            Self::OutOfDescriptors { .. } => 503,
+            _ => 502,
+        }
+    }
+
     /// Stable code for error pages (`docs/errors.md`).
     pub(crate) const fn code(&self) -> retunnel_proto::PageCode {
         match self {
             Self::LocalUnreachable { .. } => retunnel_proto::PageCode::LocalUnreachable,
+            Self::OutOfDescriptors { .. } => retunnel_proto::PageCode::TooManyConnections,
             Self::InvalidAnswer(_) => retunnel_proto::PageCode::LocalInvalidResponse,
             Self::Io(_) | Self::AnswerCut(_) => retunnel_proto::PageCode::LocalClosedEarly,
         }

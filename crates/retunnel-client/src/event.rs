@@ -81,6 +81,13 @@ pub enum Event {
         /// The cause.
         reason: String,
     },
+    /// This process or machine has no file descriptor left, and visitors were refused. Reported at most every
+    /// ten seconds.
+    #[non_exhaustive]
+    OutOfDescriptors {
+        /// Visitors that were refused since the last report.
+        refused: u64,
+    },
     /// The client gave up, or was closed.
     #[non_exhaustive]
     Ended {

@@ -24,8 +24,8 @@ const HEAD_WITHIN: Duration = Duration::from_millis(100);
 /// Serves one stream until both sides are done.
 ///
 /// # Errors
-/// [`RelayError::LocalUnreachable`] when the local service accepts no connection. The stream is reset then, as after any
-/// failure.
+/// [`RelayError::LocalUnreachable`] when the local service accepts no connection, [`RelayError::OutOfDescriptors`]. The
+/// stream is reset then, as after any failure.
 pub(crate) async fn serve(stream: LinkStream, service: &Service) -> Result<(), RelayError> {
     let mut local = match service.connect().await {
         Ok(local) => local,
@@ -33,7 +33,7 @@ pub(crate) async fn serve(stream: LinkStream, service: &Service) -> Result<(), R
             if service.is_observed() {
                 show_failed(&stream, service, &error).await;
             }
-            stream.reset(ReasonCode::LOCAL_UNREACHABLE, &error.to_string());
+            stream.reset(error.reason_code(), &error.to_string());
             return Err(error);
         }
     };

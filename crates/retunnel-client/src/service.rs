@@ -5,6 +5,7 @@ pub(crate) mod rules;
 use std::sync::Arc;
 
 use retunnel_proto::message::{RequestSummary, TunnelProtocol};
+use tokio::time::Instant;
 use tracing::debug;
 
 use self::rules::ClientRules;
@@ -54,17 +55,23 @@ impl Service {
     /// Shows the observer the head of a request that the local service did not accept.
     pub(crate) fn show_failed(&self, head: &[u8], error: &RelayError) {
         if let Some(mut tap) = self.tap() {
-            tap.seen(Side::Request, head);
+            tap.seen(Side::Request, head, Instant::now());
             tap.failed(&error.to_string());
         }
     }
 
     /// Reports that the local service failed.
     pub(crate) fn report_failure(&self, error: &RelayError) {
-        if matches!(error, RelayError::LocalUnreachable { .. }) {
-            self.shared.emit(Event::LocalUnreachable { tunnel: self.name.clone(), reason: error.to_string() });
-        } else {
-            debug!(tunnel = self.name, %error, "connection to the local service failed");
+        match error {
+            RelayError::LocalUnreachable { .. } => {
+                self.shared.emit(Event::LocalUnreachable { tunnel: self.name.clone(), reason: error.to_string() });
+            }
+            RelayError::OutOfDescriptors { .. } => {
+                if let Some(refused) = self.shared.refusals.count() {
+                    self.shared.emit(Event::OutOfDescriptors { refused });
+                }
+            }
+            _ => debug!(tunnel = self.name, %error, "connection to the local service failed"),
         }
     }
 

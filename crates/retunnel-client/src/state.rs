@@ -61,6 +61,8 @@ pub(crate) struct Shared {
     pub(crate) commands: mpsc::UnboundedSender<Command>,
     pub(crate) events: broadcast::Sender<Event>,
     pub(crate) observer: Option<Arc<dyn Observer>>,
+    /// Visitors that were refused for want of file descriptors.
+    pub(crate) refusals: Refusals,
     pub(crate) closing: CancellationToken,
     pub(crate) done: CancellationToken,
 }
@@ -79,6 +81,7 @@ impl Shared {
             commands,
             events: broadcast::channel(event::QUEUE).0,
             observer,
+            refusals: Refusals::default(),
             closing: CancellationToken::new(),
             done: CancellationToken::new(),
         }
@@ -103,9 +106,48 @@ impl Shared {
     }
 }
 
+/// Counts what may happen hundreds of times a second and is reported rarely.
+#[derive(Debug, Default)]
+pub(crate) struct Refusals(Mutex<(u64, Option<Instant>)>);
+
+impl Refusals {
+    /// Time between two reports.
+    const INTERVAL: Duration = Duration::from_secs(10);
+
+    /// Counts one. Returns how many were not reported yet, if a report is due.
+    pub(crate) fn count(&self) -> Option<u64> {
+        let (count, reported) = &mut *self.0.lock().expect("no code panics while it holds the count");
+        *count += 1;
+        if reported.is_some_and(|at| at.elapsed() < Self::INTERVAL) {
+            return None;
+        }
+        *reported = Some(Instant::now());
+        Some(std::mem::take(count))
+    }
+}
+
 /// When a tunnel is requested again after a temporary refusal.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Retry {
     pub(crate) at: Instant,
     pub(crate) pause: Duration,
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::time::advance;
+
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn many_refusals_are_reported_rarely_and_none_is_forgotten() {
+        let refusals = Refusals::default();
+        assert_eq!(refusals.count(), Some(1));
+        for _ in 0..400 {
+            assert_eq!(refusals.count(), None);
+        }
+        advance(Refusals::INTERVAL).await;
+        assert_eq!(refusals.count(), Some(401));
+        assert_eq!(refusals.count(), None);
+    }
 }

@@ -30,7 +30,7 @@ pub struct StatsSnapshot {
     pub open_connections: u64,
     /// Connections to the local service since the start.
     pub connections: u64,
-    /// Connections to the local service that failed.
+    /// Requests or connections of visitors that failed ([`RequestSummary::is_failed`]).
     pub errors: u64,
     /// Time since the tunnel or client was created.
     pub uptime: Duration,
@@ -43,10 +43,17 @@ struct Seen {
     /// Requests of earlier sessions, and the server's count of this one.
     earlier: u64,
     current: u64,
+    /// The same for those that failed.
+    failed_earlier: u64,
+    failed: u64,
     recent: VecDeque<RequestSummary>,
 }
 
 impl Seen {
+    fn count_failed(&mut self, requests: &[RequestSummary]) {
+        self.failed += requests.iter().filter(|request| request.is_failed()).count() as u64;
+    }
+
     fn remember(&mut self, request: RequestSummary) {
         if self.recent.len() == RECENT {
             self.recent.pop_front();
@@ -61,7 +68,6 @@ pub(crate) struct Stats {
     bytes_out: AtomicU64,
     open: AtomicU64,
     connections: AtomicU64,
-    errors: AtomicU64,
     seen: Mutex<Seen>,
     started: Instant,
 }
@@ -73,7 +79,6 @@ impl Default for Stats {
             bytes_out: AtomicU64::new(0),
             open: AtomicU64::new(0),
             connections: AtomicU64::new(0),
-            errors: AtomicU64::new(0),
             seen: Mutex::default(),
             started: Instant::now(),
         }
@@ -99,19 +104,20 @@ impl Stats {
         self.open.fetch_sub(1, Relaxed);
     }
 
-    pub(crate) fn failed(&self) {
-        self.errors.fetch_add(1, Relaxed);
-    }
-
     /// The server counts from zero again.
     pub(crate) fn new_session(&self) {
         let mut seen = self.seen();
         seen.earlier += std::mem::take(&mut seen.current);
+        seen.failed_earlier += std::mem::take(&mut seen.failed);
     }
 
     pub(crate) fn report(&self, report: &Requests) {
         let mut seen = self.seen();
         seen.current = seen.current.max(report.total);
+        match report.failed {
+            Some(failed) => seen.failed = seen.failed.max(failed),
+            None => seen.count_failed(&report.recent),
+        }
         for request in &report.recent {
             seen.remember(request.clone());
         }
@@ -121,6 +127,7 @@ impl Stats {
     pub(crate) fn request(&self, request: RequestSummary) {
         let mut seen = self.seen();
         seen.current += 1;
+        seen.count_failed(std::slice::from_ref(&request));
         seen.remember(request);
     }
 
@@ -132,7 +139,7 @@ impl Stats {
             requests: seen.earlier + seen.current,
             open_connections: self.open.load(Relaxed),
             connections: self.connections.load(Relaxed),
-            errors: self.errors.load(Relaxed),
+            errors: seen.failed_earlier + seen.failed,
             uptime: self.started.elapsed(),
             recent: seen.recent.iter().cloned().collect(),
         }

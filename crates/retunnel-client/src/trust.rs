@@ -6,8 +6,12 @@ use std::{
 };
 
 use rustls::{
-    ClientConfig, DigitallySignedStruct, SignatureScheme,
-    client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier},
+    CertificateError, ClientConfig, DigitallySignedStruct, RootCertStore, SignatureScheme,
+    client::{
+        WebPkiServerVerifier,
+        danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier},
+        verify_server_name,
+    },
     crypto::{CryptoProvider, WebPkiSupportedAlgorithms},
     pki_types::{CertificateDer, ServerName, UnixTime, pem::PemObject},
 };
@@ -61,7 +65,8 @@ impl Trust {
         Ok(if self.0.everything {
             Arc::new(AcceptAll(provider.signature_verification_algorithms))
         } else {
-            Arc::new(platform(&self.0.roots, provider).map_err(io::Error::other)?)
+            let verifier = platform(&self.0.roots, Arc::clone(&provider)).map_err(io::Error::other)?;
+            Arc::new(Platform { verifier, own: self.0.roots.clone(), provider })
         })
     }
 
@@ -102,6 +107,77 @@ fn platform(roots: &[CertificateDer<'static>], provider: Arc<CryptoProvider>) ->
         return Verifier::new(provider);
     }
     Verifier::new_with_extra_roots(roots.iter().cloned(), provider)
+}
+
+/// Trusts the authorities of the system and those of a file, and also a host that shows a certificate of the file itself. A
+/// certificate of `openssl req -x509` is its own authority, which the verifiers of web pages accept for no host.
+#[derive(Debug)]
+struct Platform {
+    verifier: Verifier,
+    /// The certificates of the file.
+    own: Vec<CertificateDer<'static>>,
+    provider: Arc<CryptoProvider>,
+}
+
+impl Platform {
+    /// Accepts a certificate of the file for its names and as long as it is valid.
+    fn verify_own(
+        &self,
+        certificate: &CertificateDer<'_>,
+        name: &ServerName<'_>,
+        now: UnixTime,
+    ) -> Result<ServerCertVerified, rustls::Error> {
+        let mut roots = RootCertStore::empty();
+        roots.add(certificate.clone().into_owned())?;
+        let webpki = WebPkiServerVerifier::builder_with_provider(roots.into(), Arc::clone(&self.provider))
+            .build()
+            .map_err(|error| rustls::Error::General(error.to_string()))?;
+        // It checks the dates first. What else it finds is that the certificate is an authority's.
+        match webpki.verify_server_cert(certificate, &[], name, &[], now) {
+            Err(rustls::Error::InvalidCertificate(CertificateError::Other(_))) => {}
+            other => return other,
+        }
+        verify_server_name(&certificate.try_into()?, name)?;
+        Ok(ServerCertVerified::assertion())
+    }
+}
+
+impl ServerCertVerifier for Platform {
+    fn verify_server_cert(
+        &self,
+        certificate: &CertificateDer<'_>,
+        above: &[CertificateDer<'_>],
+        name: &ServerName<'_>,
+        ocsp: &[u8],
+        now: UnixTime,
+    ) -> Result<ServerCertVerified, rustls::Error> {
+        if self.own.iter().any(|own| own.as_ref() == certificate.as_ref()) {
+            return self.verify_own(certificate, name, now);
+        }
+        self.verifier.verify_server_cert(certificate, above, name, ocsp, now)
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        dss: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        self.verifier.verify_tls12_signature(message, cert, dss)
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        dss: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        self.verifier.verify_tls13_signature(message, cert, dss)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.verifier.supported_verify_schemes()
+    }
 }
 
 /// What a [`Watch`] saw last.

@@ -169,6 +169,19 @@ await page.getByRole("tab", { name: /Messages/ }).click();
 await panel.getByText("data: 5").waitFor();
 await row("open").or(row("…")).first().waitFor();
 
+// A WebSocket opens on its messages.
+const [host, port] = EDGE.split(":");
+const handshake = { Connection: "Upgrade", Upgrade: "websocket", "Sec-WebSocket-Version": "13", "Sec-WebSocket-Key": "dGhlIHNhbXBsZSBub25jZQ==" };
+const socket = await new Promise((resolve, reject) => {
+  const request = http.request({ host, port, path: "/ws", headers: { Host: HOST, ...handshake } });
+  request.on("upgrade", (_, socket) => resolve(socket)).on("error", reject).end();
+});
+socket.write(Buffer.from([0x81, 0x85, 0, 0, 0, 0, ...Buffer.from("knock")]));
+await row("/ws").click();
+await page.getByRole("tab", { name: /Messages/, selected: true }).waitFor();
+await panel.getByText("knock").first().waitFor();
+socket.destroy();
+
 // Copy as curl, with masked secrets.
 await browser.grantPermissions(["clipboard-read", "clipboard-write"], { origin: INSPECTOR });
 await row("/echo/login").click();

@@ -49,6 +49,19 @@ impl Authority {
         &self.pem
     }
 
+    /// A certificate that is its own authority, as `openssl req -x509` makes it, until a year, and its key; gives the paths of
+    /// the files. Nothing else has to do with this authority.
+    #[must_use]
+    pub fn self_signed_files(&self, year: i32, names: &[&str]) -> (String, String) {
+        let key = rcgen::KeyPair::generate().unwrap();
+        let names: Vec<String> = names.iter().map(|&name| name.to_owned()).collect();
+        let mut parameters = rcgen::CertificateParams::new(names).unwrap();
+        parameters.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
+        parameters.not_after = rcgen::date_time_ymd(year, 1, 1);
+        let certificate = parameters.self_signed(&key).unwrap();
+        self.write(&certificate.pem(), &key.serialize_pem())
+    }
+
     /// The file of its certificate.
     #[must_use]
     pub fn file(&self) -> String {
@@ -80,6 +93,10 @@ impl Authority {
     #[must_use]
     pub fn issue_files(&self, names: &[&str]) -> (String, String) {
         let (certificate, key) = self.issue(names);
+        self.write(&certificate, &key)
+    }
+
+    fn write(&self, certificate: &str, key: &str) -> (String, String) {
         let paths = (self.path("cert.pem"), self.path("key.pem"));
         std::fs::write(&paths.0, certificate).unwrap();
         std::fs::write(&paths.1, key).unwrap();

@@ -192,13 +192,30 @@ impl Server {
 
     async fn start_as(mut command: Command, data: TempDir, listen: &str, options: Vec<String>) -> Self {
         isolated(&mut command, data.path());
-        command.args(["--log-level", "warn", "server", "--listen", listen, "--domain", DOMAIN, "--quiet"]);
+        command.args(["--log-level", "warn", "server", "--listen", listen, "--quiet"]);
+        if !options.iter().any(|option| option == "--domain") {
+            command.args(["--domain", DOMAIN]);
+        }
         command.arg("--data-dir").arg(data.path().join("data")).args(&options);
         let mut process = Running::start(command).await;
         let line = process.line().await;
         let (_, address) = line.split_once("://").expect(&line);
         let address = address.parse().unwrap();
         Self { process, address, data, options }
+    }
+
+    /// Where its data is.
+    #[must_use]
+    pub fn data_dir(&self) -> PathBuf {
+        self.data.path().join("data")
+    }
+
+    /// Kills the server and starts it again on the same address and data, as the server of another domain.
+    pub async fn restart_for(self, domain: &str) -> Self {
+        let (data, mut options, listen) = (self.data, self.options, self.address.to_string());
+        self.process.kill().await;
+        options.extend(["--domain".to_owned(), domain.to_owned()]);
+        Self::start_in(data, &listen, options).await
     }
 
     /// Kills the server and starts it again on the same address and data.
@@ -312,9 +329,23 @@ impl User {
         self.open(program, &server.to_string(), args).await
     }
 
+    /// The same with a limit of file descriptors and all events as lines.
+    pub async fn tunnel_with(&self, descriptors: usize, server: SocketAddr, args: &[&str]) -> Tunnel {
+        let program = program();
+        let limited = format!("ulimit -n {descriptors} && exec \"$0\" \"$@\"");
+        let own = ["-c", &limited, program.to_str().expect("a path in UTF-8"), "--json-events"];
+        let mut command = self.command_of(Path::new("sh"), &own);
+        command.args(args).args(["--server", &server.to_string()]);
+        Self::opened(command).await
+    }
+
     async fn open(&self, program: &Path, server: &str, args: &[&str]) -> Tunnel {
         let mut command = self.command_of(program, &["--json", "--log-level", "warn"]);
         command.args(args).args(["--server", server]);
+        Self::opened(command).await
+    }
+
+    async fn opened(command: Command) -> Tunnel {
         let mut process = Running::start(command).await;
         let info: Value = serde_json::from_str(&process.line().await).unwrap();
         Tunnel { process, info }

@@ -249,3 +249,16 @@ fn every_dependency_has_a_reason() {
     let unknown: Vec<_> = listed.difference(&declared).collect();
     assert!(missing.is_empty() && unknown.is_empty(), "docs/dependencies.md: missing {missing:?}, unknown {unknown:?}");
 }
+
+#[test]
+fn make_help_lists_every_target() {
+    let makefile = fs::read_to_string(root().join("Makefile")).unwrap();
+    let (_, rest) = makefile.split_once(".PHONY:").unwrap();
+    let (phony, _) = rest.split_once("\n\n").unwrap();
+    let listed = |target: &str| {
+        let start = format!("{target}:");
+        makefile.lines().any(|line| line.starts_with(&start) && line.contains(" ## "))
+    };
+    let missing: Vec<_> = phony.split_whitespace().filter(|word| *word != "\\" && !listed(word)).collect();
+    assert!(missing.is_empty(), "without a line in `make help`: {missing:?}");
+}

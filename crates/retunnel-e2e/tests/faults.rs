@@ -64,6 +64,42 @@ async fn rows_32_and_51_silent_connections_end_and_keep_no_one_out() {
 }
 
 #[tokio::test]
+async fn a_client_out_of_descriptors_says_so_and_does_not_blame_the_local_service() {
+    const DESCRIPTORS: usize = 48;
+    for dialect in ["native", "3"] {
+        let (server, service, user) = (Server::start(&[]).await, service::http().await, User::default());
+        let port = service.port();
+        let args = ["http", &port, "--dialect", dialect];
+        let mut tunnel = user.tunnel_with(DESCRIPTORS, server.address, &args).await;
+        let host = server.host(tunnel.name());
+        // The local service never answers these.
+        let mut waiting = Vec::new();
+        for _ in 0..2 * DESCRIPTORS {
+            let mut visitor = Visitor::connect(server.address).await;
+            visitor.send(format!("GET /hang HTTP/1.1\r\nHost: {host}\r\n\r\n")).await;
+            waiting.push(visitor);
+        }
+        let refused = eventually("a visitor is refused", || async {
+            let answer = get(server.address, &host, "/status/204").await;
+            (answer.status != 204).then_some(answer)
+        })
+        .await;
+        let code = refused.header("x-retunnel-error");
+        assert_eq!((refused.status, code), (503, Some("too_many_connections")), "{dialect}: {}", refused.text());
+        // Nothing before the last request blames the local service. Of many requests at once only some are reported.
+        let (mut reports, mut seen) = (0, String::new());
+        while !seen.contains("/last") {
+            get(server.address, &host, "/last").await;
+            while let Ok(line) = timeout(Duration::from_millis(300), tunnel.process.line()).await {
+                reports += usize::from(line.contains(r#""event":"out_of_descriptors""#));
+                seen.push_str(&line);
+            }
+        }
+        assert!(reports == 1 && !seen.contains("local_unreachable"), "{dialect}: {seen}");
+    }
+}
+
+#[tokio::test]
 async fn row_53_out_of_descriptors_the_server_waits_and_goes_on() {
     let server = Server::start_with(48, "limits: {header_timeout: 60}").await;
     let (service, user) = (service::http().await, User::default());

@@ -14,7 +14,7 @@ use retunnel_e2e::{
     visitor::{Answer, Visitor, get, post, request},
 };
 use serde_json::{Value, json};
-use tokio::time::timeout;
+use tokio::{task::JoinSet, time::timeout};
 use tokio_websockets::{ClientBuilder, Message};
 
 struct World {
@@ -155,6 +155,67 @@ async fn many_large_bodies_stay_within_the_budget_and_the_newest_are_kept() {
     assert!(world.read("/api/requests").await["requests"].as_array().unwrap().is_empty());
 }
 
+/// A body of 134 bytes in `zstd` that expands to 4 MiB of zeros.
+fn bomb() -> Vec<u8> {
+    const BLOCKS: u32 = 32;
+    let mut frame = vec![0x28, 0xb5, 0x2f, 0xfd, 0, 13 << 3];
+    for block in 1..=BLOCKS {
+        // A block's header: whether it is the last, its kind (a repeated byte), its length.
+        let header = u32::from(block == BLOCKS) | 1 << 1 | (128 * 1024) << 3;
+        frame.extend_from_slice(&header.to_le_bytes()[..3]);
+        frame.push(0);
+    }
+    frame
+}
+
+#[tokio::test]
+async fn exports_and_searches_of_bombs_have_one_budget_and_little_memory() {
+    const VISITS: usize = 400;
+    let world = world(&[]).await;
+    let (mut visitor, bomb) = (Visitor::connect(world.server.address).await, bomb());
+    for _ in 0..VISITS {
+        let head = format!("POST /sink HTTP/1.1\r\nHost: {}\r\nContent-Encoding: zstd", world.host);
+        visitor.send(format!("{head}\r\nContent-Length: {}\r\n\r\n", bomb.len())).await;
+        visitor.send(&bomb).await;
+        assert!(visitor.answer(false).await.is_complete);
+    }
+    world.exchanges(VISITS).await;
+    let export = world.call("GET", "/api/har", None).await;
+    assert!(export.body.len() < 100 << 20, "{} MiB", export.body.len() >> 20);
+    let har: Value = serde_json::from_slice(&export.body).unwrap();
+    let entries = har["log"]["entries"].as_array().unwrap();
+    assert_eq!(entries.len(), VISITS);
+    let comment = |at: usize| entries[at]["comment"].as_str().unwrap();
+    assert!(comment(0).ends_with("request body decoded in part"), "{}", comment(0));
+    assert!(comment(VISITS - 1).contains("left out"), "{}", comment(VISITS - 1));
+    assert_eq!(entries[VISITS - 1]["request"]["postData"]["text"], "");
+    let list = world.read("/api/requests?text=nothing+has+this").await;
+    assert_eq!((list["requests"].as_array().unwrap().len(), &list["complete"]), (0, &json!(false)));
+    let list = world.read("/api/requests?text=sink").await;
+    assert_eq!((list["requests"].as_array().unwrap().len(), &list["complete"]), (VISITS, &json!(true)));
+    let list = world.call("GET", "/api/requests/http?limit=400", None).await;
+    assert!(list.body.len() < 100 << 20, "{} MiB", list.body.len() >> 20);
+    let list: Value = serde_json::from_slice(&list.body).unwrap();
+    assert_eq!(list["requests"].as_array().unwrap().len(), VISITS);
+    let memory = world.tunnel.process.peak_memory();
+    assert!(memory < 96 << 20, "{} MiB", memory >> 20);
+    assert_eq!(world.visit("/status/204").await.status, 204);
+}
+
+#[tokio::test]
+async fn an_export_that_nobody_reads_makes_nothing_wait() {
+    let world = world(&[]).await;
+    for _ in 0..20 {
+        world.visit("/bytes/262144").await;
+    }
+    world.exchanges(20).await;
+    let mut slow = Visitor::connect(world.tunnel.inspector()).await;
+    slow.send("GET /api/har HTTP/1.1\r\nHost: localhost\r\n\r\n").await;
+    assert!(slow.head().await.is_some());
+    let list = world.exchanges(20).await;
+    assert_eq!(world.detail(&list[19]).await["response"]["captured"], 262_144);
+}
+
 #[tokio::test]
 async fn a_tunnel_of_a_file_may_be_left_alone() {
     let (server, service, user) = (Server::start(&[]).await, service::http().await, User::default());
@@ -194,6 +255,73 @@ async fn a_cut_answer_is_shown_as_cut() {
     assert_eq!(world.exchanges(1).await[0]["state"], "cut");
 }
 
+/// A service that answers the first request of each connection, keeps it, and closes it when the next one comes.
+async fn forgetful() -> (JoinSet<()>, u16) {
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let port = listener.local_addr().unwrap().port();
+    let mut task = JoinSet::new();
+    task.spawn(async move {
+        let mut connections = JoinSet::new();
+        while let Ok((socket, _)) = listener.accept().await {
+            connections.spawn(async move {
+                let mut visitor = Visitor::over(socket);
+                if visitor.head().await.is_some() {
+                    visitor.send("HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok").await;
+                    visitor.head().await;
+                }
+            });
+        }
+    });
+    (task, port)
+}
+
+#[tokio::test]
+async fn a_request_that_the_server_repeated_is_marked_and_its_answer_is_the_visitors() {
+    let (server, user) = (Server::start(&[]).await, User::default());
+    let (_task, port) = forgetful().await;
+    let tunnel = user.tunnel(server.address, &["http", &port.to_string()]).await;
+    let host = server.host(tunnel.name());
+    for _ in 0..2 {
+        assert_eq!(get(server.address, &host, "/again").await.text(), "ok");
+    }
+    let list = eventually("both requests and the retry", || async {
+        let answer = call(tunnel.inspector(), "GET", "/api/requests", None).await;
+        let list: Value = serde_json::from_slice(&answer.body).unwrap();
+        let list = list["requests"].as_array().unwrap().clone();
+        (list.len() == 3 && list.iter().all(|exchange| exchange["state"] != "open")).then_some(list)
+    })
+    .await;
+    let seen: Vec<_> = list.iter().map(|e| (e["state"].as_str().unwrap(), e["status"].as_u64().unwrap())).collect();
+    assert_eq!(seen, [("done", 200), ("retried", 0), ("done", 200)]);
+    assert_eq!((&list[1]["retried_as"], &list[2]["retry_of"]), (&list[2]["id"], &list[1]["id"]));
+}
+
+#[tokio::test]
+async fn the_status_is_what_the_visitor_got() {
+    let script = vec![
+        ("/invalid".to_owned(), "HTTP/1.1 200 OK\r\nContent-Length: x\r\n\r\n".to_owned()),
+        ("/silent".to_owned(), String::new()),
+        ("/teapot".to_owned(), "HTTP/1.1 418 Teapot\r\nContent-Length: 0\r\n\r\n".to_owned()),
+    ];
+    let (server, service, user) = (Server::start(&[]).await, service::scripted(script).await, User::default());
+    let tunnel = user.tunnel(server.address, &["http", &service.port()]).await;
+    let host = server.host(tunnel.name());
+    for (path, status, code) in [
+        ("/invalid", 502, json!("local_invalid_response")),
+        ("/silent", 502, json!("local_closed_early")),
+        ("/teapot", 418, Value::Null),
+    ] {
+        assert_eq!(get(server.address, &host, path).await.status, status, "{path}");
+        eventually(&format!("the status of {path}"), || async {
+            let answer = call(tunnel.inspector(), "GET", "/api/requests", None).await;
+            let list: Value = serde_json::from_slice(&answer.body).unwrap();
+            let last = list["requests"].as_array().unwrap().last().unwrap().clone();
+            (last["path"] == path && last["status"] == status && last["error_code"] == code).then_some(())
+        })
+        .await;
+    }
+}
+
 #[tokio::test]
 async fn a_request_that_reached_nobody_is_shown_with_the_reason() {
     let World { server, tunnel, host, service, user } = world(&[]).await;
@@ -209,7 +337,7 @@ async fn a_request_that_reached_nobody_is_shown_with_the_reason() {
         (last["state"] == "failed").then_some(last)
     })
     .await;
-    assert_eq!(last["path"], "/lost?a=1");
+    assert_eq!((&last["path"], &last["status"]), (&json!("/lost?a=1"), &json!(502)));
     assert!(last["error"].as_str().unwrap().starts_with("connection refused"), "{last}");
     drop(user);
 }
@@ -358,6 +486,78 @@ async fn it_is_off_when_it_is_not_wanted_and_fails_where_it_was_asked_for() {
     assert!(stderr.contains("other machines can reach the inspector"), "{stderr}");
     let (code, _, stderr) = user.run(&["http", &service.port(), "--server", &server, "--inspect-addr", "x"]).await;
     assert!(code == 2 && stderr.contains("127.0.0.1:4040"), "{code}: {stderr}");
+}
+
+#[tokio::test]
+async fn secrets_of_any_name_with_a_secret_word_are_masked_everywhere() {
+    let world = world(&[]).await;
+    let body = r#"{"user":"ada","sessionId":"s3cret-a","clientSecret":"s3cret-b","auth":{"jwt":["s3cret-c"]}}"#;
+    let head = format!(
+        "POST /sink?X-Amz-Signature=s3cret-d&page=2&csrf_token=s3cret-e HTTP/1.1\r\nHost: {}\r\nX-CSRF-Token: s3cret-f\r\n\
+         X-Auth-User: s3cret-g\r\nX-Hub-Signature-256: s3cret-h\r\nContent-Type: application/json\r\n\
+         Content-Length: {}\r\nConnection: close",
+        world.host,
+        body.len()
+    );
+    assert_eq!(request(world.server.address, &head, body.as_bytes()).await.status, 200);
+    let form = b"author=ada&api-key=s3cret-i&new_password=s3cret-j";
+    let head = format!(
+        "POST /sink HTTP/1.1\r\nHost: {}\r\nContent-Type: application/x-www-form-urlencoded\r\nContent-Length: {}\r\n\
+         Connection: close",
+        world.host,
+        form.len()
+    );
+    assert_eq!(request(world.server.address, &head, form).await.status, 200);
+    let list = world.exchanges(2).await;
+    let (first, second) = (&list[0]["id"], &list[1]["id"]);
+    for path in [
+        "/api/requests".to_owned(),
+        format!("/api/requests/{first}"),
+        format!("/api/requests/{second}"),
+        format!("/api/requests/{first}/curl"),
+        format!("/api/requests/{second}/curl"),
+        format!("/api/requests/{first}/body/request"),
+        "/api/har".to_owned(),
+    ] {
+        let shown = world.call("GET", &path, None).await.text();
+        assert!(!shown.contains("s3cret") && shown.contains("[masked]") || path.contains("/body/"), "{path}: {shown}");
+    }
+    for path in ["/api/requests/http", "/api/requests?text=s3cret"] {
+        let shown = world.read(path).await["requests"].to_string();
+        assert!(!shown.contains("s3cret"), "{path}: {shown}");
+    }
+    let shown = world.read(&format!("/api/requests/{second}")).await["request"]["text"].clone();
+    assert_eq!(shown, "author=ada&api-key=[masked]&new_password=[masked]");
+    // A replay sends what was masked.
+    let edits = json!({"headers": [["Host", "x"], ["X-CSRF-Token", "[masked]"]]});
+    let again = world.call("POST", &format!("/api/requests/{first}/replay"), Some(edits)).await;
+    assert_eq!(again.status, 200, "{}", again.text());
+    let sent = world.read("/api/requests/3?reveal=1").await;
+    for secret in ["s3cret-c", "s3cret-d", "s3cret-f"] {
+        assert!(sent["request"].to_string().contains(secret), "{sent}");
+    }
+}
+
+#[tokio::test]
+async fn a_shell_runs_the_curl_command_with_masked_values() {
+    let world = world(&[]).await;
+    let head = format!(
+        "GET /echo?token=a&list[]=1&x=$HOME HTTP/1.1\r\nHost: {}\r\nAuthorization: Bearer b\r\nX-Empty:\r\nConnection: close",
+        world.host
+    );
+    request(world.server.address, &head, b"").await;
+    world.exchanges(1).await;
+    let command = world.call("GET", "/api/requests/1/curl", None).await.text();
+    let to = format!("{command} --silent --noproxy '*' --connect-to ::{}", world.server.address);
+    let output = tokio::process::Command::new("sh").args(["-c", &to]).output().await.unwrap();
+    let echo: Value = serde_json::from_slice(&output.stdout)
+        .unwrap_or_else(|_| panic!("{command}: {}", String::from_utf8_lossy(&output.stderr)));
+    assert_eq!(echo["target"], "/echo?token=[masked]&list[]=1&x=$HOME");
+    let headers = echo["headers"].as_array().unwrap();
+    assert!(
+        headers.contains(&json!(["authorization", "[masked]"])) && headers.contains(&json!(["x-empty", ""])),
+        "{echo}"
+    );
 }
 
 #[tokio::test]

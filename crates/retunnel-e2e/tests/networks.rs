@@ -56,6 +56,22 @@ async fn sessions_and_registration_pass_an_http_proxy_with_a_password() {
     assert!(code == Some(2) && stderr.contains("HTTP_PROXY"), "{stderr}");
 }
 
+#[tokio::test]
+async fn a_client_that_uses_another_name_than_the_servers_domain_is_told() {
+    let (server, app) = (Server::start(&[]).await, service::http().await);
+    let gateway = Gateway::start(Kind::Http, None, server.address).await;
+    let (port, proxy) = (app.port(), format!("http://{}", gateway.address));
+    // With a token the first answer comes to the link, without one to the registration.
+    for token in [&[][..], &["--token", "rt_0123456789abcdef0123456789abcdef"]] {
+        let user = User::default();
+        let args = [&["http", &port, "--server", "http://vps.example.net"], token].concat();
+        let (code, stderr) = fails(command(&user, &args, &[("HTTP_PROXY", &proxy)])).await;
+        assert_eq!(code, Some(69), "{stderr}");
+        assert!(stderr.contains("`vps.example.net` is not its domain") && stderr.contains("--domain"), "{stderr}");
+        assert!(!stderr.contains("retunnel http PORT"), "{stderr}");
+    }
+}
+
 /// TLS with the proxy, and with the server within it.
 #[tokio::test]
 async fn https_proxies_are_trusted_as_servers_are() {

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use retunnel_e2e::{
     eventually,
-    process::{Server, User},
+    process::{Running, Server, User},
     proxy::Proxy,
     service,
     visitor::{Visitor, get},
@@ -35,6 +35,22 @@ async fn a_restarted_server_gives_everybody_their_names_back() {
     let (code, _, stderr) = two.run(&["http", "1", "--server", &address, "--subdomain", "first"]).await;
     assert_eq!(code, 69, "{stderr}");
     assert!(stderr.contains("name_unavailable"), "{stderr}");
+}
+
+#[tokio::test]
+async fn the_new_address_is_printed_after_the_server_changed_its_domain() {
+    let (server, service, user) = (Server::start(&[]).await, service::http().await, User::default());
+    let (port, address) = (service.port(), server.address);
+    let at = address.to_string();
+    let args = ["http", &port, "--server", &at, "--subdomain", "shop"];
+    let mut client = Running::start(user.command(&args)).await;
+    assert_eq!(client.line().await, format!("http://shop.tunnel.test:{}", address.port()));
+    // Nothing new is printed when the address stays.
+    let server = server.restart().await;
+    eventually("the tunnel is back", || served(address, "shop.tunnel.test")).await;
+    let _server = server.restart_for("other.test").await;
+    assert_eq!(client.line().await, format!("http://shop.other.test:{}", address.port()));
+    assert_eq!(served(address, "shop.other.test").await, Some(()));
 }
 
 #[tokio::test]

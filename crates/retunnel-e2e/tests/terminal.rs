@@ -120,6 +120,31 @@ async fn every_key_does_what_the_last_line_says() {
 }
 
 #[tokio::test]
+async fn failed_is_what_did_not_reach_the_visitor() {
+    let mut live = Live::start(&[], &[], PAGE).await;
+    live.terminal.sees("online").await;
+    // The local service's own answers are no failures of the tunnel.
+    for path in ["/status/404", "/status/500", "/echo"] {
+        live.get(path).await;
+    }
+    live.terminal.sees("3 requests, 0 failed").await;
+    live.get("/cut/1000").await;
+    live.terminal.sees("4 requests, 1 failed").await;
+    live.terminal.sees("[local_closed_early]").await;
+    let Live { server, app, user, mut terminal } = live;
+    drop(app);
+    eventually("the service is gone", || async {
+        let answer = visitor::get(server.address, &server.host("web"), "/gone").await;
+        (answer.status == 502).then_some(())
+    })
+    .await;
+    terminal.until("two failures", |screen| screen.contents().contains("2 failed")).await;
+    terminal.press("q").await;
+    assert_eq!(terminal.end().await, Some(0));
+    drop(user);
+}
+
+#[tokio::test]
 async fn the_terminal_is_given_back_whatever_ends_the_program() {
     for signal in ["INT", "TERM", "HUP"] {
         let mut live = Live::start(&[], &[], PAGE).await;

@@ -110,6 +110,54 @@ async fn requests_pass_and_the_service_learns_that_they_came_by_https() {
 }
 
 #[tokio::test]
+async fn a_self_signed_certificate_is_trusted_as_its_own_file_for_its_names_and_time() {
+    let (authority, app, user) = (Authority::default(), service::http().await, User::default());
+    for (year, names, outcome) in [
+        (4096, &["localhost", "127.0.0.1"][..], Ok(())),
+        (4096, &["tunnel.test"], Err("not valid for name")),
+        (2020, &["localhost"], Err("expired")),
+    ] {
+        let (cert, key) = authority.self_signed_files(year, names);
+        let server = Server::start(&["--tls-cert", &cert, "--tls-key", &key]).await;
+        let (port, url) = (app.port(), format!("https://localhost:{}", server.address.port()));
+        let args = ["http", &port, "--server", &url];
+        match outcome {
+            Ok(()) => {
+                let tunnel = user.tunnel_at(&url, &["http", &app.port(), "--ca-file", &cert]).await;
+                assert!(tunnel.info["url"].as_str().unwrap().starts_with("https://"), "{}", tunnel.info);
+                // Nothing is trusted without the file, and the reason is in words.
+                let (code, _, stderr) = User::default().run(&args).await;
+                assert!(code == 69 && stderr.contains("self-signed") && stderr.contains("--ca-file"), "{stderr}");
+                assert!(!stderr.contains("Other("), "{stderr}");
+                // The file of another certificate makes no difference.
+                let other = authority.file();
+                let others = [&args[..], &["--ca-file", &other]].concat();
+                let (code, _, stderr) = User::default().run(&others).await;
+                assert!(code == 69 && stderr.contains("self-signed"), "{stderr}");
+            }
+            Err(reason) => {
+                let (code, _, stderr) = user.run(&[&args[..], &["--ca-file", &cert]].concat()).await;
+                assert!(code == 69 && stderr.contains(reason) && !stderr.contains("trust its"), "{stderr}");
+            }
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_server_makes_its_own_certificate_for_tests_and_keeps_it() {
+    let (app, user) = (service::http().await, User::default());
+    let mut server = Server::start(&["--tls-self-signed"]).await;
+    for _ in 0..2 {
+        let url = format!("https://localhost:{}", server.address.port());
+        let file = server.data_dir().join("self-signed-tunnel.test.cert.pem");
+        let tunnel = user.tunnel_at(&url, &["http", &app.port(), "--ca-file", file.to_str().unwrap()]).await;
+        assert!(tunnel.info["url"].as_str().unwrap().starts_with("https://"), "{}", tunnel.info);
+        drop(tunnel);
+        server = server.restart().await;
+    }
+}
+
+#[tokio::test]
 async fn websockets_pass() {
     let (secure, app) = (Secure::start(&[]).await, service::http().await);
     let _tunnel = secure.tunnel(&["http", &app.port(), "--subdomain", "ws"]).await;

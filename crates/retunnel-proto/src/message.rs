@@ -9,6 +9,7 @@ use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
 use crate::{
+    code::PageCode,
     id::{ClientId, RequestId, TunnelId},
     rules::{self, Rule},
 };
@@ -440,6 +441,9 @@ pub struct Requests {
     pub tunnel_id: TunnelId,
     /// Requests (HTTP) or connections (TCP) since the tunnel was opened in this session.
     pub total: u64,
+    /// How many of them failed ([`RequestSummary::is_failed`]). `None`: the server does not count them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub failed: Option<u64>,
     /// The newest of this batch, oldest first; at most [`Requests::MAX_RECENT`].
     #[serde(default)]
     pub recent: Vec<RequestSummary>,
@@ -478,9 +482,26 @@ pub struct RequestSummary {
     /// Address of the visitor.
     #[serde(default)]
     pub visitor: String,
-    /// Stable code of the error page the edge answered with; empty when the local service answered.
+    /// Stable code of the error page the edge answered with, or of what cut the answer; empty when the local service
+    /// answered.
     #[serde(default)]
     pub error: String,
+}
+
+impl RequestSummary {
+    /// Whether the visitor got no answer, only a part of one, or an error of the client or the server in place of one. What
+    /// the local service itself answers is no failure, whatever its status is, and neither is a refusal.
+    #[must_use]
+    pub fn is_failed(&self) -> bool {
+        let is_http = !self.method.is_empty();
+        let is_cut =
+            self.error == PageCode::LocalClosedEarly.as_str() || self.error == PageCode::TunnelOffline.as_str();
+        match (is_http, self.error.is_empty()) {
+            (false, is_fine) => !is_fine,
+            (true, true) => self.status == 0,
+            (true, false) => self.status == 0 || self.status >= 500 || is_cut,
+        }
+    }
 }
 
 /// First message of a 2.x data socket.

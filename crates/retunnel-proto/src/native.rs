@@ -180,6 +180,8 @@ impl ReasonCode {
     pub const REVOKED: Self = Self(8);
     /// The sender had an internal error.
     pub const INTERNAL: Self = Self(9);
+    /// The sender serves as many visitors as it can.
+    pub const BUSY: Self = Self(10);
 }
 
 impl std::fmt::Display for ReasonCode {
@@ -195,6 +197,7 @@ impl std::fmt::Display for ReasonCode {
             Self::SUPERSEDED => "superseded by a newer session",
             Self::REVOKED => "access revoked",
             Self::INTERNAL => "internal error",
+            Self::BUSY => "too many visitors",
             Self(other) => return write!(f, "code {other}"),
         })
     }

@@ -141,7 +141,8 @@ impl Store {
         let migrations = vec![
             migration(1, "accounts", include_str!("../migrations/0001_accounts.sql")),
             migration(2, "hostnames", include_str!("../migrations/0002_hostnames.sql")),
-            migration(3, "readiness", include_str!("../migrations/0003_readiness.sql")),
+            migration(3, "email case", include_str!("../migrations/0003_email_case.sql")),
+            migration(4, "readiness", include_str!("../migrations/0004_readiness.sql")),
         ];
         Migrator::with_migrations(migrations).run(&writer).await.map_err(|error| match error {
             MigrateError::VersionMissing(version) => StoreError::Newer(version),
@@ -344,6 +345,12 @@ impl<T> OrStoreError<T> for sqlx::Result<T> {
     }
 }
 
+/// The form in which addresses are stored and compared. People write the same address in capitals and in small letters,
+/// and every mail server takes it so.
+fn comparable_email(email: &str) -> String {
+    email.trim().to_lowercase()
+}
+
 async fn insert_account(
     transaction: &mut sqlx::SqliteConnection,
     id: AccountId,
@@ -351,7 +358,7 @@ async fn insert_account(
 ) -> Result<(), StoreError> {
     let made = sqlx::query("INSERT INTO accounts (id, email, created_at) VALUES ($1, $2, $3)")
         .bind(id.as_bytes())
-        .bind(email)
+        .bind(comparable_email(email))
         .bind(now())
         .execute(transaction)
         .await;

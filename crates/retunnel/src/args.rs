@@ -380,6 +380,9 @@ pub(crate) struct ServerArgs {
     /// PEM file with the private key of the certificate
     #[arg(long, env = "RETUNNEL_SERVER_TLS_KEY", value_name = "FILE")]
     pub(crate) tls_key: Option<PathBuf>,
+    /// Enable TLS with a self-signed certificate, for tests; it is made once and kept in the data directory
+    #[arg(long, env = "RETUNNEL_SERVER_TLS_SELF_SIGNED", conflicts_with_all = ["tls_cert", "tls_key"])]
+    pub(crate) tls_self_signed: bool,
     /// Who can create an account: open, invite or closed [default: open on loopback, otherwise invite]
     #[arg(long, env = "RETUNNEL_SERVER_REGISTRATION", value_name = "POLICY")]
     pub(crate) registration: Option<String>,

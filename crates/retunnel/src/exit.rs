@@ -170,6 +170,7 @@ fn connect(error: &ConnectError) -> (u8, Option<String>) {
             };
             (refused(&refusal.code), hint)
         }
+        ConnectError::Register { source: ApiError::Connect(cause), .. } => connect(cause),
         ConnectError::Register { source, endpoint } => (api(source), register(endpoint, source)),
         ConnectError::Proxy { .. } => (
             UNAVAILABLE,
@@ -186,14 +187,16 @@ fn connect(error: &ConnectError) -> (u8, Option<String>) {
                     .into(),
             ),
         ),
-        ConnectError::Tls { source, .. } => {
-            // Other failures have nothing to do with trust.
-            let hint = (source.kind() == std::io::ErrorKind::InvalidData).then(|| {
-                "trust your company's certificate authority with `--ca-file FILE`, or install a certificate on the server \
-                 that this machine trusts; `--insecure` skips verification, for tests only"
-                    .into()
-            });
-            (UNAVAILABLE, hint)
+        ConnectError::OtherDomain { .. } => (UNAVAILABLE, Some("check the address in `--server`".into())),
+        ConnectError::Tls { .. } if error.is_untrusted() => {
+            let hint = "trust its certificate, or the authority that signed it, with `--ca-file FILE`, or install a \
+                        certificate on the server that this machine trusts; `--insecure` skips verification, for tests only";
+            (UNAVAILABLE, Some(hint.into()))
+        }
+        ConnectError::Tls { source, .. } if source.kind() == std::io::ErrorKind::InvalidData => {
+            let hint = "the server needs a certificate that is valid today and for the name in `--server`, as a \
+                        subjectAltName; `--insecure` skips verification, for tests only";
+            (UNAVAILABLE, Some(hint.into()))
         }
         _ => (UNAVAILABLE, None),
     }

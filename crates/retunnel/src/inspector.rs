@@ -18,6 +18,7 @@ mod record;
 mod replay;
 mod sides;
 mod store;
+mod streamed;
 mod view;
 
 use std::{
@@ -30,8 +31,8 @@ use hyper_util::{
     rt::{TokioIo, TokioTimer},
     service::TowerToHyperService,
 };
-use retunnel_client::{Client, tap::Observer};
-use tokio::{net::TcpListener, task::JoinSet, time::sleep};
+use retunnel_client::{Client, Event, Events, tap::Observer};
+use tokio::{net::TcpListener, sync::Semaphore, task::JoinSet, time::sleep};
 
 #[cfg(all(test, feature = "server"))]
 pub(crate) use failure::FailureCode;
@@ -167,16 +168,29 @@ impl Inspector {
 
     /// Serves until the tasks are dropped.
     pub(crate) fn serve(self, client: Arc<Client>) -> JoinSet<()> {
+        let store = Arc::clone(&self.store);
+        let events = client.events();
         let state = Arc::new(context::Context {
             store: self.store,
             mask: self.options.mask,
             guard: Arc::new(guard::Guard::new(self.address, &self.options.hosts)),
             client,
             opened: std::sync::Mutex::default(),
+            worker: Arc::new(Semaphore::new(1)),
         });
         let mut tasks = JoinSet::new();
         tasks.spawn(accept(self.listener, api::router(state)));
+        tasks.spawn(follow(events, store));
         tasks
+    }
+}
+
+/// Notes what the server reports about visitors' requests.
+async fn follow(mut events: Events, store: Arc<store::Store>) {
+    while let Some(event) = events.next().await {
+        if let Event::Request { tunnel, request, .. } = event {
+            store.reported(&tunnel, &request);
+        }
     }
 }
 

@@ -11,6 +11,7 @@ mod exit;
 mod inspector;
 mod memory;
 mod output;
+mod printable;
 mod settings;
 mod ui;
 mod variables;
@@ -44,7 +45,7 @@ fn run(cli: Cli, variables: &Variables, output: Output) -> anyhow::Result<()> {
         return commands::version::run(output);
     }
     let Some(command) = cli.command else {
-        output.result(&Cli::command().render_help().ansi().to_string());
+        output.styled(&Cli::command().render_help().ansi().to_string());
         return Ok(());
     };
     let global = cli.global;

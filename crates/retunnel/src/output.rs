@@ -4,7 +4,7 @@ use std::io::{IsTerminal, Write};
 
 use serde_json::Value;
 
-use crate::args::Global;
+use crate::{args::Global, printable};
 
 /// How much to print, and in which format.
 #[derive(Debug, Clone, Copy)]
@@ -41,18 +41,23 @@ impl Output {
 
     /// Prints a result for people and scripts.
     pub(crate) fn result(self, text: &str) {
+        write_line(&mut anstream::stdout(), &printable::lines(text));
+    }
+
+    /// Prints a text of this program with colours. Text from elsewhere in it must be printable already.
+    pub(crate) fn styled(self, text: &str) {
         write_line(&mut anstream::stdout(), text);
     }
 
     /// Prints a result as one line of JSON.
     pub(crate) fn json(self, value: &Value) {
-        write_line(&mut std::io::stdout(), &value.to_string());
+        write_line(&mut std::io::stdout(), &printable::json(&value.to_string()));
     }
 
     /// Prints progress, unless --quiet.
     pub(crate) fn status(self, text: &str) {
         if !self.quiet {
-            write_line(&mut anstream::stderr(), text);
+            write_line(&mut anstream::stderr(), &printable::lines(text));
         }
     }
 
@@ -66,16 +71,16 @@ impl Output {
     /// Prints a warning.
     pub(crate) fn warning(self, text: &str) {
         use owo_colors::OwoColorize;
-        write_line(&mut anstream::stderr(), &format!("{} {text}", "warning:".yellow().bold()));
+        write_line(&mut anstream::stderr(), &format!("{} {}", "warning:".yellow().bold(), printable::lines(text)));
     }
 
     /// Prints why the program exits, and a hint.
     pub(crate) fn error(self, text: &str, hint: Option<&str>) {
         use owo_colors::OwoColorize;
         let mut stderr = anstream::stderr();
-        write_line(&mut stderr, &format!("{} {text}", "error:".red().bold()));
+        write_line(&mut stderr, &format!("{} {}", "error:".red().bold(), printable::lines(text)));
         if let Some(hint) = hint {
-            write_line(&mut stderr, &format!("{} {hint}", "hint:".cyan().bold()));
+            write_line(&mut stderr, &format!("{} {}", "hint:".cyan().bold(), printable::lines(hint)));
         }
     }
 

@@ -481,6 +481,30 @@ fn files_saved_on_windows_are_read() {
     }
 }
 
+/// What moves the cursor or turns the text around: C0, DEL, C1, and the direction of the text.
+const ATTACK: [char; 6] = ['\u{1b}', '\u{7}', '\u{7f}', '\u{9b}', '\u{202e}', '\u{2066}'];
+
+#[test]
+fn what_a_server_says_does_not_act_on_the_terminal() {
+    let home = Home::new();
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap().to_string();
+    std::thread::spawn(move || {
+        for socket in listener.incoming() {
+            let mut socket = socket.unwrap();
+            let mut head = [0; 4096];
+            let _ = socket.read(&mut head).unwrap();
+            let said = format!("stop{}here", ATTACK.iter().collect::<String>());
+            let body = serde_json::json!({ "detail": said }).to_string();
+            let head = "HTTP/1.1 403 Forbidden\r\nContent-Type: application/json\r\nConnection: close";
+            write!(socket, "{head}\r\nContent-Length: {}\r\n\r\n{body}", body.len()).unwrap();
+        }
+    });
+    let run = home.run(&["http", "80", "--server", &address]);
+    assert!(run.stderr.contains("stop??????here"), "{:?}", run.stderr);
+    assert!(!run.stderr.contains(ATTACK), "{:?}", run.stderr);
+}
+
 #[cfg(feature = "server")]
 mod with_server {
     use std::net::TcpStream;
@@ -521,6 +545,32 @@ mod with_server {
         let mut answer = String::new();
         socket.read_to_string(&mut answer).unwrap();
         answer
+    }
+
+    #[test]
+    fn what_a_visitor_says_does_not_act_on_the_terminal_of_the_server() {
+        for format in ["text", "json"] {
+            let home = Home::new();
+            let mut command = home.command(&["server", "--listen", "127.0.0.1:0", "--domain", "example.test"]);
+            command.args(["--registration", "open", "--tcp-ports", "off", "--log-format", format]);
+            command.args(["--data-dir", home.path("data").to_str().unwrap()]);
+            let mut server = Running::start(&mut command);
+            let address = server.line().strip_prefix("listening on http://").unwrap().to_owned();
+            let mut socket = TcpStream::connect(&address).unwrap();
+            let body = serde_json::json!({ "email": "ann\u{202e}\u{2066}@example.test" }).to_string();
+            let head = format!("POST /api/v1/auth/register HTTP/1.1\r\nHost: {address}\r\nConnection: close");
+            let head = format!("{head}\r\nContent-Type: application/json\r\nContent-Length: {}", body.len());
+            write!(socket, "{head}\r\n\r\n{body}").unwrap();
+            let mut answer = String::new();
+            socket.read_to_string(&mut answer).unwrap();
+            assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+            let seen = server.wait_for("account registered");
+            server.signal("-TERM");
+            let (_, rest) = server.end();
+            let log = format!("{seen}{rest}");
+            let escaped = if format == "json" { r"ann\u202e\u2066@example.test" } else { r"ann\u{202e}\u{2066}@" };
+            assert!(log.contains(escaped) && !log.contains(ATTACK), "{log:?}");
+        }
     }
 
     #[test]

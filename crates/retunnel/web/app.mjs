@@ -4,7 +4,7 @@ import { render } from "./vendor/preact.mjs";
 import { useEffect, useState } from "./vendor/hooks.mjs";
 import { post, query, remove } from "./api.mjs";
 import { Detail, replay } from "./detail.mjs";
-import { bytes, clock, html, status, time, tone } from "./html.mjs";
+import { bytes, clock, html, remark, status, time, tone } from "./html.mjs";
 import * as state from "./state.mjs";
 
 const SHOWN = 200;
@@ -62,7 +62,7 @@ function Row({ exchange, isSelected }) {
       <span class=${`status ${tone(exchange)}`}>${status(exchange)}</span>
       <span class="method">${exchange.method}</span>
       <span class="target" title=${exchange.path}>${exchange.path}</span>
-      <span class="kind">${exchange.kind === "http" ? (exchange.replay_of ? "replay" : "") : `${exchange.kind === "events" ? "events" : "ws"} ${exchange.messages}`}</span>
+      <span class="kind">${remark(exchange)}</span>
       <span class="num">${time(exchange.duration_ms)}</span>
       <span class="num">${bytes(exchange.response_size)}</span>
       <span class="num when">${clock(exchange.started_ms)}</span>

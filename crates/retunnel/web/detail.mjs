@@ -27,6 +27,7 @@ async function copyCurl(id) {
 
 function Part({ part, side, exchange }) {
   if (!part && exchange.error) return html`<p class="trouble">Cannot connect to the local service: ${exchange.error}</p>`;
+  if (!part && exchange.retried_as) return html`<p class="hint">The kept connection was closed. The server repeated the request as #${exchange.retried_as}.</p>`;
   if (!part) return html`<p class="hint">${exchange.state === "open" ? "No response yet" : "The connection closed without a response"}</p>`;
   const search = side === "request" ? exchange.path.split("?").slice(1).join("?") : "";
   const href = `/api/requests/${exchange.id}/body/${side}${query({ reveal: reveal.value })}`;
@@ -119,12 +120,14 @@ function Editor({ exchange, close }) {
 export function Detail() {
   const exchange = detail.value;
   const id = selectedId.value;
-  const [tab, setTab] = useState("Response");
+  const [tab, setTab] = useState({ name: "Response", id: null });
   if (id === null) return html`<section class="detail none" aria-label="Exchange"><p class="empty">Select a request to see its details.</p></section>`;
   if (!exchange || exchange.id !== id) return html`<section class="detail" aria-label="Exchange"><p class="empty">Loading…</p></section>`;
   const hasMessages = exchange.kind !== "http";
   const tabs = ["Request", "Response", ...(hasMessages ? ["Messages"] : []), "Timing"];
-  const shown = tabs.includes(tab) ? tab : "Response";
+  // A WebSocket opens on its messages, everything else where the last one was read.
+  const wanted = exchange.kind === "websocket" && tab.id !== id ? "Messages" : tab.name;
+  const shown = tabs.includes(wanted) ? wanted : "Response";
   const close = () => {
     editing.value = false;
   };
@@ -136,6 +139,9 @@ export function Detail() {
         <span class=${`status ${tone(exchange)}`}>${status(exchange)}</span>
         <span>${time(exchange.duration_ms)}</span><span>${bytes(exchange.response_size)}</span><span>${exchange.tunnel}</span>
         ${exchange.replay_of && html`<button class="link" onClick=${() => select(exchange.replay_of)}>replay of #${exchange.replay_of}</button>`}
+        ${exchange.retry_of && html`<button class="link" onClick=${() => select(exchange.retry_of)}>retry of #${exchange.retry_of}</button>`}
+        ${exchange.retried_as && html`<button class="link" onClick=${() => select(exchange.retried_as)}>repeated as #${exchange.retried_as}</button>`}
+        ${exchange.error_code && html`<span class="trouble">${exchange.error_code}</span>`}
       </p>
       <div class="actions">
         <button class="primary" onClick=${() => replay(id)} disabled=${exchange.kind === "websocket"}>Replay</button>
@@ -147,7 +153,7 @@ export function Detail() {
     ${editing.value && html`<${Editor} key=${`${id} ${reveal.value}`} exchange=${exchange} close=${close} />`}
     <div class="tabs" role="tablist">
       ${tabs.map(
-        (name) => html`<button key=${name} role="tab" aria-selected=${name === shown} onClick=${() => setTab(name)}>
+        (name) => html`<button key=${name} role="tab" aria-selected=${name === shown} onClick=${() => setTab({ name, id })}>
           ${name}${name === "Messages" ? ` (${exchange.messages})` : ""}
         </button>`,
       )}

@@ -25,12 +25,24 @@ export const clock = (unixMs) => new Date(unixMs).toLocaleTimeString([], { hour1
 
 /** The status to show. */
 export function status(exchange) {
-  if (exchange.state === "failed") return "down";
-  return exchange.state === "cut" ? "cut" : exchange.status || "…";
+  if (exchange.state === "retried") return "retry";
+  if (exchange.state === "cut") return exchange.status || "cut";
+  return exchange.status || "…";
+}
+
+/** Why the status does not tell everything; empty if it does. */
+export function remark(exchange) {
+  if (exchange.state === "failed") return "not reached";
+  if (exchange.state === "cut") return "cut";
+  if (exchange.retry_of) return "retry";
+  if (exchange.replay_of) return "replay";
+  if (exchange.kind === "http") return "";
+  return `${exchange.kind === "events" ? "events" : "ws"} ${exchange.messages}`;
 }
 
 /** The CSS class for the colour of a status. */
 export function tone(exchange) {
+  if (exchange.state === "retried") return "warn";
   if (exchange.state === "cut" || exchange.state === "failed") return "bad";
   if (!exchange.status) return "open";
   if (exchange.status < 300) return "good";

@@ -117,19 +117,24 @@ async function search(text) {
   const list = await attempt(() => getJson(`/api/requests${query({ text, reveal: reveal.peek() })}`));
   if (list && number === searches && filter.text.peek().trim() === text) {
     found.value = new Set(list.requests.map((exchange) => exchange.id));
+    if (!list.complete) notify("Too much to search: the bodies of the oldest requests were left out.");
   }
 }
 
 let isPending = false;
-/** Searches after a short delay, even while changes keep coming. */
+let isStale = false;
+/** Searches after a short delay, even while changes keep coming, but never twice at a time: a search may take long. */
 function searchSoon() {
   if (!filter.text.peek().trim()) found.value = null;
+  isStale = true;
   if (isPending) return;
   isPending = true;
-  setTimeout(() => {
-    isPending = false;
+  setTimeout(async () => {
+    isStale = false;
     const text = filter.text.peek().trim();
-    if (text) search(text);
+    if (text) await search(text);
+    isPending = false;
+    if (isStale) searchSoon();
   }, SEARCH_MS);
 }
 

@@ -8,7 +8,7 @@ use super::{
 };
 use crate::{
     endpoint::{ServerEndpoint, is_loopback},
-    error::ConnectError,
+    error::{ConnectError, RefusedCertificate},
     transport::{
         Dialer, Socket,
         dialer::for_a_link,
@@ -184,11 +184,10 @@ pub(super) async fn secure(dialer: &Dialer, socket: Socket, watch: &Watch) -> (F
 
 fn why_not(error: &ConnectError, host: &str) -> (Problem, String) {
     let ConnectError::Tls { source, .. } = error else { return (Problem::TlsFailed, plain(&error.to_string())) };
-    let inner = source.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>());
-    let Some(rustls::Error::InvalidCertificate(reason)) = inner else {
+    let Some(refused) = RefusedCertificate::of(source) else {
         return (Problem::TlsFailed, plain(&source.to_string()));
     };
-    match reason {
+    match &refused.0 {
         CertificateError::Expired | CertificateError::ExpiredContext { .. } => {
             (Problem::CertificateExpired, "the certificate has expired by this machine's clock".into())
         }
@@ -200,6 +199,9 @@ fn why_not(error: &ConnectError, host: &str) -> (Problem, String) {
         }
         CertificateError::UnknownIssuer => {
             (Problem::CertificateUntrusted, "no trusted authority signed the certificate".into())
+        }
+        _ if refused.is_self_signed() => {
+            (Problem::CertificateUntrusted, "the certificate is self-signed and not among the trusted ones".into())
         }
         other => {
             (Problem::CertificateUntrusted, format!("the certificate is not accepted: {}", plain(&other.to_string())))

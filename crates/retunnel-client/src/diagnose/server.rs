@@ -12,7 +12,11 @@ use crate::{
     credentials::Credentials,
     dialect::Dialect,
     error::{ApiError, ConnectError},
-    transport::{Dialer, Socket, upgrade::HTTPS_REQUIRED, websocket},
+    transport::{
+        Dialer, Socket,
+        upgrade::{ERROR, HTTPS_REQUIRED, TUNNEL_NOT_FOUND},
+        websocket,
+    },
 };
 
 /// Clocks may differ by this much. Certificates and sessions tolerate more; people who compare logs do not.
@@ -52,8 +56,12 @@ pub(super) async fn api(dialer: &Dialer, socket: Socket) -> (Finding, Option<Ser
         let finding = version(&answer.value).with(details);
         return (finding, Some(Server { about: answer.value, clocks }));
     }
-    if header(header::HeaderName::from_static(HTTPS_REQUIRED.0)).as_deref() == Some(HTTPS_REQUIRED.1) {
+    if header(header::HeaderName::from_static(ERROR)).as_deref() == Some(HTTPS_REQUIRED) {
         return (Finding::failed(Problem::HttpsRequired, "this server accepts TLS only").with(details), None);
+    }
+    if header(header::HeaderName::from_static(ERROR)).as_deref() == Some(TUNNEL_NOT_FOUND) {
+        let found = format!("a ReTunnel server, but `{}` is not its domain", dialer.endpoint.host());
+        return (Finding::failed(Problem::NotAServer, found).with(details), None);
     }
     let finding = match answer.status {
         301 | 302 | 303 | 307 | 308 => {

@@ -39,7 +39,7 @@ impl Visit {
     /// The local service failed. Returns the failure for the dialect.
     pub(crate) fn local_failed(&mut self, error: RelayError) -> RelayError {
         self.service.report_failure(&error);
-        self.failed(502, error.code());
+        self.failed(error.status(), error.code());
         error
     }
 }

@@ -4,6 +4,7 @@
 use std::{collections::VecDeque, mem::MaybeUninit, sync::Arc};
 
 use retunnel_proto::http1::{Framing, body::Decoder};
+use tokio::time::Instant;
 
 use super::observer::{Exchange, Observer, Side};
 
@@ -37,8 +38,9 @@ struct Open {
 /// One direction.
 #[derive(Debug, Default)]
 struct Half {
-    /// An incomplete head.
+    /// An incomplete head, and when it began.
     head: Vec<u8>,
+    began: Option<Instant>,
     next: Next,
 }
 
@@ -68,11 +70,11 @@ impl Tap {
         Self { observer, tunnel, request: Half::default(), response: Half::default(), open: VecDeque::new() }
     }
 
-    /// Bytes have passed.
-    pub(crate) fn seen(&mut self, side: Side, mut bytes: &[u8]) {
+    /// Bytes have passed; `at` is the time before they did.
+    pub(crate) fn seen(&mut self, side: Side, mut bytes: &[u8], at: Instant) {
         while !bytes.is_empty() {
             let taken = match &mut self.half(side).next {
-                Next::Head => self.head(side, bytes),
+                Next::Head => self.head(side, bytes, at),
                 Next::Body(decoder) => match decoder.step(bytes) {
                     Ok(step) => {
                         let is_done = decoder.is_done();
@@ -132,6 +134,12 @@ impl Tap {
         };
         if is_complete {
             self.end(side);
+        }
+        for open in &mut self.open {
+            let has_ended = if side == Side::Request { open.request_ended } else { open.response_ended };
+            if let Some(exchange) = open.exchange.as_mut().filter(|_| !has_ended) {
+                exchange.cut(side);
+            }
         }
         self.half(side).next = Next::Ignored;
     }
@@ -199,8 +207,9 @@ impl Tap {
     }
 
     /// Takes bytes of a head; all of them, or up to its end.
-    fn head(&mut self, side: Side, bytes: &[u8]) -> usize {
+    fn head(&mut self, side: Side, bytes: &[u8], at: Instant) -> usize {
         let half = self.half(side);
+        let began = *half.began.get_or_insert(at);
         let before = half.head.len();
         // Most heads come in one piece and are read where they are.
         let mut whole = std::mem::take(&mut half.head);
@@ -215,7 +224,8 @@ impl Tap {
         match parsed {
             Ok(Some(head)) => {
                 let taken = head.len - before;
-                self.begin(side, &text[..head.len], &head);
+                half.began = None;
+                self.begin(side, &text[..head.len], &head, began);
                 taken
             }
             Ok(None) if text.len() <= MAX_HEAD => {
@@ -232,14 +242,14 @@ impl Tap {
         }
     }
 
-    fn begin(&mut self, side: Side, text: &[u8], head: &Head) {
+    fn begin(&mut self, side: Side, text: &[u8], head: &Head, began: Instant) {
         match side {
             Side::Request => {
                 if self.open.len() == MAX_WAITING {
                     return self.give_up();
                 }
                 self.open.push_back(Open {
-                    exchange: self.observer.request(&self.tunnel, text),
+                    exchange: self.observer.request(&self.tunnel, text, began),
                     is_head: head.is_head,
                     asks_upgrade: head.asks_upgrade,
                     request_ended: false,

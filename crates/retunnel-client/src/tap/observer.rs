@@ -2,6 +2,8 @@
 
 use std::fmt;
 
+use tokio::time::Instant;
+
 /// One of the two halves of an exchange.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Side {
@@ -15,8 +17,8 @@ pub enum Side {
 /// nor do much work.
 pub trait Observer: fmt::Debug + Send + Sync + 'static {
     /// The head of a request to the local service of a tunnel: request line, headers and the empty line, in the form of
-    /// HTTP/1.1. `None` ignores this exchange.
-    fn request(&self, tunnel: &str, head: &[u8]) -> Option<Box<dyn Exchange>>;
+    /// HTTP/1.1. `began`: when its first byte was about to be sent. `None` ignores this exchange.
+    fn request(&self, tunnel: &str, head: &[u8], began: Instant) -> Option<Box<dyn Exchange>>;
 }
 
 /// One request and its answer. It is dropped when both have ended, or the connection has: a side whose [`Exchange::end`]
@@ -36,6 +38,9 @@ pub trait Exchange: fmt::Debug + Send {
 
     /// A side is complete.
     fn end(&mut self, side: Side);
+
+    /// The connection ended before this side was complete.
+    fn cut(&mut self, side: Side);
 
     /// The local service accepted no connection. The request did not reach it, and the server answers the visitor.
     fn failed(&mut self, reason: &str);

@@ -81,6 +81,7 @@ impl Race {
 /// The most informative failure: a refusal comes from the host itself, a timeout can have any cause.
 pub(crate) async fn connect(addresses: &[SocketAddr], limit: Duration) -> io::Result<TcpStream> {
     let rank = |error: &io::Error| match error.kind() {
+        _ if is_out_of_descriptors(error) => 3,
         io::ErrorKind::ConnectionRefused => 2,
         io::ErrorKind::TimedOut => 1,
         _ => 0,
@@ -95,6 +96,13 @@ pub(crate) async fn connect(addresses: &[SocketAddr], limit: Duration) -> io::Re
         }
     }
     Err(failure.unwrap_or_else(|| io::Error::new(io::ErrorKind::NotFound, "the name has no address")))
+}
+
+/// Whether the process or the machine has no file descriptor left, which says nothing about the other side.
+pub(crate) fn is_out_of_descriptors(error: &io::Error) -> bool {
+    /// `EMFILE` and `ENFILE`; `WSAEMFILE`.
+    const CODES: &[i32] = if cfg!(windows) { &[10024] } else { &[24, 23] };
+    error.raw_os_error().is_some_and(|code| CODES.contains(&code))
 }
 
 /// The same addresses in the order to try: the system's, but the two families take turns (RFC 8305, section 4).

@@ -4,7 +4,7 @@
 use std::{io, sync::MutexGuard};
 
 use bytes::BytesMut;
-use retunnel_proto::message::Token;
+use retunnel_proto::{PageCode, message::Token};
 use socket2::SockRef;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
@@ -156,8 +156,11 @@ impl Dialer {
         let status_line = head.split(|byte| *byte == b'\r').next().unwrap_or_default();
         let status_line: String =
             String::from_utf8_lossy(status_line).chars().filter(|c| !c.is_control()).take(120).collect();
-        if has_header(&head, HTTPS_REQUIRED.0, HTTPS_REQUIRED.1) {
+        if has_header(&head, ERROR, HTTPS_REQUIRED) {
             return Err(ConnectError::TlsRequired { endpoint: self.endpoint.clone() });
+        }
+        if has_header(&head, ERROR, TUNNEL_NOT_FOUND) {
+            return Err(ConnectError::OtherDomain { endpoint: self.endpoint.clone() });
         }
         match status_line.split(' ').nth(1) {
             // What follows may be the token: only a server that knows links gets it.
@@ -171,8 +174,12 @@ impl Dialer {
     }
 }
 
-/// The header and the code with which a server says that it accepts TLS only.
-pub(crate) const HTTPS_REQUIRED: (&str, &str) = ("x-retunnel-error", "https_required");
+/// The header with the code of an answer of the server itself.
+pub(crate) const ERROR: &str = "x-retunnel-error";
+/// The server accepts TLS only.
+pub(crate) const HTTPS_REQUIRED: &str = PageCode::HttpsRequired.as_str();
+/// The server takes the host name for a visitor's.
+pub(crate) const TUNNEL_NOT_FOUND: &str = PageCode::TunnelNotFound.as_str();
 
 fn has_header(head: &[u8], name: &str, value: &str) -> bool {
     head.split(|byte| *byte == b'\n').any(|line| {

@@ -286,6 +286,7 @@ mod tests {
             FromServer::Message(ServerMessage::Requests(Requests {
                 tunnel_id: TunnelId::from_text("tun-1"),
                 total: 7,
+                failed: Some(1),
                 recent: vec![RequestSummary {
                     method: "GET".into(),
                     path: "/".into(),

@@ -49,6 +49,8 @@ struct Outcome {
     error: Option<EdgeError>,
     /// An answer was begun and cannot be completed, or the visitor is gone.
     is_cut: bool,
+    /// What cut the answer, unless the visitor or this server did.
+    cut_by: Option<PageCode>,
     /// Another request may follow on the visitor's connection.
     keep_alive: bool,
     /// The local service does not accept the public host name.
@@ -68,10 +70,17 @@ impl Outcome {
         self.answered.or_else(|| self.error.as_ref().map(EdgeError::status)).unwrap_or(0)
     }
 
+    /// As [`RequestSummary::is_failed`] says.
+    fn is_failed(&self) -> bool {
+        let status = self.status();
+        status == 0 || self.cut_by.is_some() || (self.error.is_some() && status >= 500)
+    }
+
     /// The stable code of what went wrong; empty when nothing did.
     fn code(&self) -> &'static str {
         match &self.error {
             Some(error) => error.code(),
+            None if let Some(code) = self.cut_by => code.as_str(),
             None if self.host_refused => PageCode::HostNotAllowed.as_str(),
             None => "",
         }
@@ -301,13 +310,18 @@ impl Exchange<'_> {
                 outcome.error = Some(error);
             }
             Err(Ended::Cut) => outcome.is_cut = true,
+            Err(Ended::AnswerCut) => {
+                let is_lost = tunnel.upstream.is_lost() || tunnel.closed.is_cancelled();
+                outcome.is_cut = true;
+                outcome.cut_by = Some(if is_lost { PageCode::TunnelOffline } else { PageCode::LocalClosedEarly });
+            }
         }
         outcome
     }
 
     /// Reports the request to the tunnel's session.
     fn report(&self, tunnel: &Tunnel, outcome: &Outcome, duration: Duration) {
-        tunnel.activity.record(|| {
+        tunnel.activity.record(outcome.is_failed(), || {
             let mut summary = RequestSummary::default();
             summary.method = String::from_utf8_lossy(&self.head.method).into_owned();
             summary.path = shortened(&self.head.target);

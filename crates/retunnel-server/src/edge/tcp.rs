@@ -135,7 +135,7 @@ async fn serve_visitor(edge: &Edge, mut visitor: Socket, peer: SocketAddr, port:
             }
         }
     };
-    tunnel.activity.record(|| {
+    tunnel.activity.record(!error.is_empty(), || {
         let mut summary = RequestSummary::default();
         summary.duration_ms = u32::try_from(started.0.elapsed().as_millis()).unwrap_or(u32::MAX);
         summary.bytes_out = moved.down();

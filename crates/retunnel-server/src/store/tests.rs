@@ -56,6 +56,21 @@ async fn a_failed_registration_leaves_the_invitation_good() {
 }
 
 #[tokio::test]
+async fn an_email_address_is_the_same_in_capitals_and_in_small_letters() {
+    let (_dir, store) = store().await;
+    store.create_account("Ada.Lovelace@Example.TEST", &[1; 32], None).await.expect("made");
+    for same in ["ada.lovelace@example.test", "ADA.LOVELACE@EXAMPLE.TEST", " Ada.Lovelace@example.test "] {
+        let taken = store.create_account(same, &[2; 32], None).await;
+        assert!(matches!(taken, Err(StoreError::EmailTaken)), "{same}: {taken:?}");
+    }
+    store.create_account("\u{c4}da@example.test", &[3; 32], None).await.expect("made");
+    let taken = store.create_account("\u{e4}da@example.test", &[4; 32], None).await;
+    assert!(matches!(taken, Err(StoreError::EmailTaken)), "{taken:?}");
+    let found = store.token(&[1; 32]).await.expect("read").expect("known");
+    assert_eq!(found.email, "ada.lovelace@example.test");
+}
+
+#[tokio::test]
 async fn a_token_is_replaced_once_even_by_two_at_a_time() {
     let (_dir, store) = store().await;
     store.create_account("a@example.test", &[1; 32], None).await.expect("made");

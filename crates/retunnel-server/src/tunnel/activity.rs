@@ -15,6 +15,7 @@ use tokio::sync::Notify;
 #[derive(Debug)]
 pub(crate) struct Activity {
     total: AtomicU64,
+    failed: AtomicU64,
     reported: AtomicU64,
     recent: Mutex<Vec<RequestSummary>>,
     /// Shared by all tunnels of a session.
@@ -23,11 +24,18 @@ pub(crate) struct Activity {
 
 impl Activity {
     pub(crate) fn new(changed: Arc<Notify>) -> Self {
-        Self { total: AtomicU64::new(0), reported: AtomicU64::new(0), recent: Mutex::default(), changed }
+        Self {
+            total: AtomicU64::new(0),
+            failed: AtomicU64::new(0),
+            reported: AtomicU64::new(0),
+            recent: Mutex::default(),
+            changed,
+        }
     }
 
     /// Counts a finished request or connection. `summary` is made only while there is room for it.
-    pub(crate) fn record(&self, summary: impl FnOnce() -> RequestSummary) {
+    pub(crate) fn record(&self, is_failed: bool, summary: impl FnOnce() -> RequestSummary) {
+        self.failed.fetch_add(is_failed.into(), Ordering::Relaxed);
         self.total.fetch_add(1, Ordering::Relaxed);
         let mut recent = self.recent.lock().expect("no code panics while it holds the list");
         if recent.len() < Requests::MAX_RECENT {
@@ -50,6 +58,7 @@ impl Activity {
         (self.reported.swap(total, Ordering::Relaxed) != total).then(|| Requests {
             tunnel_id: tunnel_id.clone(),
             total,
+            failed: Some(self.failed.load(Ordering::Relaxed)),
             recent,
         })
     }

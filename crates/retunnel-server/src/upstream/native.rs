@@ -327,6 +327,7 @@ impl<'a> NativeExchange<'a> {
             Some(reset) if reset.code == ReasonCode::LOCAL_UNREACHABLE => {
                 Failure::LocalUnreachable(reset.reason.clone())
             }
+            Some(reset) if reset.code == ReasonCode::BUSY => Failure::Busy,
             _ if self.is_silent() => Failure::Lost,
             _ => Failure::LocalClosedEarly,
         }

@@ -146,7 +146,8 @@ impl Report {
     fn begin(&mut self, server: &str) {
         self.server = Some(server.to_owned());
         if !self.output.json {
-            self.output.result(&format!("Checking the connection to {}", server.bold()));
+            let server = self.theme.safe(server);
+            self.output.styled(&format!("Checking the connection to {}", server.bold()));
         }
     }
 
@@ -167,11 +168,11 @@ impl Report {
         };
         let took = if check.outcome == Outcome::NotChecked { String::new() } else { time(check.took) };
         let found = self.wrapped(&self.theme.safe(&check.found));
-        self.output.result(&format!("{mark} {:<13} {took:>8}  {found}", check.step.as_str()));
+        self.output.styled(&format!("{mark} {:<13} {took:>8}  {found}", check.step.as_str()));
         if let Some(problem) = check.outcome.problem() {
             let arrow = self.theme.arrow();
             let next = self.wrapped(&format!("{arrow} {} [{}]", advice::next(problem), problem.as_str()));
-            self.output.result(&format!("{:INDENT$}{}", "", next.cyan()));
+            self.output.styled(&format!("{:INDENT$}{}", "", next.cyan()));
         }
     }
 

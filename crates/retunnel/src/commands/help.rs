@@ -16,6 +16,6 @@ pub(crate) fn run(command: Option<&str>, output: Output) -> Result<()> {
                 .render_long_help()
         }
     };
-    output.result(&help.ansi().to_string());
+    output.styled(&help.ansi().to_string());
     Ok(())
 }

@@ -42,6 +42,7 @@ pub(crate) fn of(event: &Event) -> Option<Value> {
         Event::LocalUnreachable { tunnel, reason, .. } => {
             line("local_unreachable", json!({ "tunnel": tunnel, "reason": reason }))
         }
+        Event::OutOfDescriptors { refused, .. } => line("out_of_descriptors", json!({ "refused": refused })),
         _ => return None,
     })
 }

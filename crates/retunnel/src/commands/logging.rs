@@ -1,13 +1,19 @@
 //! Sets up the log.
 
-use std::fs::OpenOptions;
+use std::{
+    fmt::Write as _,
+    fs::{File, OpenOptions},
+    io::{self, IsTerminal, Stderr, Write},
+    sync::Arc,
+};
 
 use anyhow::{Context, Result};
-use tracing_subscriber::{EnvFilter, fmt};
+use tracing_subscriber::{EnvFilter, field::MakeExt, fmt, fmt::format};
 
 use crate::{
     args::{Global, LogLevel},
     exit::Usage,
+    printable::{self, Escaping},
     variables::Variables,
 };
 
@@ -47,18 +53,69 @@ pub(crate) fn start(
         ),
     };
     let filter = EnvFilter::new(if quiet_screen && global.log_file.is_none() { "off" } else { &filter });
-    match &global.log_file {
+    let target = match &global.log_file {
         Some(path) => {
             let file = OpenOptions::new().create(true).append(true).open(path);
-            let file = file.with_context(|| format!("cannot write the log file {}", path.display()))?;
-            let builder = fmt().with_env_filter(filter).with_ansi(false).with_writer(std::sync::Mutex::new(file));
-            if json { builder.json().init() } else { builder.init() }
+            Target::File(Arc::new(file.with_context(|| format!("cannot write the log file {}", path.display()))?))
         }
-        None => {
-            let ansi = std::io::IsTerminal::is_terminal(&std::io::stderr());
-            let builder = fmt().with_env_filter(filter).with_ansi(ansi).with_writer(std::io::stderr);
-            if json { builder.json().init() } else { builder.init() }
-        }
+        None => Target::Stderr(io::stderr()),
+    };
+    let ansi = global.log_file.is_none() && io::stderr().is_terminal();
+    let builder = fmt().with_env_filter(filter).with_ansi(ansi);
+    if json {
+        builder.json().with_writer(move || JsonTarget(target.clone())).init();
+    } else {
+        // What visitors, servers and local services say is in the fields, and must not reach a terminal as it is.
+        let fields = format::debug_fn(|writer, field, value| match field.name() {
+            "message" => write!(Escaping(writer), "{value:?}"),
+            name => write!(Escaping(writer), "{name}={value:?}"),
+        });
+        builder.fmt_fields(fields.delimited(" ")).with_writer(move || target.clone()).init();
     }
     Ok(())
+}
+
+/// Where lines go.
+enum Target {
+    File(Arc<File>),
+    Stderr(Stderr),
+}
+
+impl Clone for Target {
+    fn clone(&self) -> Self {
+        match self {
+            Self::File(file) => Self::File(Arc::clone(file)),
+            Self::Stderr(_) => Self::Stderr(io::stderr()),
+        }
+    }
+}
+
+impl Write for Target {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        match self {
+            Self::File(file) => file.write(bytes),
+            Self::Stderr(stderr) => stderr.write(bytes),
+        }
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        match self {
+            Self::File(file) => file.flush(),
+            Self::Stderr(stderr) => stderr.flush(),
+        }
+    }
+}
+
+/// The same for lines of JSON, which come whole.
+struct JsonTarget(Target);
+
+impl Write for JsonTarget {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.0.write_all(printable::json(&String::from_utf8_lossy(bytes)).as_bytes())?;
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.0.flush()
+    }
 }

@@ -1,8 +1,10 @@
 //! `retunnel server`.
 
 mod check;
+mod reachable;
+mod self_signed;
 
-use std::{net::SocketAddr, path::PathBuf, time::Duration};
+use std::{path::PathBuf, time::Duration};
 
 use anyhow::{Context, Result};
 use retunnel_server::{
@@ -14,6 +16,7 @@ use retunnel_server::{
 use tracing::{error, info, warn};
 
 pub(crate) use self::check::check;
+use self::self_signed::SelfSigned;
 use crate::{
     args::{Global, LogFormat, ServerArgs},
     commands::{
@@ -32,7 +35,16 @@ pub(crate) fn run(args: ServerArgs, global: &Global, variables: &Variables, outp
     descriptors::raise_limit();
     let action = args.action.is_some();
     let thread_count = args.threads.map_or_else(default_threads, usize::from);
-    let config = config_of(args)?;
+    let is_self_signed = args.tls_self_signed;
+    let mut config = config_of(args)?;
+    let certificate = match (is_self_signed, &config.tls) {
+        (false, _) => None,
+        (true, Some(_)) => return Err(Usage("--tls-self-signed: the server has a certificate already".into()).into()),
+        (true, None) => Some(self_signed::certificate(&config)?),
+    };
+    if let Some(certificate) = &certificate {
+        config.tls = Some(certificate.files.clone());
+    }
     let runtime = match thread_count {
         // Avoids moving tasks between threads.
         1 => tokio::runtime::Builder::new_current_thread().enable_all().build()?,
@@ -43,7 +55,7 @@ pub(crate) fn run(args: ServerArgs, global: &Global, variables: &Variables, outp
             return invite(&config, output).await;
         }
         tokio::select! {
-            result = serve(config, output) => result,
+            result = serve(config, certificate, output) => result,
             never = memory::trim_when_idle() => match never {},
         }
     });
@@ -58,15 +70,6 @@ fn default_threads() -> usize {
 
 /// File in the data directory with the address for clients, so that `retunnel server invite` knows it.
 const URL_FILE: &str = "url";
-
-/// The server as clients name it.
-fn url_for_clients(config: &ServerConfig, address: SocketAddr) -> String {
-    // A certificate is valid for a name, not for an address.
-    if config.tls.is_some() || config.public_url.is_some() {
-        return config.base_url(address.port());
-    }
-    if address.ip().is_loopback() { address.to_string() } else { config.base_url(address.port()) }
-}
 
 /// The default data directory.
 fn default_data_dir() -> Result<PathBuf> {
@@ -108,7 +111,7 @@ fn config_of(args: ServerArgs) -> Result<ServerConfig> {
     Ok(config)
 }
 
-async fn serve(config: ServerConfig, output: Output) -> Result<()> {
+async fn serve(config: ServerConfig, certificate: Option<SelfSigned>, output: Output) -> Result<()> {
     // Only certificates can be reloaded.
     let (mut signals, mut hangup) = match &config.tls {
         Some(_) => (Signals::listen_reloading()?, Some(Hangup::listen()?)),
@@ -121,9 +124,12 @@ async fn serve(config: ServerConfig, output: Output) -> Result<()> {
     let server = Server::start(config).await?;
     let address = server.address();
     if output.json {
-        output.json(
-            &serde_json::json!({ "listening": address.to_string(), "domain": domain, "data_dir": server.data_dir() }),
-        );
+        output.json(&serde_json::json!({
+            "listening": address.to_string(), "domain": domain, "data_dir": server.data_dir(),
+            "server": reachable::server_url(&urls, address),
+            "ca_file": certificate.as_ref().map(|certificate| &certificate.files.cert),
+            "fingerprint": certificate.as_ref().map(|certificate| &certificate.fingerprint),
+        }));
     } else {
         let scheme = if urls.tls.is_some() { "https" } else { "http" };
         output.result(&format!("listening on {scheme}://{address}"));
@@ -135,8 +141,16 @@ async fn serve(config: ServerConfig, output: Output) -> Result<()> {
     });
     output.status(&format!("data         {}", server.data_dir().display()));
     output.status(&format!("registration {}", format!("{registration:?}").to_lowercase()));
-    let server_url = url_for_clients(&urls, address);
-    output.status(&format!("connect with retunnel http 8080 --server {server_url}"));
+    let server_url = reachable::server_url(&urls, address);
+    let mut client = format!("retunnel http 8080 --server {server_url}");
+    if let Some(certificate) = &certificate {
+        output.status(&format!("certificate  self-signed, SHA-256 {}", certificate.fingerprint));
+        client = format!("{client} --ca-file {}", certificate.files.cert.display());
+    }
+    output.status(&format!("connect with {client}"));
+    for warning in reachable::warnings(&urls, address) {
+        output.warning(warning);
+    }
     if let Err(error) = std::fs::write(server.data_dir().join(URL_FILE), format!("{server_url}\n")) {
         warn!(%error, "cannot save the server's address; `retunnel server invite` cannot print it");
     }
@@ -173,7 +187,7 @@ async fn invite(config: &ServerConfig, output: Output) -> Result<()> {
     // The address of the last start; before the first one, what the options say.
     let saved = std::fs::read_to_string(config.data_dir.join(URL_FILE)).unwrap_or_default();
     let url = match saved.trim() {
-        "" => url_for_clients(config, config.listen),
+        "" => reachable::server_url(config, config.listen),
         url => url.to_owned(),
     };
     let command = format!("retunnel register --server {url} --invite {code}");

@@ -14,17 +14,20 @@ use axum::{
     routing::{get, post},
 };
 use futures_util::{Stream, stream};
+use retunnel_client::tap::Side;
 use serde::Deserialize;
 use serde_json::{Value, json};
 use tokio::{sync::broadcast::error::RecvError, time::sleep};
 
 use super::{
     context::{Context, SharedContext, ViewOptions},
+    decode::Budget,
     export,
     failure::{Answer, Failure, as_failure},
     guard, ngrok, pages,
     replay::Edits,
     store::Change,
+    streamed,
     view::View,
 };
 
@@ -73,22 +76,46 @@ struct Search {
     text: String,
 }
 
-/// All exchanges, or those that contain a text in their heads, bodies or messages.
+/// All exchanges, or those that contain a text in their heads, bodies or messages. The newest are searched first, because
+/// the budget may not last for all.
 async fn list(
     State(state): State<SharedContext>,
     Query(options): Query<ViewOptions>,
     Query(search): Query<Search>,
 ) -> Json<Value> {
-    let view = state.view(&options);
-    let text = search.text.to_lowercase();
-    let all = state.store.all();
-    let found = all.iter().filter(|entry| text.is_empty() || view.contains(&entry.record(), &text));
-    let requests: Vec<Value> = found.map(|entry| view.summary(entry)).collect();
-    Json(json!({ "requests": requests, "paused": state.store.is_paused() }))
+    let mut found = state.store.all();
+    let mut is_complete = true;
+    if !search.text.is_empty() {
+        let text: Arc<str> = search.text.to_lowercase().into();
+        let mut budget = Budget::of_answer();
+        for entry in std::mem::take(&mut found).into_iter().rev() {
+            let (text, options, searched) = (Arc::clone(&text), options.clone(), Arc::clone(&entry));
+            let contains;
+            (contains, budget) = state
+                .work(move |state| {
+                    let contains = state.view(&options).contains(&searched.snapshot(), &text, &mut budget);
+                    (contains, budget)
+                })
+                .await;
+            is_complete &= contains.is_some();
+            if contains == Some(true) {
+                found.push(entry);
+            }
+        }
+        found.reverse();
+    }
+    let requests: Vec<Value> = state
+        .work(move |state| {
+            let view = state.view(&options);
+            found.iter().map(|entry| view.summary(entry)).collect()
+        })
+        .await;
+    Json(json!({ "requests": requests, "paused": state.store.is_paused(), "complete": is_complete }))
 }
 
 async fn detail(State(state): State<SharedContext>, Path(id): Path<u64>, Query(options): Query<ViewOptions>) -> Answer {
-    Ok(Json(state.view(&options).detail(&*state.entry(id)?)))
+    let entry = state.entry(id)?;
+    Ok(Json(state.work(move |state| state.view(&options).detail(&entry)).await))
 }
 
 /// A body as a file: decoded and masked, or with `raw` and `reveal` the original bytes.
@@ -98,13 +125,17 @@ async fn body(
     Query(options): Query<ViewOptions>,
 ) -> Result<Response, Failure> {
     let entry = state.entry(id)?;
-    let record = entry.record();
-    let part = match side.as_str() {
-        "request" => record.request(),
-        "response" => record.response(),
+    let wanted = match side.as_str() {
+        "request" => Side::Request,
+        "response" => Side::Response,
         _ => return Err(Failure::not_found("side")),
     };
-    let bytes = if options.raw() { part.body.clone() } else { state.view(&options).body(part).bytes };
+    let bytes = state
+        .work(move |state| {
+            let part = entry.record().parts[wanted].clone();
+            if options.raw() { part.body } else { state.view(&options).body(&part, &mut Budget::of_answer()).bytes }
+        })
+        .await;
     let name = format!("attachment; filename=\"{side}-{id}.bin\"");
     let headers = [(header::CONTENT_TYPE, "application/octet-stream"), (header::CONTENT_DISPOSITION, name.as_str())];
     Ok((headers, bytes).into_response())
@@ -116,8 +147,7 @@ async fn curl(
     Query(options): Query<ViewOptions>,
 ) -> Result<String, Failure> {
     let entry = state.entry(id)?;
-    let record = entry.record();
-    Ok(export::curl(&record, state.view(&options)))
+    Ok(state.work(move |state| export::curl(&entry.snapshot(), state.view(&options))).await)
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -135,9 +165,15 @@ async fn har(
         Some(id) => vec![state.entry(id)?],
         None => state.store.all(),
     };
-    let har = export::har(&entries, state.view(&options));
-    let headers = [(header::CONTENT_DISPOSITION, "attachment; filename=\"retunnel.har\"")];
-    Ok((headers, Json(har)).into_response())
+    let headers = [
+        (header::CONTENT_TYPE, "application/json"),
+        (header::CONTENT_DISPOSITION, "attachment; filename=\"retunnel.har\""),
+    ];
+    let (before, after) = export::har_frame();
+    let body = streamed::list(state, entries, before, after, move |state, entry, budget| {
+        export::har_entry(&entry.snapshot(), state.view(&options), budget)
+    });
+    Ok((headers, body).into_response())
 }
 
 async fn clear(State(state): State<SharedContext>) -> StatusCode {
@@ -185,7 +221,7 @@ async fn events(
                 Err(_) => break,
             };
         }
-        let event = change_event(&state, reveal, &ids, is_state, missed);
+        let event = state.work(move |state| change_event(state, reveal, &ids, is_state, missed)).await;
         Some((event, (state, changes)))
     });
     let all = futures_util::StreamExt::chain(stream::iter(first), later);

@@ -3,9 +3,10 @@
 use std::sync::{Arc, Mutex};
 
 use retunnel_client::tap::{Exchange, Observer, Side};
+use tokio::time::Instant;
 
 use super::{
-    messages::{Messages, Protocol},
+    messages::{MessageParser, Messages, Protocol},
     store::{Change, Entry, Store},
 };
 
@@ -30,12 +31,12 @@ impl Recorder {
 }
 
 impl Observer for Recorder {
-    fn request(&self, tunnel: &str, head: &[u8]) -> Option<Box<dyn Exchange>> {
-        let entry = self.store.begin(tunnel, head, self.replay_of)?;
+    fn request(&self, tunnel: &str, head: &[u8], began: Instant) -> Option<Box<dyn Exchange>> {
+        let entry = self.store.begin(tunnel, head, self.replay_of, began)?;
         if self.replay_of.is_some() {
             *self.last.lock().expect("no code panics while it holds the exchange") = Some(Arc::clone(&entry));
         }
-        Some(Box::new(Capture { entry, store: Arc::clone(&self.store) }))
+        Some(Box::new(Capture { entry, store: Arc::clone(&self.store), parser: None }))
     }
 }
 
@@ -44,6 +45,8 @@ impl Observer for Recorder {
 struct Capture {
     entry: Arc<Entry>,
     store: Arc<Store>,
+    /// For a WebSocket or an event stream.
+    parser: Option<Box<MessageParser>>,
 }
 
 impl Exchange for Capture {
@@ -54,7 +57,9 @@ impl Exchange for Capture {
                 return;
             }
             let now = record.began.elapsed();
-            record.messages = Protocol::of(head).map(|protocol| Box::new(Messages::new(protocol)));
+            let protocol = Protocol::of(head);
+            self.parser = protocol.map(|protocol| Box::new(MessageParser::new(protocol)));
+            record.messages = protocol.map(|protocol| Box::new(Messages::new(protocol)));
             let part = &mut record.parts.response;
             part.head = head.to_vec();
             part.began = Some(now);
@@ -75,8 +80,8 @@ impl Exchange for Capture {
             }
             let mut cost = 0;
             let mut has_message = false;
-            if let Some(messages) = &mut record.messages {
-                has_message = messages.add(side, bytes, record.began.elapsed());
+            if let (Some(messages), Some(parser)) = (&mut record.messages, &mut self.parser) {
+                has_message = parser.add(side, bytes, record.began.elapsed(), messages);
                 cost += messages.newly_held();
             }
             if record.messages.as_ref().is_none_or(|messages| messages.keeps_body()) {
@@ -122,18 +127,41 @@ impl Exchange for Capture {
         }
     }
 
+    fn cut(&mut self, side: Side) {
+        if side == Side::Response {
+            self.over();
+        }
+    }
+
     fn failed(&mut self, reason: &str) {
         self.entry.record().failure = Some(reason.to_owned());
     }
 }
 
-impl Drop for Capture {
-    fn drop(&mut self) {
-        {
+impl Capture {
+    /// Nothing more of the answer comes.
+    fn over(&self) {
+        let is_unanswered = {
             let mut record = self.entry.record();
-            record.over = Some(record.began.elapsed());
+            let now = record.began.elapsed();
+            let is_first = record.over.is_none();
+            record.over.get_or_insert(now);
+            is_first
+                && record.parts.response.head.is_empty()
+                && record.failure.is_none()
+                && record.replay_of.is_none()
+                && !self.entry.is_evicted()
+        };
+        if is_unanswered {
+            self.store.note_unanswered(&self.entry);
         }
         self.store.notify(Change::Exchange(self.entry.id));
+    }
+}
+
+impl Drop for Capture {
+    fn drop(&mut self) {
+        self.over();
     }
 }
 

@@ -5,6 +5,7 @@ use std::sync::{Arc, Mutex};
 use axum::http::StatusCode;
 use retunnel_client::{Client, LocalTarget, Tunnel};
 use serde::Deserialize;
+use tokio::{sync::Semaphore, task::spawn_blocking};
 
 use super::{
     failure::{Failure, FailureCode},
@@ -24,12 +25,14 @@ pub(crate) struct Context {
     pub(crate) client: Arc<Client>,
     /// Tunnels that were opened through the API.
     pub(crate) opened: Mutex<Vec<Tunnel>>,
+    /// Held while one piece of an answer is made.
+    pub(crate) worker: Arc<Semaphore>,
 }
 
 pub(crate) type SharedContext = Arc<Context>;
 
 /// Query parameters that say how exchanges are shown.
-#[derive(Debug, Default, Deserialize)]
+#[derive(Debug, Default, Clone, Deserialize)]
 #[serde(default)]
 pub(crate) struct ViewOptions {
     reveal: String,
@@ -56,6 +59,24 @@ fn is_set(text: &str) -> bool {
 impl Context {
     pub(crate) fn view(&self, options: &ViewOptions) -> View<'_> {
         View::new(&self.mask, options.reveal())
+    }
+
+    /// Does work that takes time (decoding, masking) beside the threads that move visitors' bytes. One piece at a time, so
+    /// that the memory of one piece is the memory of all.
+    pub(crate) async fn work<T: Send + 'static>(self: &Arc<Self>, work: impl FnOnce(&Self) -> T + Send + 'static) -> T {
+        let permit = Arc::clone(&self.worker).acquire_owned().await.expect("nothing closes it");
+        let context = Arc::clone(self);
+        let done = spawn_blocking(move || {
+            // Held by the work itself: a caller may have gone.
+            let _permit = permit;
+            work(&context)
+        });
+        match done.await {
+            Ok(result) => result,
+            Err(error) if error.is_panic() => std::panic::resume_unwind(error.into_panic()),
+            // The runtime stops.
+            Err(_) => std::future::pending().await,
+        }
     }
 
     pub(crate) fn entry(&self, id: u64) -> Result<Arc<Entry>, Failure> {

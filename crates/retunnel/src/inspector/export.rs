@@ -1,32 +1,36 @@
 //! Exports exchanges as HAR 1.2 files and curl commands.
 
-use std::{sync::Arc, time::Duration};
+use std::time::Duration;
 
 use data_encoding::BASE64;
 use serde_json::{Value, json};
 
 use super::{
+    decode::{Budget, Extent, MAX_ANSWER},
     head::Head,
-    record::Record,
-    store::Entry,
-    view::{View, duration, rfc3339},
+    record::{Part, Record},
+    view::{BodyView, View, duration, rfc3339, status},
 };
 
-/// A HAR file of these exchanges.
-pub(crate) fn har(entries: &[Arc<Entry>], view: View<'_>) -> Value {
-    let entries: Vec<Value> = entries.iter().map(|entry| har_entry(&entry.record(), view)).collect();
-    json!({
-        "log": {
-            "version": "1.2",
-            "creator": { "name": "ReTunnel", "version": retunnel_client::VERSION },
-            "entries": entries,
-        }
-    })
+/// What surrounds the entries of a HAR file.
+pub(crate) fn har_frame() -> (String, &'static str) {
+    let creator = json!({ "name": "ReTunnel", "version": retunnel_client::VERSION });
+    (format!(r#"{{"log":{{"version":"1.2","creator":{creator},"entries":["#), "]}}")
 }
 
-fn har_entry(record: &Record, view: View<'_>) -> Value {
+/// An exchange as an entry of a HAR file. Its comment says which bodies are incomplete, and why.
+pub(crate) fn har_entry(record: &Record, view: View<'_>, budget: &mut Budget) -> Value {
     let (request, response) = (view.head(record.request()), view.head(record.response()));
-    let (sent, received) = (view.body(record.request()), view.body(record.response()));
+    let (sent, received) = (view.body(record.request(), budget), view.body(record.response(), budget));
+    let mut comment = vec![format!("tunnel {}", record.tunnel)];
+    comment.extend(note("request", record.request(), &sent));
+    comment.extend(note("response", record.response(), &received));
+    if record.retried_as.is_some() {
+        comment.push("got no answer; the server repeated it on another connection".to_owned());
+    }
+    if record.retry_of.is_some() {
+        comment.push("repeated by the server after a try without an answer".to_owned());
+    }
     let ms = |time: Option<Duration>| time.map_or(0.0, |time| time.as_secs_f64() * 1000.0);
     let wait = ms(record.response().began);
     let total = ms(duration(record)).max(wait);
@@ -52,7 +56,7 @@ fn har_entry(record: &Record, view: View<'_>) -> Value {
             "bodySize": record.request().size,
         },
         "response": {
-            "status": response.status(),
+            "status": status(record),
             "statusText": response.reason(),
             "httpVersion": if response.first[0].is_empty() { "HTTP/1.1" } else { &response.first[0] },
             "cookies": [],
@@ -67,21 +71,47 @@ fn har_entry(record: &Record, view: View<'_>) -> Value {
         },
         "cache": {},
         "timings": { "send": 0.0, "wait": wait, "receive": total - wait },
-        "comment": format!("tunnel {}", record.tunnel),
+        "comment": comment.join("; "),
     });
     if record.request().size > 0 {
-        // The format allows text only.
-        let text = String::from_utf8_lossy(&sent.bytes);
-        entry["request"]["postData"] = json!({ "mimeType": content_type(&request), "text": text });
+        let mut data = json!({ "mimeType": content_type(&request), "text": "" });
+        // The format has an encoding for responses only; names of its users begin with an underscore.
+        put_text(&mut data, sent, "_encoding");
+        entry["request"]["postData"] = data;
     }
-    let content = &mut entry["response"]["content"];
-    if received.is_text {
-        content["text"] = String::from_utf8_lossy(&received.bytes).into();
-    } else if !received.bytes.is_empty() {
-        content["text"] = BASE64.encode(&received.bytes).into();
-        content["encoding"] = "base64".into();
-    }
+    put_text(&mut entry["response"]["content"], received, "encoding");
     entry
+}
+
+/// Sets the text of a body, in base64 if it is none.
+fn put_text(content: &mut Value, body: BodyView, encoding: &str) {
+    if body.is_text {
+        content["text"] = String::from_utf8_lossy(&body.bytes).into();
+    } else if !body.bytes.is_empty() {
+        content["text"] = BASE64.encode(&body.bytes).into();
+        content[encoding] = "base64".into();
+    }
+}
+
+/// Why a body is incomplete or unreadable.
+fn note(side: &str, part: &Part, body: &BodyView) -> Option<String> {
+    let captured = part.body.len();
+    let mut notes = Vec::new();
+    match body.extent {
+        Extent::LeftOut => notes.push(format!(
+            "left out, because a file has at most {} MiB of bodies; export this exchange alone",
+            MAX_ANSWER >> 20
+        )),
+        Extent::Cut => notes.push("decoded in part".to_owned()),
+        Extent::Whole => {}
+    }
+    if body.is_coded && body.extent != Extent::LeftOut {
+        notes.push("not decoded".to_owned());
+    }
+    if part.size > captured as u64 {
+        notes.push(format!("only the first {captured} of {} bytes captured", part.size));
+    }
+    (!notes.is_empty()).then(|| format!("{side} body {}", notes.join(", ")))
 }
 
 fn headers(head: &Head) -> Vec<Value> {
@@ -102,10 +132,20 @@ fn url(request: &Head) -> String {
 /// A command that sends the request again to its public address.
 pub(crate) fn curl(record: &Record, view: View<'_>) -> String {
     let request = view.head(record.request());
-    let body = view.body(record.request());
-    let mut command = format!("curl {}", quoted(&url(&request)));
+    let body = view.body(record.request(), &mut Budget::of_answer());
+    let url = url(&request);
+    let mut command = format!("curl {}", quoted(&url));
+    // curl expands these in a URL, and masked values have them.
+    if url.contains(['[', ']', '{', '}']) {
+        command.push_str(" --globoff");
+    }
+    if url.contains("/.") {
+        command.push_str(" --path-as-is");
+    }
     let has_body = record.request().size > 0;
-    if request.method() != if has_body { "POST" } else { "GET" } {
+    if request.method() == "HEAD" {
+        command.push_str(" --head");
+    } else if request.method() != if has_body { "POST" } else { "GET" } {
         command = format!("{command} -X {}", quoted(request.method()));
     }
     // The server or curl sets these.
@@ -113,7 +153,9 @@ pub(crate) fn curl(record: &Record, view: View<'_>) -> String {
     for (name, value) in &request.headers {
         let lower = name.to_ascii_lowercase();
         if !hop.contains(&lower.as_str()) && !lower.starts_with("x-forwarded-") {
-            command = format!("{command} \\\n  -H {}", quoted(&format!("{name}: {value}")));
+            // A colon without a value would remove the header.
+            let header = if value.is_empty() { format!("{name};") } else { format!("{name}: {value}") };
+            command = format!("{command} \\\n  -H {}", quoted(&header));
         }
     }
     if has_body {

@@ -41,11 +41,6 @@ impl Head {
         &self.first[1]
     }
 
-    /// The status of a response; 0 if there is none.
-    pub(crate) fn status(&self) -> u16 {
-        self.first[1].parse().unwrap_or(0)
-    }
-
     pub(crate) fn reason(&self) -> &str {
         &self.first[2]
     }

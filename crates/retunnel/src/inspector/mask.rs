@@ -6,23 +6,23 @@ use super::head::Head;
 /// The replacement for a secret.
 pub(crate) const MASK: &str = "[masked]";
 
-/// Headers whose values are masked.
-const HEADERS: [&str; 5] = ["authorization", "proxy-authorization", "cookie", "set-cookie", "x-api-key"];
-/// Fields of queries, forms and JSON whose values are masked.
-const FIELDS: [&str; 12] = [
+/// A value is masked if its name contains one of these words. Hyphens, underscores and the like in the name do not count.
+const WORDS: [&str; 12] = [
+    "token",
+    "secret",
+    "session",
+    "sessid",
+    "jwt",
+    "signature",
+    "apikey",
+    "cookie",
     "password",
     "passwd",
-    "pwd",
     "passphrase",
-    "secret",
-    "client_secret",
-    "token",
-    "access_token",
-    "refresh_token",
-    "id_token",
-    "api_key",
-    "apikey",
+    "pwd",
 ];
+/// Headers that ask for credentials and contain none.
+const CHALLENGES: [&str; 2] = ["www-authenticate", "proxy-authenticate"];
 
 /// The names whose values are masked.
 #[derive(Debug, Clone, Default)]
@@ -37,44 +37,58 @@ impl Mask {
         Self { more: names.map(|name| name.trim().to_ascii_lowercase()).filter(|name| !name.is_empty()).collect() }
     }
 
-    pub(crate) fn hides_header(&self, name: &str) -> bool {
-        let is = |known: &str| known.eq_ignore_ascii_case(name);
-        HEADERS.into_iter().any(is) || self.more.iter().any(|known| is(known))
+    /// Whether values of this name are secret.
+    fn hides(&self, name: &str) -> bool {
+        if self.more.iter().any(|known| known.eq_ignore_ascii_case(name)) {
+            return true;
+        }
+        let plain: String = name.chars().filter(char::is_ascii_alphanumeric).map(|c| c.to_ascii_lowercase()).collect();
+        WORDS.into_iter().any(|word| plain.contains(word)) || is_about_authentication(&plain)
     }
 
-    fn hides_field(&self, name: &str) -> bool {
-        let is = |known: &str| known.eq_ignore_ascii_case(name);
-        FIELDS.into_iter().any(is) || self.more.iter().any(|known| is(known))
+    fn hides_header(&self, name: &str) -> bool {
+        self.hides(name) && !CHALLENGES.iter().any(|known| known.eq_ignore_ascii_case(name))
     }
 
     /// Masks the secrets of a head.
     pub(crate) fn head(&self, head: &Head) -> Head {
         let mut head = head.clone();
-        if head.first[0].starts_with("HTTP/") {
-            for (name, value) in &mut head.headers {
-                if name.eq_ignore_ascii_case("location") {
-                    *value = self.target(value);
-                }
-            }
-        } else {
+        if !head.first[0].starts_with("HTTP/") {
             head.first[1] = self.target(&head.first[1]);
         }
         for (name, value) in &mut head.headers {
-            if self.hides_header(name) {
-                *value = MASK.to_owned();
-            } else if name.eq_ignore_ascii_case("referer") {
-                *value = self.target(value);
-            }
+            *value = if self.hides_header(name) { MASK.to_owned() } else { self.target(value) };
         }
         head
     }
 
-    /// Masks the secrets in the query of a request target.
-    pub(crate) fn target(&self, target: &str) -> String {
-        match target.split_once('?') {
-            Some((path, query)) => format!("{path}?{}", self.form(query)),
-            None => target.to_owned(),
+    /// Masks the secrets in the path's parameters, the query and the fragment of a URL. Other text stays as it is.
+    fn target(&self, target: &str) -> String {
+        let (rest, fragment) = target.split_once('#').map_or((target, None), |(rest, after)| (rest, Some(after)));
+        let (path, query) = rest.split_once('?').map_or((rest, None), |(path, query)| (path, Some(query)));
+        let mut masked = self.path(path);
+        for (mark, form) in [('?', query), ('#', fragment)] {
+            if let Some(form) = form {
+                masked.push(mark);
+                masked.push_str(&self.form(form));
+            }
         }
+        masked
+    }
+
+    /// Masks parameters like `;jsessionid=1`.
+    fn path(&self, path: &str) -> String {
+        if !path.contains(';') {
+            return path.to_owned();
+        }
+        let masked = path.split_inclusive(['/', ';']).map(|piece| match piece.split_once('=') {
+            Some((name, value)) if self.hides(&unescaped(name)) => {
+                let end = if value.ends_with(['/', ';']) { &value[value.len() - 1..] } else { "" };
+                format!("{name}={MASK}{end}")
+            }
+            _ => piece.to_owned(),
+        });
+        masked.collect()
     }
 
     /// Masks the secrets of a body of this media type.
@@ -92,7 +106,7 @@ impl Mask {
 
     fn form(&self, text: &str) -> String {
         let masked = text.split('&').map(|pair| match pair.split_once('=') {
-            Some((name, _)) if self.hides_field(&unescaped(name)) => format!("{name}={MASK}"),
+            Some((name, _)) if self.hides(&unescaped(name)) => format!("{name}={MASK}"),
             _ => pair.to_owned(),
         });
         masked.collect::<Vec<_>>().join("&")
@@ -102,30 +116,52 @@ impl Mask {
     fn json(&self, text: &str) -> String {
         let mut out = String::with_capacity(text.len());
         let mut rest = text;
-        while let Some(start) = rest.find('"') {
-            let (string, after) = string(&rest[start..]);
-            let value = after.trim_start();
-            out.push_str(&rest[..start]);
-            out.push_str(string);
-            rest = after;
-            let name: String = serde_json::from_str(string).unwrap_or_else(|_| string.trim_matches('"').to_owned());
-            let Some(value) = value.strip_prefix(':').filter(|_| self.hides_field(&name)) else { continue };
-            let value = value.trim_start();
-            out.push_str(&after[..after.len() - value.len()]);
-            rest = match value.chars().next() {
-                Some('"') => {
-                    out.push_str(&format!("\"{MASK}\""));
-                    self::string(value).1
-                }
-                // The members of an object or array are checked one by one.
-                Some('{' | '[') | None => value,
-                Some(_) => {
-                    out.push_str(&format!("\"{MASK}\""));
-                    value.trim_start_matches(|c: char| !matches!(c, ',' | '}' | ']' | '\n'))
+        // Whether the next value is secret, how many lists and objects are open, and the one that is secret as a whole.
+        let (mut is_next, mut depth, mut secret) = (false, 0_usize, None);
+        while let Some(c) = rest.chars().next() {
+            let is_secret = is_next || secret.is_some();
+            let (token, after) = match c {
+                '"' => string(rest),
+                '{' | '[' | '}' | ']' | ',' | ':' => rest.split_at(1),
+                c if c.is_whitespace() => rest.split_at(rest.len() - rest.trim_start().len()),
+                _ => {
+                    let ends = |c: char| matches!(c, ',' | '}' | ']' | '\n') || (c == '"' && !is_secret);
+                    rest.split_at(rest.find(ends).unwrap_or(rest.len()))
                 }
             };
+            rest = after;
+            match c {
+                '"' if after.trim_start().starts_with(':') => {
+                    let name = serde_json::from_str(token).unwrap_or_else(|_| token.trim_matches('"').to_owned());
+                    is_next = self.hides(&name);
+                }
+                '{' | '[' => {
+                    depth += 1;
+                    if is_next && secret.is_none() {
+                        secret = Some(depth);
+                    }
+                    is_next = false;
+                }
+                '}' | ']' => {
+                    if secret == Some(depth) {
+                        secret = None;
+                    }
+                    depth = depth.saturating_sub(1);
+                    is_next = false;
+                }
+                ',' => is_next = false,
+                ':' => {}
+                c if c.is_whitespace() => {}
+                _ => {
+                    is_next = false;
+                    if is_secret {
+                        out.push_str(&format!("\"{MASK}\""));
+                        continue;
+                    }
+                }
+            }
+            out.push_str(token);
         }
-        out.push_str(rest);
         out
     }
 
@@ -138,7 +174,7 @@ impl Mask {
             } else if in_headers {
                 let lower = line.to_ascii_lowercase();
                 if let Some((_, name)) = lower.split_once("; name=\"") {
-                    hidden = self.hides_field(name.split('"').next().unwrap_or_default());
+                    hidden = self.hides(name.split('"').next().unwrap_or_default());
                 }
                 in_headers = !line.is_empty();
             } else if hidden {
@@ -149,6 +185,14 @@ impl Mask {
         }
         masked.join("\r\n")
     }
+}
+
+/// Whether a name without punctuation has the word `auth`, and not only within `author`.
+fn is_about_authentication(plain: &str) -> bool {
+    plain.match_indices("auth").any(|(at, word)| {
+        let after = &plain[at + word.len()..];
+        !after.starts_with("or") || after.starts_with("oriz") || after.starts_with("oris")
+    })
 }
 
 /// The quoted string at the start, and the text after it.
@@ -193,9 +237,9 @@ mod tests {
 
     #[test]
     fn headers_and_queries_hide_their_secrets() {
-        let mask = Mask::new(&["X-Session, x-two".into()]);
+        let mask = Mask::new(&["X-Mine, x-two".into()]);
         let head = Head::parse(
-            b"GET /a?token=1&x=2&p%61ssword=3 HTTP/1.1\r\nAUTHORIZATION: Bearer s\r\nCookie: a=b\r\nx-session: s\r\n\
+            b"GET /a?token=1&x=2&p%61ssword=3 HTTP/1.1\r\nAUTHORIZATION: Bearer s\r\nCookie: a=b\r\nx-mine: s\r\n\
               Referer: http://a/?secret=q\r\nAccept: */*\r\n\r\n",
         );
         let masked = mask.head(&head);
@@ -206,6 +250,59 @@ mod tests {
             mask.head(&Head::parse(b"HTTP/1.1 302 Found\r\nSet-Cookie: a=1\r\nLocation: /b?code=1&id_token=2\r\n\r\n"));
         assert_eq!(answer.header("set-cookie"), Some(MASK));
         assert_eq!(answer.header("location"), Some("/b?code=1&id_token=[masked]"));
+    }
+
+    #[test]
+    fn a_name_with_a_secret_word_is_masked_wherever_it_is() {
+        let mask = Mask::default();
+        for name in [
+            "X-CSRF-Token",
+            "access_token",
+            "clientSecret",
+            "X-Auth-User",
+            "authorization",
+            "Authorisation",
+            "oauth2",
+            "PHPSESSID",
+            "session-id",
+            "jwt",
+            "id_jwt",
+            "X-Hub-Signature-256",
+            "X-Amz-Signature",
+            "api-key",
+            "X-Api-Key",
+            "apikey",
+            "x_api_key",
+            "Cookie",
+            "cookies",
+            "newPassword",
+            "db.password",
+            "X-Amz-Security-Token",
+        ] {
+            assert!(mask.hides(name), "{name}");
+            let head = mask.head(&Head::parse(
+                format!("GET /a;{name}=s3cret/b?x=1&{name}=s3cret HTTP/1.1\r\n{name}: s3cret\r\nX-Url: /?{name}=s3cret\r\n\r\n")
+                    .as_bytes(),
+            ));
+            assert!(!format!("{head:?}").contains("s3cret"), "{head:?}");
+            for (kind, text) in [
+                ("application/json", format!(r#"{{"a":1,"{name}":"s3cret"}}"#)),
+                ("application/json", format!(r#"{{"{name}":["s3cret",{{"b":"s3cret"}}],"c":1}}"#)),
+                ("application/x-www-form-urlencoded", format!("a=1&{name}=s3cret")),
+                (
+                    "multipart/form-data",
+                    format!("--x\r\nContent-Disposition: form-data; name=\"{name}\"\r\n\r\ns3cret\r\n--x--"),
+                ),
+            ] {
+                let masked = mask.body(kind, &text);
+                assert!(!masked.contains("s3cret") && masked.contains(MASK), "{masked}");
+            }
+        }
+        for name in ["author", "coAuthors", "authority", "key", "monkey", "id", "path", "Accept", "WWW-Authenticate"] {
+            assert!(!mask.hides_header(name), "{name}");
+        }
+        let moved = mask.head(&Head::parse(b"HTTP/1.1 302 Found\r\nLocation: /b#access_token=1&x=2\r\n\r\n"));
+        assert_eq!(moved.header("location"), Some("/b#access_token=[masked]&x=2"));
     }
 
     proptest! {
@@ -233,7 +330,11 @@ mod tests {
                 r#"{"user": "password", "Password" : "[masked]", "n": {"token": "[masked]", "x":[{"secret":"[masked]"}]}}"#,
             ),
             ("application/json", r#"{"p\u0061ssword":"abc"#, r#"{"p\u0061ssword":"[masked]""#),
-            ("application/vnd.api+json", r#"{"token":{"a":"b"}}"#, r#"{"token":{"a":"b"}}"#),
+            (
+                "application/vnd.api+json",
+                r#"{"token":{"a":"b","n":[1, {"c":true}]},"d":"e"} "#,
+                r#"{"token":{"a":"[masked]","n":["[masked]", {"c":"[masked]"}]},"d":"e"} "#,
+            ),
             ("text/plain", "password=1", "password=1"),
             (
                 "multipart/form-data",

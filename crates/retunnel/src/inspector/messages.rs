@@ -4,7 +4,7 @@ mod events;
 mod parsed;
 mod websocket;
 
-use std::{collections::VecDeque, time::Duration};
+use std::{collections::VecDeque, sync::Arc, time::Duration};
 
 use retunnel_client::tap::Side;
 
@@ -39,14 +39,20 @@ pub(crate) struct Message {
     pub(crate) size: u64,
 }
 
-/// The newest messages of an exchange.
-#[derive(Debug)]
+/// The newest messages of an exchange. A copy is cheap.
+#[derive(Debug, Clone)]
 pub(crate) struct Messages {
     protocol: Protocol,
-    pub(crate) kept: VecDeque<Message>,
+    pub(crate) kept: VecDeque<Arc<Message>>,
     pub(crate) count: u64,
     held: usize,
     charged: usize,
+}
+
+/// Finds the messages of one exchange in its bytes.
+#[derive(Debug)]
+pub(crate) struct MessageParser {
+    protocol: Protocol,
     frames: Sides<FrameParser>,
     events: EventParser,
 }
@@ -72,7 +78,7 @@ impl Protocol {
     }
 }
 
-impl Messages {
+impl MessageParser {
     pub(crate) fn new(protocol: Protocol) -> Self {
         let frames = match protocol {
             Protocol::WebSocket { deflate: true } => {
@@ -80,7 +86,26 @@ impl Messages {
             }
             _ => Sides::default(),
         };
-        Self { protocol, kept: VecDeque::new(), count: 0, held: 0, charged: 0, frames, events: EventParser::default() }
+        Self { protocol, frames, events: EventParser::default() }
+    }
+
+    /// Adds the messages that these bytes complete. Returns whether there are any.
+    pub(crate) fn add(&mut self, side: Side, bytes: &[u8], at: Duration, messages: &mut Messages) -> bool {
+        let mut found = Vec::new();
+        match self.protocol {
+            Protocol::WebSocket { .. } => self.frames[side].add(bytes, &mut found),
+            Protocol::Events if side == Side::Response => self.events.add(bytes, &mut found),
+            Protocol::Events => {}
+        }
+        let any = !found.is_empty();
+        messages.add(side, found, at);
+        any
+    }
+}
+
+impl Messages {
+    pub(crate) const fn new(protocol: Protocol) -> Self {
+        Self { protocol, kept: VecDeque::new(), count: 0, held: 0, charged: 0 }
     }
 
     pub(crate) const fn is_websocket(&self) -> bool {
@@ -99,25 +124,16 @@ impl Messages {
         more
     }
 
-    /// Adds bytes. Returns whether they completed a message.
-    pub(crate) fn add(&mut self, side: Side, bytes: &[u8], at: Duration) -> bool {
-        let mut found = Vec::new();
-        match self.protocol {
-            Protocol::WebSocket { .. } => self.frames[side].add(bytes, &mut found),
-            Protocol::Events if side == Side::Response => self.events.add(bytes, &mut found),
-            Protocol::Events => {}
-        }
-        let any = !found.is_empty();
+    fn add(&mut self, side: Side, found: Vec<Parsed>, at: Duration) {
         for Parsed { kind, data, size } in found {
             self.count += 1;
             self.held += data.len() + size_of::<Message>();
-            self.kept.push_back(Message { number: self.count, at, side, kind, data, size });
+            self.kept.push_back(Arc::new(Message { number: self.count, at, side, kind, data, size }));
             while self.kept.len() > MAX_MESSAGES || self.held > MAX_MEMORY {
                 let Some(oldest) = self.kept.pop_front() else { break };
                 self.held -= oldest.data.len() + size_of::<Message>();
             }
         }
-        any
     }
 }
 
@@ -127,21 +143,27 @@ mod tests {
 
     use super::{parsed::MAX_MESSAGE, *};
 
+    /// The messages of the bytes of one side.
+    fn found<'a>(protocol: Protocol, side: Side, pieces: impl IntoIterator<Item = &'a [u8]>) -> Messages {
+        let (mut parser, mut messages) = (MessageParser::new(protocol), Messages::new(protocol));
+        for piece in pieces {
+            parser.add(side, piece, Duration::ZERO, &mut messages);
+        }
+        messages
+    }
+
     fn all(messages: &Messages) -> Vec<(&'static str, String, u64)> {
         messages.kept.iter().map(|m| (m.kind, String::from_utf8_lossy(&m.data).into_owned(), m.size)).collect()
     }
 
     #[test]
     fn websocket_messages_are_found_byte_by_byte() {
-        let mut messages = Messages::new(Protocol::WebSocket { deflate: false });
         // "Hello" in two fragments with a ping in between, masked (RFC 6455, 5.7), and a long binary one.
         let mut bytes = vec![0x01, 0x83, 1, 2, 3, 4];
         bytes.extend(b"Hel".iter().zip([1, 2, 3]).map(|(byte, mask)| byte ^ mask));
         bytes.extend([0x89, 0x00, 0x80, 0x02, b'l', b'o', 0x82, 127, 0, 0, 0, 0, 0, 1, 0, 1]);
         bytes.extend(vec![b'x'; 65_537]);
-        for byte in bytes {
-            messages.add(Side::Request, &[byte], Duration::ZERO);
-        }
+        let mut messages = found(Protocol::WebSocket { deflate: false }, Side::Request, bytes.chunks(1));
         let all = all(&messages);
         assert_eq!(all[0], ("ping", String::new(), 0));
         assert_eq!(all[1], ("text", "Hello".into(), 5));
@@ -157,10 +179,7 @@ mod tests {
                 Protocol::WebSocket { deflate: true },
                 Protocol::Events,
             ] {
-                let mut messages = Messages::new(protocol);
-                for piece in bytes.chunks(cut) {
-                    messages.add(Side::Response, piece, Duration::ZERO);
-                }
+                let mut messages = found(protocol, Side::Response, bytes.chunks(cut));
                 prop_assert!(messages.newly_held() <= MAX_MEMORY);
             }
         }
@@ -168,26 +187,22 @@ mod tests {
 
     #[test]
     fn compressed_messages_are_shown_plain() {
-        let mut messages = Messages::new(Protocol::WebSocket { deflate: true });
         // RFC 7692, 7.2.3.2: the second "Hello" refers to the first.
-        messages.add(Side::Response, &[0xc1, 0x07, 0xf2, 0x48, 0xcd, 0xc9, 0xc9, 0x07, 0x00], Duration::ZERO);
-        messages.add(Side::Response, &[0xc1, 0x05, 0xf2, 0x00, 0x11, 0x00, 0x00], Duration::ZERO);
+        let frames: [&[u8]; 2] =
+            [&[0xc1, 0x07, 0xf2, 0x48, 0xcd, 0xc9, 0xc9, 0x07, 0x00], &[0xc1, 0x05, 0xf2, 0x00, 0x11, 0x00, 0x00]];
+        let messages = found(Protocol::WebSocket { deflate: true }, Side::Response, frames);
         assert_eq!(all(&messages), [("text", "Hello".to_owned(), 7), ("text", "Hello".to_owned(), 5)]);
     }
 
     #[test]
     fn events_are_found_in_every_line_end_and_bounded() {
-        let mut messages = Messages::new(Protocol::Events);
-        for piece in ["event: a\nda", "ta: 1\n\n", "data: 2\r", "\n\r\ndata: 3\r\r: comment\n"] {
-            messages.add(Side::Response, piece.as_bytes(), Duration::ZERO);
-        }
+        let pieces = ["event: a\nda", "ta: 1\n\n", "data: 2\r", "\n\r\ndata: 3\r\r: comment\n"];
+        let messages = found(Protocol::Events, Side::Response, pieces.map(str::as_bytes));
         let texts: Vec<String> = all(&messages).into_iter().map(|(_, text, _)| text).collect();
         assert_eq!(texts, ["event: a\ndata: 1\n", "data: 2\n", "data: 3\n"]);
         let long = format!("data: {}\n\n", "y".repeat(40_000));
-        for _ in 0..600 {
-            messages.add(Side::Response, long.as_bytes(), Duration::ZERO);
-        }
-        assert!(messages.newly_held() <= MAX_MEMORY && messages.count == 603);
+        let mut messages = found(Protocol::Events, Side::Response, [long.as_bytes(); 600]);
+        assert!(messages.newly_held() <= MAX_MEMORY && messages.count == 600);
         assert_eq!(messages.newly_held(), 0);
     }
 }

@@ -3,7 +3,7 @@
 use axum::{
     Json, Router,
     extract::{Path, Query, State},
-    http::StatusCode,
+    http::{StatusCode, header},
     response::{IntoResponse, Response},
     routing::get,
 };
@@ -14,11 +14,13 @@ use serde_json::{Value, json};
 
 use super::{
     context::{SharedContext, ViewOptions},
+    decode::Budget,
     failure::{Answer, Failure, FailureCode},
     head::Head,
     replay::Edits,
     store::Entry,
-    view::{View, duration, rfc3339},
+    streamed,
+    view::{View, duration, rfc3339, status},
 };
 
 /// Tunnels that may be opened through the API.
@@ -152,16 +154,17 @@ async fn requests(
     State(state): State<SharedContext>,
     Query(filter): Query<RequestFilter>,
     Query(options): Query<ViewOptions>,
-) -> Json<Value> {
-    let view = state.view(&options);
-    let all = state.store.all();
-    let matching = all.iter().rev().filter(|entry| match &filter.tunnel_name {
+) -> Response {
+    let matching = state.store.all().into_iter().rev().filter(|entry| match &filter.tunnel_name {
         Some(name) => entry.record().tunnel == *name,
         None => true,
     });
-    let requests: Vec<Value> =
-        matching.take(filter.limit.unwrap_or(DEFAULT_LIMIT)).map(|entry| described_request(entry, view)).collect();
-    Json(json!({ "uri": "/api/requests/http", "requests": requests }))
+    let matching = matching.take(filter.limit.unwrap_or(DEFAULT_LIMIT)).collect();
+    let before = r#"{"uri":"/api/requests/http","requests":["#.to_owned();
+    let body = streamed::list(state, matching, before, "]}", move |state, entry, budget| {
+        described_request(entry, state.view(&options), budget)
+    });
+    ([(header::CONTENT_TYPE, "application/json")], body).into_response()
 }
 
 async fn request(
@@ -169,11 +172,14 @@ async fn request(
     Path(id): Path<u64>,
     Query(options): Query<ViewOptions>,
 ) -> Answer {
-    Ok(Json(described_request(&*state.entry(id)?, state.view(&options))))
+    let entry = state.entry(id)?;
+    let described =
+        state.work(move |state| described_request(&entry, state.view(&options), &mut Budget::of_answer())).await;
+    Ok(Json(described))
 }
 
-fn described_request(entry: &Entry, view: View<'_>) -> Value {
-    let record = entry.record();
+fn described_request(entry: &Entry, view: View<'_>, budget: &mut Budget) -> Value {
+    let record = entry.snapshot();
     let (request, response) = (view.head(record.request()), view.head(record.response()));
     let raw = |head: &Head, body: Vec<u8>| {
         let lines = head.headers.iter().map(|(name, value)| format!("{name}: {value}\r\n"));
@@ -191,12 +197,12 @@ fn described_request(entry: &Entry, view: View<'_>) -> Value {
         "duration": nanoseconds,
         "request": {
             "method": request.method(), "proto": request.first[2], "headers": grouped(&request), "uri": request.path(),
-            "raw": raw(&request, view.body(record.request()).bytes),
+            "raw": raw(&request, view.body(record.request(), budget).bytes),
         },
         "response": {
-            "status": format!("{} {}", response.status(), response.reason()).trim_end(),
-            "status_code": response.status(), "proto": response.first[0], "headers": grouped(&response),
-            "raw": raw(&response, view.body(record.response()).bytes),
+            "status": format!("{} {}", status(&record), response.reason()).trim_end(),
+            "status_code": status(&record), "proto": response.first[0], "headers": grouped(&response),
+            "raw": raw(&response, view.body(record.response(), budget).bytes),
         },
     })
 }

@@ -10,7 +10,7 @@ use tokio::time::Instant;
 use super::{messages::Messages, sides::Sides};
 
 /// One side of an exchange.
-#[derive(Debug, Default)]
+#[derive(Debug, Default, Clone)]
 pub(crate) struct Part {
     /// The original head; empty until there is one.
     pub(crate) head: Vec<u8>,
@@ -23,8 +23,24 @@ pub(crate) struct Part {
     pub(crate) ended: Option<Duration>,
 }
 
+impl Part {
+    /// The status in the head of a response; 0 if there is none.
+    pub(crate) fn status(&self) -> u16 {
+        let digits = self.head.get(9..12).and_then(|digits| std::str::from_utf8(digits).ok());
+        digits.and_then(|digits| digits.parse().ok()).unwrap_or(0)
+    }
+}
+
+/// The answer that the visitor got.
+#[derive(Debug, Clone)]
+pub(crate) struct Report {
+    pub(crate) status: u16,
+    /// The code of an error page or of what cut the answer; empty when the local service answered.
+    pub(crate) error: String,
+}
+
 /// An exchange.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(crate) struct Record {
     pub(crate) tunnel: String,
     pub(crate) replay_of: Option<u64>,
@@ -37,6 +53,12 @@ pub(crate) struct Record {
     pub(crate) failure: Option<String>,
     /// When the connection closed. A side that has not ended by then was cut.
     pub(crate) over: Option<Duration>,
+    /// The exchange without an answer that the server repeated with this one.
+    pub(crate) retry_of: Option<u64>,
+    /// The exchange with which the server repeated this one.
+    pub(crate) retried_as: Option<u64>,
+    /// What the visitor got, as the server reported it.
+    pub(crate) report: Option<Report>,
 }
 
 impl Record {
@@ -51,6 +73,9 @@ impl Record {
             messages: None,
             failure: None,
             over: None,
+            retry_of: None,
+            retried_as: None,
+            report: None,
         }
     }
 

@@ -59,6 +59,11 @@ impl Prepared {
             Some(path) if path != shown.path() => path,
             _ => original.path(),
         };
+        let masked = "a masked value would be sent; reveal the values before editing them";
+        if edits.path.as_deref().is_some_and(|edited| edited == path && path != original.path() && path.contains(MASK))
+        {
+            return Err(invalid(masked));
+        }
         if !(path == "*" || path.starts_with('/')) || !path.bytes().all(|byte| byte > b' ' && byte != 0x7f) {
             return Err(invalid("the path must start with / and must not contain spaces; write a space as %20"));
         }
@@ -87,6 +92,9 @@ impl Prepared {
                         hidden.iter().position(|(was, shown)| was.0.eq_ignore_ascii_case(name) && shown.1 == *value);
                     match position {
                         Some(position) => headers.push((name, &hidden.remove(position).0.1)),
+                        None if value.contains(MASK) && !original.headers.contains(&(name.clone(), value.clone())) => {
+                            return Err(invalid(masked));
+                        }
                         None => headers.push((name, value)),
                     }
                 }
@@ -112,9 +120,8 @@ impl Prepared {
             text.push_str(&format!("Content-Length: {}\r\n", body.len()));
         }
         text.push_str("Connection: close\r\n\r\n");
-        let is_edited = |given: Option<&String>| given.is_some_and(|given| given.contains(MASK));
-        if text.contains(MASK) || is_edited(edits.body.as_ref()) {
-            return Err(invalid("a masked value would be sent; reveal the values before editing them"));
+        if edits.body.as_ref().is_some_and(|body| body.contains(MASK)) {
+            return Err(invalid(masked));
         }
         if text.len() > MAX_HEAD {
             return Err(invalid("the headers are too long"));
@@ -225,6 +232,15 @@ mod tests {
         ] {
             assert!(prepared(edits).expect_err("refused").contains("masked"));
         }
+    }
+
+    #[test]
+    fn a_request_that_contains_the_word_of_the_mask_is_sent_again() {
+        let head = b"GET /[masked]?token=t HTTP/1.1\r\nHost: h\r\nX-Note: [masked]\r\n\r\n";
+        let record = Record::new("web", head, None, SystemTime::UNIX_EPOCH, Instant::now());
+        let edits = serde_json::from_value(serde_json::json!({"headers": [["Host", "h"], ["X-Note", "[masked]"]]}));
+        let prepared = Prepared::new(&record, &edits.expect("edits"), &Mask::default()).expect("valid");
+        assert!(prepared.0.starts_with(b"GET /[masked]?token=t HTTP/1.1\r\nHost: h\r\nX-Note: [masked]\r\n"));
     }
 
     #[test]

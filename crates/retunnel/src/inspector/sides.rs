@@ -5,7 +5,7 @@ use std::ops::{Index, IndexMut};
 use retunnel_client::tap::Side;
 
 /// A value for the request and one for the response.
-#[derive(Debug, Default)]
+#[derive(Debug, Default, Clone)]
 pub(crate) struct Sides<T> {
     pub(crate) request: T,
     pub(crate) response: T,

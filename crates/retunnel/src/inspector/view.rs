@@ -7,7 +7,7 @@ use retunnel_client::tap::Side;
 use serde_json::{Value, json};
 
 use super::{
-    decode::{Decoded, decode},
+    decode::{Budget, Extent, decode},
     head::Head,
     mask::Mask,
     record::{Part, Record},
@@ -24,7 +24,10 @@ pub(crate) struct View<'a> {
 pub(crate) struct BodyView {
     pub(crate) bytes: Vec<u8>,
     pub(crate) is_text: bool,
-    decoded: Decoded,
+    pub(crate) extent: Extent,
+    /// Some of its codings could not be removed.
+    pub(crate) is_coded: bool,
+    codings: Vec<String>,
 }
 
 impl<'a> View<'a> {
@@ -41,9 +44,9 @@ impl<'a> View<'a> {
     }
 
     /// The body decoded and masked.
-    pub(crate) fn body(self, part: &Part) -> BodyView {
+    pub(crate) fn body(self, part: &Part, budget: &mut Budget) -> BodyView {
         let head = Head::parse(&part.head);
-        let decoded = decode(&part.body, head.header("content-encoding"));
+        let decoded = decode(&part.body, head.header("content-encoding"), budget);
         // Text that was cut inside a character is still text.
         let text = match std::str::from_utf8(&decoded.bytes) {
             Ok(text) => Some(text),
@@ -53,47 +56,62 @@ impl<'a> View<'a> {
             Err(_) => None,
         };
         let text = text.filter(|text| !text.contains('\0'));
+        let is_text = text.is_some();
         let bytes = match (text, self.mask) {
             (Some(text), Some(mask)) => mask.body(&head.media_type(), text).into_bytes(),
             (Some(text), None) => text.as_bytes().to_vec(),
-            (None, _) => decoded.bytes.clone(),
+            (None, _) => decoded.bytes.into_owned(),
         };
-        BodyView { bytes, is_text: text.is_some(), decoded }
+        BodyView { bytes, is_text, extent: decoded.extent, is_coded: decoded.is_coded, codings: decoded.codings }
     }
 
-    /// Whether an exchange contains a lower-case text, after masking.
-    pub(crate) fn contains(self, record: &Record, text: &str) -> bool {
+    /// Whether an exchange contains a lower-case text, after masking; `None` if a body was left out and nothing else does.
+    pub(crate) fn contains(self, record: &Record, text: &str, budget: &mut Budget) -> Option<bool> {
+        let mut is_left_out = false;
         let is_in = |bytes: &[u8]| String::from_utf8_lossy(bytes).to_lowercase().contains(text);
-        let in_part = |part: &Part| {
+        let mut in_part = |part: &Part| {
             let head = self.head(part);
             let in_head = head.first.iter().any(|word| word.to_lowercase().contains(text))
                 || head.headers.iter().any(|(name, value)| format!("{name}: {value}").to_lowercase().contains(text));
-            in_head || is_in(&self.body(part).bytes)
+            if in_head {
+                return true;
+            }
+            let body = self.body(part, budget);
+            is_left_out |= body.extent == Extent::LeftOut;
+            is_in(&body.bytes)
         };
-        record.parts.iter().any(in_part)
+        let is_found = record.parts.iter().any(&mut in_part)
             || record.messages.iter().flat_map(|messages| &messages.kept).any(|message| {
                 self.text_or_base64(&message.data, true).0.is_some_and(|shown| shown.to_lowercase().contains(text))
-            })
+            });
+        (is_found || !is_left_out).then_some(is_found)
     }
 
     /// The summary for the list.
     pub(crate) fn summary(self, entry: &Entry) -> Value {
-        let record = entry.record();
+        self.summary_of(entry.id, &entry.record())
+    }
+
+    fn summary_of(self, id: u64, record: &Record) -> Value {
         let (request, response) = (self.head(record.request()), self.head(record.response()));
         json!({
-            "id": entry.id,
+            "id": id,
             "tunnel": record.tunnel,
             "replay_of": record.replay_of,
+            "retry_of": record.retry_of,
+            "retried_as": record.retried_as,
             "started_ms": unix_ms(record.started),
             "method": request.method(),
             "path": request.path(),
             "host": request.header("host"),
-            "status": response.status(),
+            "status": status(record),
+            "service_status": record.response().status(),
             "content_type": response.media_type(),
-            "kind": kind(&record),
-            "state": state(&record),
+            "kind": kind(record),
+            "state": state(record),
             "error": record.failure,
-            "duration_ms": ms(duration(&record)),
+            "error_code": record.report.as_ref().map(|report| &report.error).filter(|code| !code.is_empty()),
+            "duration_ms": ms(duration(record)),
             "request_size": record.request().size,
             "response_size": record.response().size,
             "messages": record.messages.as_ref().map(|messages| messages.count),
@@ -102,15 +120,18 @@ impl<'a> View<'a> {
 
     /// All details of an exchange.
     pub(crate) fn detail(self, entry: &Entry) -> Value {
-        let mut value = self.summary(entry);
-        let record = entry.record();
+        let (record, mut budget) = (entry.snapshot(), Budget::of_answer());
+        let mut value = self.summary_of(entry.id, &record);
         value["timings"] = json!({
             "request_ms": ms(record.request().ended),
             "wait_ms": ms(record.response().began),
             "response_ms": ms(record.response().ended),
         });
-        value["request"] = self.part(record.request());
-        value["response"] = if record.response().head.is_empty() { Value::Null } else { self.part(record.response()) };
+        value["request"] = self.part(record.request(), &mut budget);
+        value["response"] = match record.response() {
+            part if part.head.is_empty() => Value::Null,
+            part => self.part(part, &mut budget),
+        };
         value["message_list"] = record.messages.as_ref().map_or(Value::Null, |messages| {
             messages
                 .kept
@@ -129,8 +150,8 @@ impl<'a> View<'a> {
         value
     }
 
-    fn part(self, part: &Part) -> Value {
-        let (head, body) = (self.head(part), self.body(part));
+    fn part(self, part: &Part, budget: &mut Budget) -> Value {
+        let (head, body) = (self.head(part), self.body(part, budget));
         let text = body.is_text.then(|| String::from_utf8_lossy(&body.bytes).into_owned());
         json!({
             "first_line": head.first.join(" ").trim_end(),
@@ -139,8 +160,8 @@ impl<'a> View<'a> {
             "size": part.size,
             "captured": part.body.len(),
             "truncated": part.size > part.body.len() as u64,
-            "decoded": body.decoded.codings,
-            "decoded_cut": body.decoded.cut,
+            "decoded": body.codings,
+            "decoded_cut": body.extent != Extent::Whole,
             "complete": part.ended.is_some(),
             "base64": if text.is_none() { Value::from(BASE64.encode(&body.bytes)) } else { Value::Null },
             "text": text,
@@ -163,10 +184,25 @@ fn kind(record: &Record) -> &'static str {
     }
 }
 
-/// `open`, `done`, `failed` if the local service did not accept the connection, or `cut` if it closed before the end.
+/// The status that the visitor got: what the server reported, or the local service's until then. 0 if there is none yet.
+pub(crate) fn status(record: &Record) -> u16 {
+    /// What servers answer while the local service does not accept connections.
+    const UNREACHABLE: u16 = 502;
+    match &record.report {
+        Some(report) => report.status,
+        None if record.failure.is_some() => UNREACHABLE,
+        None => record.response().status(),
+    }
+}
+
+/// `open`, `done`, `failed` if the local service did not accept the connection, `retried` if the server repeated the request
+/// on another connection, or `cut` if the local service closed before the end.
 fn state(record: &Record) -> &'static str {
     if record.failure.is_some() {
         return "failed";
+    }
+    if record.retried_as.is_some() {
+        return "retried";
     }
     match (record.response().ended, record.is_over()) {
         (Some(_), _) => "done",

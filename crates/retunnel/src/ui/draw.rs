@@ -61,7 +61,7 @@ fn headline(model: &Model, theme: Theme, width: u16) -> Vec<Line<'static>> {
             let latency =
                 model.latency.map_or(String::new(), |rtt| format!("{between}{:.1} ms", rtt.as_secs_f64() * 1000.0));
             let up = duration(model.stats.uptime);
-            first.push(Span::raw(format!("{between}{}{latency}{between}up {up}", model.server)));
+            first.push(Span::raw(format!("{between}{}{latency}{between}up {up}", theme.safe(&model.server))));
         }
         Status::Waiting(cause, next) => {
             let left = next.saturating_duration_since(Instant::now()).as_secs_f64().ceil();

@@ -243,6 +243,9 @@ impl Model {
                     self.note(Severity::Bad, format!("the local service of {tunnel} does not answer: {reason}"));
                 }
             }
+            Event::OutOfDescriptors { refused, .. } => {
+                self.note(Severity::Bad, format!("no file descriptor is left: visitors get 503 ({refused} so far)"));
+            }
             Event::Request { tunnel, request, .. } => {
                 if request.error.is_empty() && self.trouble(tunnel, None) {
                     self.note(Severity::Good, format!("the local service of {tunnel} answers again"));

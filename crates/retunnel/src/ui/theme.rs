@@ -5,6 +5,8 @@ use ratatui::{
     symbols::border,
 };
 
+use crate::printable::is_printable;
+
 /// Borders that every terminal can show.
 const ASCII: border::Set<'static> = border::Set {
     top_left: "+",
@@ -98,9 +100,7 @@ impl Theme {
 
     /// Text from peers without characters that move the cursor, change the text direction, or cannot be shown.
     pub(crate) fn safe(self, text: &str) -> String {
-        let is_bidi =
-            |c: char| matches!(c, '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
-        let is_shown = |c: char| !c.is_control() && !is_bidi(c) && (self.unicode || c.is_ascii());
+        let is_shown = |c: char| is_printable(c) && (self.unicode || c.is_ascii());
         text.chars().map(|c| if is_shown(c) { c } else { '?' }).collect()
     }
 }

@@ -25,7 +25,7 @@ fn first_line(head: &[u8]) -> String {
 }
 
 impl Observer for Notes {
-    fn request(&self, tunnel: &str, head: &[u8]) -> Option<Box<dyn Exchange>> {
+    fn request(&self, tunnel: &str, head: &[u8], _began: Instant) -> Option<Box<dyn Exchange>> {
         let mut lines = self.lines.lock().expect("not poisoned");
         let number = lines.iter().filter(|line| line.contains(" request ")).count();
         lines.push(format!("{number} {tunnel} request {}", first_line(head)));
@@ -65,6 +65,10 @@ impl Exchange for Noted {
 
     fn end(&mut self, side: Side) {
         self.add(side, "|");
+    }
+
+    fn cut(&mut self, side: Side) {
+        self.lines.lock().expect("not poisoned").push(format!("{} {side:?} cut", self.number));
     }
 
     fn failed(&mut self, reason: &str) {
@@ -118,12 +122,12 @@ proptest! {
                     break;
                 }
                 let (piece, behind) = rest.split_at((*cut).min(rest.len()));
-                tap.seen(side, piece);
+                tap.seen(side, piece, Instant::now());
                 rest = behind;
             }
         }
-        tap.seen(Side::Request, b"up");
-        tap.seen(Side::Response, b"down");
+        tap.seen(Side::Request, b"up", Instant::now());
+        tap.seen(Side::Response, b"down", Instant::now());
         tap.closed(Side::Request);
         tap.closed(Side::Response);
         let mut lines = lines.lock().expect("not poisoned").clone();
@@ -135,7 +139,7 @@ proptest! {
     fn nothing_that_passes_makes_it_fail(pieces in prop::collection::vec((any::<bool>(), piece()), 0..12)) {
         let (mut tap, _) = tap(3);
         for (is_request, bytes) in pieces {
-            tap.seen(if is_request { Side::Request } else { Side::Response }, &bytes);
+            tap.seen(if is_request { Side::Request } else { Side::Response }, &bytes, Instant::now());
         }
     }
 }
@@ -154,13 +158,13 @@ fn piece() -> impl Strategy<Value = Vec<u8>> {
 #[test]
 fn bytes_that_nobody_wants_may_pass_unseen() {
     let (mut tap, lines) = tap(4);
-    tap.seen(Side::Request, b"GET / HTTP/1.1\r\n\r\n");
-    tap.seen(Side::Response, b"HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\nabc");
+    tap.seen(Side::Request, b"GET / HTTP/1.1\r\n\r\n", Instant::now());
+    tap.seen(Side::Response, b"HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\nabc", Instant::now());
     assert_eq!(tap.unseen(Side::Response), 0);
-    tap.seen(Side::Response, b"d");
+    tap.seen(Side::Response, b"d", Instant::now());
     assert_eq!(tap.unseen(Side::Response), 996);
     tap.skip(Side::Response, 990);
-    tap.seen(Side::Response, b"uvwxyzHTTP");
+    tap.seen(Side::Response, b"uvwxyzHTTP", Instant::now());
     assert_eq!(lines.lock().expect("not poisoned").last().map(String::as_str), Some("0 Response abcd+990uvwxyz|"));
     assert_eq!(tap.unseen(Side::Response), 0);
 }
@@ -170,13 +174,13 @@ fn an_answer_without_length_ends_with_the_connection_and_a_cut_one_does_not_end(
     for (head, closed, line) in [
         ("HTTP/1.0 200 OK\r\n\r\n", true, "0 Response rest|"),
         ("HTTP/1.0 200 OK\r\n\r\n", false, "0 Response rest"),
-        ("HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\n", true, "0 Response rest"),
-        ("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n9\r\n", true, "0 Response rest"),
+        ("HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\n", true, "0 Response cut"),
+        ("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n9\r\n", true, "0 Response cut"),
     ] {
         let (mut tap, lines) = tap(99);
-        tap.seen(Side::Request, b"GET / HTTP/1.1\r\n\r\n");
-        tap.seen(Side::Response, head.as_bytes());
-        tap.seen(Side::Response, b"rest");
+        tap.seen(Side::Request, b"GET / HTTP/1.1\r\n\r\n", Instant::now());
+        tap.seen(Side::Response, head.as_bytes(), Instant::now());
+        tap.seen(Side::Response, b"rest", Instant::now());
         if closed {
             tap.closed(Side::Response);
         }
@@ -189,7 +193,7 @@ fn an_answer_without_length_ends_with_the_connection_and_a_cut_one_does_not_end(
 fn heads_without_end_are_given_up() {
     let (mut tap, lines) = tap(99);
     for _ in 0..3000 {
-        tap.seen(Side::Request, &[b'a'; 100]);
+        tap.seen(Side::Request, &[b'a'; 100], Instant::now());
     }
     assert!(matches!(tap.request.next, Next::Ignored));
     assert!(tap.request.head.is_empty() && lines.lock().expect("not poisoned").is_empty());

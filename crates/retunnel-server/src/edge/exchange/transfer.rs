@@ -77,6 +77,8 @@ pub(super) enum Ended {
     Page(EdgeError),
     /// After the answer was begun, or because the visitor is gone.
     Cut,
+    /// After the answer was begun, by the local service or the client.
+    AnswerCut,
 }
 
 impl Ended {
@@ -321,7 +323,7 @@ async fn pass_answer<A: AnswerSink>(
             {
                 Part { end: Some(Trailers::new()), ..Part::default() }
             }
-            part => part?,
+            part => part.map_err(|_| Ended::AnswerCut)?,
         };
         progress.add_down(&part.payload);
         answer.send(&part).await?;

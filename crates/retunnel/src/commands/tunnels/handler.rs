@@ -1,6 +1,6 @@
 //! Handles a client's events: saves what the server has accepted, prints lines and JSON, and remembers what is wrong.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 
 use retunnel_client::{
     Client, ConnectError, Dialect, Event, Events, PageCode, RefusalCode, RequestSummary, SessionInfo, Token,
@@ -13,6 +13,7 @@ use super::reconnects::ReconnectLog;
 use crate::{
     commands::{json_events, reload::Report},
     output::Output,
+    printable,
     settings::Identity,
     ui::{
         spinner::{self, Spinner},
@@ -45,6 +46,8 @@ pub(crate) struct EventHandler {
     hinted: HashSet<String>,
     /// The last thing that went wrong, for the live view.
     pub(super) trouble: Option<String>,
+    /// The URL of each tunnel that was open.
+    urls: HashMap<String, String>,
     /// The inspector's URL, if there is one.
     pub(super) inspector: Option<String>,
 }
@@ -63,6 +66,7 @@ impl EventHandler {
             unreachable: HashSet::new(),
             hinted: HashSet::new(),
             trouble: None,
+            urls: HashMap::new(),
             inspector: None,
         }
     }
@@ -152,7 +156,7 @@ impl EventHandler {
             }
             Event::Connecting { attempt, .. } => self.reconnects.attempt = attempt,
             Event::Disconnected { cause, retry_in, .. } => {
-                let cause = cause.to_string();
+                let cause = printable::line(&cause.to_string());
                 self.trouble = Some(cause.clone());
                 let line = self.reconnects.line(&cause, retry_in);
                 match (&mut self.spinner, line) {
@@ -177,13 +181,31 @@ impl EventHandler {
                 self.warn(format!("{reason}: visitors of {} get an error until the service is started", info.url));
                 self.unreachable.insert(info.name);
             }
-            Event::TunnelFailed { name, refusal, .. } => self.warn(format!("cannot open tunnel `{name}`: {refusal}")),
+            Event::TunnelOpened(info) => drop(self.urls.insert(info.name, info.url)),
+            Event::TunnelRestored(info) => {
+                let before = self.urls.insert(info.name.clone(), info.url.clone());
+                if before.is_some_and(|before| before != info.url) {
+                    if !self.silent && !self.output.json {
+                        self.output.result(&info.url);
+                    }
+                    self.warn(printable::line(&format!("tunnel `{}` has a new address: {}", info.name, info.url)));
+                }
+            }
+            Event::TunnelFailed { name, refusal, .. } => {
+                self.warn(printable::line(&format!("cannot open tunnel `{name}`: {refusal}")));
+            }
             Event::TunnelClosed { name, refusal, .. } => {
-                self.warn(format!("the server closed tunnel `{name}`: {refusal}"))
+                self.warn(printable::line(&format!("the server closed tunnel `{name}`: {refusal}")));
             }
             Event::LocalUnreachable { tunnel, reason, .. } => {
                 self.unreachable.insert(tunnel);
-                self.warn(format!("the local service does not answer: {reason}"));
+                self.warn(printable::line(&format!("the local service does not answer: {reason}")));
+            }
+            Event::OutOfDescriptors { refused, .. } => {
+                let count = if refused > 1 { format!(" ({refused} since the last message)") } else { String::new() };
+                self.warn(format!(
+                    "no file descriptor is left: visitors get 503{count}; raise the limit (`ulimit -n`)"
+                ));
             }
             Event::Request { tunnel, request, .. } => {
                 if request.error == HOST_NOT_ALLOWED && self.hinted.insert(tunnel.clone()) {
@@ -270,6 +292,5 @@ fn request_line(request: &RequestSummary) -> String {
         format!("{} {} {}", request.method, request.path, request.status)
     };
     let error = if request.error.is_empty() { String::new() } else { format!(" [{}]", request.error) };
-    let safe: String = what.chars().map(|c| if c.is_control() { '?' } else { c }).collect();
-    format!("{safe} {} ms{error}", request.duration_ms)
+    printable::line(&format!("{what} {} ms{error}", request.duration_ms))
 }

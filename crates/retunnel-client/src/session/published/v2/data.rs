@@ -199,7 +199,10 @@ async fn answer(
         Ok(()) => return Some(collected.finish()),
         // Servers expect silence then.
         Err(Failure::Local(RelayError::LocalUnreachable { .. })) => return None,
-        Err(Failure::Local(error)) => own(&mut visit, StatusCode::BAD_GATEWAY, error.code(), &error.to_string()),
+        Err(Failure::Local(error)) => {
+            let status = StatusCode::from_u16(error.status()).unwrap_or(StatusCode::BAD_GATEWAY);
+            own(&mut visit, status, error.code(), &error.to_string())
+        }
         Err(Failure::Answer(TooLarge)) => {
             let text = "the server speaks dialect 2, which cannot carry an answer of this size";
             own(&mut visit, StatusCode::BAD_GATEWAY, PageCode::ResponseTooLarge, text)
