@@ -8,7 +8,10 @@ use retunnel_e2e::{
     service,
     visitor::{Visitor, get, request},
 };
-use tokio::net::{TcpSocket, TcpStream};
+use tokio::{
+    net::{TcpSocket, TcpStream},
+    time::Instant,
+};
 
 const SMUGGLED: &str = "GET /stolen HTTP/1.1\r\nX-Rest: ";
 
@@ -103,9 +106,9 @@ async fn a_proxys_visitors_do_not_share_a_connection_that_carried_a_body() {
 
 /// A visitor with another address.
 async fn from(last: u8, server: SocketAddr) -> Visitor<TcpStream> {
-    let socket = TcpSocket::new_v4().unwrap();
-    socket.bind(SocketAddr::from(([127, 0, 0, last], 0))).unwrap();
-    Visitor::over(socket.connect(server).await.unwrap())
+    let socket = TcpSocket::new_v4().expect("a socket");
+    socket.bind(SocketAddr::from(([127, 0, 0, last], 0))).expect("a loopback address");
+    Visitor::over(socket.connect(server).await.expect("a connection"))
 }
 
 #[tokio::test]
@@ -154,7 +157,7 @@ async fn a_slow_body_of_the_rest_api_is_given_up() {
     let mut visitor = Visitor::connect(server.address).await;
     let head = "POST /api/v1/auth/register HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1000\r\n\r\n";
     visitor.send(head).await;
-    let started = std::time::Instant::now();
+    let started = Instant::now();
     // A byte now and then does not help.
     let answer = loop {
         let sent = tokio::io::AsyncWriteExt::write_all(&mut visitor.socket, b"{").await;
@@ -176,7 +179,7 @@ async fn a_service_of_one_connection_at_a_time_serves_two_visitors() {
     let tunnel = user.tunnel(server.address, &["http", service.port().as_str()]).await;
     let host = server.host(tunnel.name());
     for _ in 0..3 {
-        let started = std::time::Instant::now();
+        let started = Instant::now();
         let (one, two) = tokio::join!(get(server.address, &host, "/"), get(server.address, &host, "/"));
         assert_eq!((one.text(), two.text()), ("hi".to_owned(), "hi".to_owned()));
         assert!(started.elapsed() < Duration::from_secs(3), "{:?}", started.elapsed());
