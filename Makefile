@@ -14,7 +14,7 @@ export RETUNNEL_TEST_VENVS := $(VENVS)
 export RETUNNEL_TEST_CLIENTS := $(PYTHON_CLIENTS)
 
 .PHONY: help install-dev test test-quick test-verbose format format-check lint typecheck dependencies minimum-rust fuzz-check \
-	api-compatibility check build demo bench bench-wan bench-parts recording fuzz coverage upload
+	lint-targets api-compatibility check build demo bench bench-wan bench-parts recording fuzz coverage upload
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 20
@@ -107,6 +107,10 @@ minimum-rust: ## Check with the oldest Rust that the manifest allows
 # Shares the target folder with `lint`, whose compiled dependencies it uses.
 fuzz-check: ## Check that the fuzz targets compile
 	$(CARGO) check --manifest-path fuzz/Cargo.toml --locked --target-dir $(BUILD)
+
+# Not part of `check`: it has not run to its end yet.
+lint-targets: ## Check lints for Windows and macOS, where rustup can add their standard libraries
+	@CARGO="$(CARGO)" scripts/lint-targets
 
 api-compatibility: ## Compare the libraries' API with the last tagged version, if there is one
 	@CARGO="$(CARGO)" scripts/api-compatibility
