@@ -151,6 +151,8 @@ async fn rows_28_and_29_data_sockets_belong_to_their_session() {
         (owner.as_str(), "mine"),
         (owner.as_str(), ""),
         ("", "client-guessed"),
+        // The session has shown its token on a data socket before.
+        ("", id.as_str()),
     ] {
         assert!(gets_the_request(server.address, token, id).await.is_none(), "{token} {id}");
     }

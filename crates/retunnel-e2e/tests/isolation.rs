@@ -202,3 +202,28 @@ async fn an_account_gets_only_its_share_of_ports() {
     let (code, _, stderr) = third.run(&[&own[..], &[port.as_str()]].concat()).await;
     assert!(code == 69 && stderr.contains("clients of your address"), "{code} {stderr}");
 }
+
+#[tokio::test]
+async fn the_owner_sets_how_long_a_service_may_be_silent() {
+    let (server, user) = (Server::start(&[]).await, User::default());
+    let service = service::http().await;
+    let tunnel = user.tunnel(server.address, &["http", &service.port(), "--response-timeout", "500ms"]).await;
+    let host = server.host(tunnel.name());
+    let answer = get(server.address, &host, "/hang").await;
+    assert_eq!((answer.status, answer.header("x-retunnel-error")), (504, Some("local_timeout")));
+    // Only the beginning counts: 40 events take two seconds.
+    let events = get(server.address, &host, "/events/40").await;
+    assert!(events.status == 200 && events.is_complete, "{events:?}");
+}
+
+#[tokio::test]
+async fn connections_to_the_local_service_are_not_kept_where_the_owner_says_so() {
+    let (server, user) = (Server::start(&[]).await, User::default());
+    let (service, seen) = service::watched(true).await;
+    let tunnel = user.tunnel(server.address, &["http", &service.port(), "--local-keep-alive", "off"]).await;
+    let host = server.host(tunnel.name());
+    for _ in 0..3 {
+        assert_eq!(get(server.address, &host, "/").await.text(), "/");
+    }
+    assert_eq!(seen.connections(), 3);
+}

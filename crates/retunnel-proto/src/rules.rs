@@ -17,6 +17,8 @@ pub use local_origin::{LocalOrigin, RESTORED, TRANSLATED, host_refused};
 
 use crate::message::HttpAuth;
 
+/// Longest time in a `response-timeout`, in seconds: a day.
+pub const MAX_RESPONSE_TIMEOUT: f64 = 24.0 * 3600.0;
 /// Most rules of one tunnel.
 pub const MAX_RULES: usize = 64;
 
@@ -54,11 +56,31 @@ pub struct LocalOriginConfig {
     pub origin: String,
 }
 
+/// Configuration of `response-timeout`: how long the local service may take to begin its answer.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ResponseTimeoutConfig {
+    /// Seconds, more than 0 and at most [`MAX_RESPONSE_TIMEOUT`].
+    pub seconds: f64,
+}
+
+/// Configuration of `local-keep-alive`: whether connections to the local service serve further requests.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct LocalKeepAliveConfig {
+    /// Without it each request has a new connection.
+    pub enabled: bool,
+}
+
 impl Rule {
     /// Type of the rule with [`BasicAuthConfig`].
     pub const BASIC_AUTH: &'static str = "basic-auth";
     /// Type of the rule with [`LocalOriginConfig`].
     pub const LOCAL_ORIGIN: &'static str = "local-origin";
+    /// Type of the rule with [`ResponseTimeoutConfig`].
+    pub const RESPONSE_TIMEOUT: &'static str = "response-timeout";
+    /// Type of the rule with [`LocalKeepAliveConfig`].
+    pub const LOCAL_KEEP_ALIVE: &'static str = "local-keep-alive";
 
     /// A rule of any type.
     #[must_use]
@@ -80,6 +102,18 @@ impl Rule {
     #[must_use]
     pub fn local_origin(origin: impl Into<String>) -> Self {
         Self::of(Self::LOCAL_ORIGIN, LocalOriginConfig { origin: origin.into() })
+    }
+
+    /// Gives a request up whose answer has not begun after so many seconds.
+    #[must_use]
+    pub fn response_timeout(seconds: f64) -> Self {
+        Self::of(Self::RESPONSE_TIMEOUT, ResponseTimeoutConfig { seconds })
+    }
+
+    /// Keeps connections to the local service for further requests, or does not.
+    #[must_use]
+    pub fn local_keep_alive(enabled: bool) -> Self {
+        Self::of(Self::LOCAL_KEEP_ALIVE, LocalKeepAliveConfig { enabled })
     }
 
     /// The configuration as the type's own values.

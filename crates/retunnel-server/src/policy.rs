@@ -3,7 +3,9 @@
 //! A new rule is a file of its own that has a function to compile it, and a line in [`KNOWN`].
 
 mod basic_auth;
+mod local_keep_alive;
 mod local_origin;
+mod response_timeout;
 
 use std::{fmt, net::IpAddr};
 
@@ -22,8 +24,12 @@ use crate::tunnel::policy::{Denied, Policy, Rewrite};
 type Compile = fn(&Rule, TunnelProtocol) -> Result<Box<dyn Evaluate>, String>;
 
 /// Every rule that this server knows, by its type.
-const KNOWN: &[(&str, Compile)] =
-    &[(Rule::BASIC_AUTH, basic_auth::compile), (Rule::LOCAL_ORIGIN, local_origin::compile)];
+const KNOWN: &[(&str, Compile)] = &[
+    (Rule::BASIC_AUTH, basic_auth::compile),
+    (Rule::LOCAL_ORIGIN, local_origin::compile),
+    (Rule::RESPONSE_TIMEOUT, response_timeout::compile),
+    (Rule::LOCAL_KEEP_ALIVE, local_keep_alive::compile),
+];
 
 /// One compiled rule.
 trait Evaluate: fmt::Debug + Send + Sync {
@@ -97,11 +103,23 @@ mod tests {
 
     #[test]
     fn rules_of_http_are_refused_for_tcp() {
-        for rule in [Rule::basic_auth(retunnel_proto::message::HttpAuth("a:b".into())), Rule::local_origin("http://a")]
-        {
+        for rule in [
+            Rule::basic_auth(retunnel_proto::message::HttpAuth("a:b".into())),
+            Rule::local_origin("http://a"),
+            Rule::response_timeout(1.5),
+            Rule::local_keep_alive(false),
+        ] {
             assert!(Rules::compile(std::slice::from_ref(&rule), TunnelProtocol::Http).is_ok());
             let refusal = Rules::compile(&[rule], TunnelProtocol::Tcp).expect_err("not for TCP");
             assert_eq!(refusal.code, RefusalCode::InvalidRequest);
+        }
+    }
+
+    #[test]
+    fn a_response_timeout_is_a_time_that_can_be_waited_for() {
+        for seconds in [0.0, -1.0, f64::NAN, f64::INFINITY, 1e300, 86_401.0] {
+            let rule = Rule::response_timeout(seconds);
+            assert!(Rules::compile(&[rule], TunnelProtocol::Http).is_err(), "{seconds}");
         }
     }
 

@@ -3,7 +3,7 @@
 
 use retunnel_proto::{
     message::{Refusal, RefusalCode, TunnelProtocol},
-    rules::{BasicAuth, BasicAuthConfig, LocalOrigin, LocalOriginConfig, Rule},
+    rules::{BasicAuth, BasicAuthConfig, LocalKeepAliveConfig, LocalOrigin, LocalOriginConfig, Rule},
 };
 
 /// What the server of a session does about rules.
@@ -56,6 +56,10 @@ impl RuleSupport {
                     basic_auth(rule)?;
                     carries_password = true;
                 }
+                // Each request has a connection of its own in these dialects.
+                (Self::Dialect3 | Self::Dialect2, TunnelProtocol::Http, Rule::LOCAL_KEEP_ALIVE) => {
+                    rule.read::<LocalKeepAliveConfig>().map_err(invalid)?;
+                }
                 (Self::Dialect3 | Self::Dialect2, TunnelProtocol::Http, Rule::LOCAL_ORIGIN) => {
                     client.local_origin = Some(local_origin(rule)?);
                 }
@@ -99,7 +103,7 @@ mod tests {
 
     #[test]
     fn the_client_applies_what_the_server_does_not() {
-        let rules = [password(), Rule::local_origin("http://localhost:80")];
+        let rules = [password(), Rule::local_origin("http://localhost:80"), Rule::local_keep_alive(false)];
         for (support, passwords, origin) in [(List, 0, false), (Dialect3, 1, true), (Dialect2, 0, true)] {
             let client = support.client_rules(&rules, Http).expect("supported");
             assert_eq!((client.basic_auth.len(), client.local_origin.is_some()), (passwords, origin), "{support:?}");

@@ -4,7 +4,7 @@
 
 use retunnel_proto::{
     message::{HttpAuth, TunnelProtocol},
-    rules::Rule,
+    rules::{MAX_RESPONSE_TIMEOUT, Rule},
 };
 
 use crate::{target::LocalTarget, validation::ValidationError};
@@ -39,7 +39,7 @@ pub struct ShortRule {
 }
 
 /// Every short form, in the order in which help texts list them.
-pub const SHORT_RULES: &[ShortRule] = &[AUTH, HOST_HEADER];
+pub const SHORT_RULES: &[ShortRule] = &[AUTH, HOST_HEADER, RESPONSE_TIMEOUT, LOCAL_KEEP_ALIVE];
 
 pub(super) const AUTH: ShortRule = ShortRule {
     key: "auth",
@@ -70,6 +70,36 @@ pub(super) const HOST_HEADER: ShortRule = ShortRule {
     parse: local_origin,
 };
 
+const RESPONSE_TIMEOUT: ShortRule = ShortRule {
+    key: "response_timeout",
+    option: "response-timeout",
+    short_option: None,
+    variable: None,
+    value_name: "TIME",
+    help: "Answer 504 when the local service has not begun its answer after this time, for example `90s` or `5m`; \
+           without it visitors wait as long as they want",
+    example: "90s",
+    purpose: "optional, how long visitors wait for an answer to begin",
+    protocols: &[TunnelProtocol::Http],
+    restricts_access: false,
+    parse: response_timeout,
+};
+
+const LOCAL_KEEP_ALIVE: ShortRule = ShortRule {
+    key: "local_keep_alive",
+    option: "local-keep-alive",
+    short_option: None,
+    variable: None,
+    value_name: "on|off",
+    help: "`off` opens a new connection to the local service for each request, for services that serve one connection at \
+           a time",
+    example: "off",
+    purpose: "optional, for services that serve one connection at a time",
+    protocols: &[TunnelProtocol::Http],
+    restricts_access: false,
+    parse: local_keep_alive,
+};
+
 impl ShortRule {
     /// Converts a value to the rule for a tunnel to this local service.
     ///
@@ -88,6 +118,37 @@ fn basic_auth(text: &str, _: &LocalTarget) -> Result<Rule, ValidationError> {
         _ => {
             let reason = "expected USER:PASSWORD, both not empty";
             Err(ValidationError { what: "credentials", value: "***".into(), reason })
+        }
+    }
+}
+
+fn response_timeout(text: &str, _: &LocalTarget) -> Result<Rule, ValidationError> {
+    let (number, unit) = match text.strip_suffix("ms") {
+        Some(number) => (number, 0.001),
+        None => match text.strip_suffix(['s', 'm', 'h']) {
+            Some(number) if text.ends_with('m') => (number, 60.0),
+            Some(number) if text.ends_with('h') => (number, 3600.0),
+            Some(number) => (number, 1.0),
+            None => (text, 1.0),
+        },
+    };
+    let seconds = number.parse::<f64>().ok().map(|number| number * unit);
+    match seconds.filter(|seconds| *seconds > 0.0 && *seconds <= MAX_RESPONSE_TIMEOUT) {
+        Some(seconds) => Ok(Rule::response_timeout(seconds)),
+        None => {
+            let reason = "expected a time such as `90s`, `5m` or `500ms`, at most 24h";
+            Err(ValidationError { what: "response timeout", value: text.to_owned(), reason })
+        }
+    }
+}
+
+fn local_keep_alive(text: &str, _: &LocalTarget) -> Result<Rule, ValidationError> {
+    match text {
+        "on" | "true" => Ok(Rule::local_keep_alive(true)),
+        "off" | "false" => Ok(Rule::local_keep_alive(false)),
+        _ => {
+            let reason = "expected `on` or `off`";
+            Err(ValidationError { what: "local keep-alive", value: text.to_owned(), reason })
         }
     }
 }
@@ -122,6 +183,16 @@ mod tests {
             if short.restricts_access {
                 short.parse("", &80.into()).expect_err("an empty value must not leave the tunnel open");
             }
+        }
+    }
+
+    #[test]
+    fn times_have_units() {
+        for (text, seconds) in [("90s", 90.0), ("5m", 300.0), ("24h", 86_400.0), ("500ms", 0.5), ("2", 2.0)] {
+            assert_eq!(RESPONSE_TIMEOUT.parse(text, &80.into()).expect(text), Rule::response_timeout(seconds));
+        }
+        for text in ["", "0s", "-1s", "s", "25h", "1d", "NaN", "inf"] {
+            RESPONSE_TIMEOUT.parse(text, &80.into()).expect_err(text);
         }
     }
 

@@ -45,9 +45,6 @@ const PING_EVERY: Duration = Duration::from_secs(3);
 /// A ping unanswered for this long means that the client is gone.
 const PONG_WITHIN: Duration = Duration::from_secs(9);
 
-/// Version that the published 2.0.0 reports. It sends no token on its data sockets; all later ones do, and report another.
-const SENDS_NO_TOKEN: &str = "2.0.0";
-
 /// The requests of all 2.x sessions, by the id that their data sockets present.
 #[derive(Debug, Default)]
 pub(super) struct Sessions(Mutex<HashMap<ClientId, Arc<Requests>>>);
@@ -115,14 +112,13 @@ pub(super) async fn serve<IO>(
     socket.limits_mut().set_max_payload_len(Some(MAX_CONTROL_MESSAGE));
     let client_id = ClientId::random();
     let account = session.account.email.clone();
-    // Not the client's id: a data socket of the published 2.0.0 shows nothing else.
+    // Without the client's id: the data sockets of the published 2.0.0 show nothing else.
     let span = info_span!("session", %account, %peer, version = %auth.version);
     let welcome = Welcome { client_id: client_id.clone(), account, server_version: crate::version::VERSION.into() };
     if send(&mut socket, &ServerMessage::AuthResp(AuthResp { result: Ok(welcome) })).await.is_err() {
         return;
     }
-    let without_token = (auth.version == SENDS_NO_TOKEN).then_some(peer.ip());
-    let (requests, queue) = Requests::new(session.account.id, without_token);
+    let (requests, queue) = Requests::new(session.account.id, peer.ip());
     let _listed = Listed::new(&control, client_id, Arc::clone(&requests));
     V2Session { session, requests, queue }.run(socket).instrument(span).await;
 }
@@ -284,14 +280,15 @@ pub(super) async fn serve_data_socket<IO>(
         debug!(%peer, "data socket for no session");
         return close(socket).await;
     };
-    // A token that is sent must be right. Without one, the session's unguessable id counts from the session's own address.
-    if token.is_none() && requests.without_token != Some(peer.ip()) {
+    // A token that is sent must be right. The published 2.0.0 sends none: then the session's unguessable id counts, from the
+    // session's own address, and only as long as the session has shown no token on a data socket.
+    if token.is_none() && !requests.admits_without_token(peer.ip()) {
         info!(%peer, owner = %requests.account, "data socket without a token refused");
         return close(socket).await;
     }
     if let Some(token) = token {
         match control.authenticate(Some(&token), peer).await {
-            Ok(account) if account.id == requests.account => {}
+            Ok(account) if account.id == requests.account => requests.has_shown_token(),
             Ok(account) => {
                 warn!(%peer, account = %account.email, owner = %requests.account, "data socket for another account's session refused");
                 return close(socket).await;

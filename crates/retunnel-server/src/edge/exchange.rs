@@ -11,7 +11,7 @@ use retunnel_proto::{
     http1::{Framing, request::RequestHead, write::Visitor},
     message::RequestSummary,
 };
-use tokio::time::Instant;
+use tokio::time::{Instant, sleep};
 use tracing::{debug, info};
 
 use self::transfer::{Ended, Progress, attempt};
@@ -202,15 +202,17 @@ impl Exchange<'_> {
             local: rewrite.local_origin,
         };
         let connection = (!self.by_trusted_proxy).then(|| downstream.connection());
-        let mut may_reuse = true;
+        let may_keep = !rewrite.close_local;
+        let mut may_reuse = may_keep;
         loop {
             let body = whole.clone().unwrap_or_default();
-            let request = Request { head, visitor, peer: downstream.peer(), connection, body, may_reuse };
+            let request = Request { head, visitor, peer: downstream.peer(), connection, body, may_reuse, may_keep };
             let progress = Progress::default();
             let result = tokio::select! {
                 biased;
                 result = attempt(edge, downstream, &*tunnel.upstream, request, (mode, whole.is_some()), &progress) => result,
                 () = tunnel.closed.cancelled() => Err(self.closed(&progress)),
+                () = unanswered(rewrite.response_timeout, &progress) => Err(Ended::Page(EdgeError::LocalTimeout)),
             };
             let is_open = !tunnel.upstream.is_lost() && !tunnel.closed.is_cancelled();
             if progress.is_reused() && is_open && matches!(result, Err(Ended::Lost)) && is_repeatable(head) {
@@ -361,6 +363,25 @@ impl From<BodyError> for Ended {
             BodyError::Gone | BodyError::StreamClosed => Self::Cut,
         }
     }
+}
+
+/// Waits until the answer to a complete request has not begun for so long.
+async fn unanswered(limit: Option<Duration>, progress: &Progress) {
+    let Some(limit) = limit else { return std::future::pending().await };
+    // In a box: few tunnels have a limit.
+    Box::pin(async {
+        loop {
+            let was_complete = progress.request_done();
+            sleep(limit).await;
+            if progress.answered().is_some() {
+                return std::future::pending().await;
+            }
+            if was_complete {
+                return;
+            }
+        }
+    })
+    .await;
 }
 
 fn milliseconds(duration: Duration) -> u64 {

@@ -69,7 +69,8 @@ impl Taken {
 
     /// Lets the oldest connection of a peer that was idle for so long give way; says whether there was one.
     fn evict_of(&mut self, peer: Peer, idle_for: Duration) -> bool {
-        let before = (self.began.elapsed().saturating_sub(idle_for)).as_millis();
+        let Some(before) = self.began.elapsed().checked_sub(idle_for) else { return false };
+        let before = before.as_millis();
         let places = self.peers.get(&peer).into_iter().flatten().take(EXAMINED);
         let is_idle = |state: &State| u128::from(state.idle_since.load(Relaxed)) <= before;
         let oldest = places.filter(|(_, state)| is_idle(state)).map(|(number, _)| *number).next();

@@ -1,6 +1,6 @@
 //! What a tunnel's policy must be able to do. Implemented in [`crate::policy`].
 
-use std::{fmt, net::IpAddr};
+use std::{fmt, net::IpAddr, time::Duration};
 
 use retunnel_proto::{PageCode, http1::request::RequestHead, rules::LocalOrigin};
 
@@ -27,6 +27,10 @@ pub(crate) struct Rewrite<'a> {
     pub(crate) strip_authorization: bool,
     /// The origin that the local service sees instead of the public one.
     pub(crate) local_origin: Option<&'a LocalOrigin>,
+    /// How long the local service may take to begin its answer.
+    pub(crate) response_timeout: Option<Duration>,
+    /// The connection to the local service serves this request only.
+    pub(crate) close_local: bool,
 }
 
 /// Why a visitor is not admitted, as the answer that an HTTP visitor gets. A TCP connection is closed. Every rule has its own,

@@ -116,6 +116,8 @@ pub(crate) struct Request<'a> {
     pub(crate) body: WholeBody,
     /// Whether a kept connection to the local service may be used. It may turn out to be closed already.
     pub(crate) may_reuse: bool,
+    /// Whether the connection to the local service may be kept afterwards.
+    pub(crate) may_keep: bool,
 }
 
 /// One connection of a visitor to this server.

@@ -112,10 +112,11 @@ impl Upstream for NativeUpstream {
     }
 
     fn exchange<'a>(&'a self, request: Request<'a>) -> Soon<'a, Result<Box<dyn Exchange + 'a>, Failure>> {
-        let Request { head, visitor, connection, may_reuse, .. } = request;
+        let Request { head, visitor, connection, may_reuse, may_keep, .. } = request;
         let mut unsent = Draft::new();
         write::request(head, visitor, &mut unsent);
         let share = match leaves_bytes(head) {
+            _ if !may_keep => None,
             false => Some(Share::Everyone),
             true => connection.map(Share::Only),
         };

@@ -6,7 +6,10 @@ use std::{
     collections::VecDeque,
     io,
     net::{IpAddr, SocketAddr},
-    sync::{Arc, Mutex, MutexGuard},
+    sync::{
+        Arc, Mutex, MutexGuard,
+        atomic::{AtomicBool, Ordering::Relaxed},
+    },
     time::Duration,
 };
 
@@ -101,8 +104,10 @@ impl From<RelayError> for Failure {
 pub(crate) struct Requests {
     /// Owner of the session.
     pub(crate) account: AccountId,
-    /// Where data sockets without a token may come from.
-    pub(crate) without_token: Option<IpAddr>,
+    /// Where the session's client is.
+    peer: IpAddr,
+    /// A data socket of the session has presented a token: all of its client's do.
+    shows_tokens: AtomicBool,
     pending: Mutex<VecDeque<Pending>>,
     in_flight: Semaphore,
     control: mpsc::Sender<ServerMessage>,
@@ -110,15 +115,26 @@ pub(crate) struct Requests {
 
 impl Requests {
     /// An empty queue, and the messages that the session has to send for it.
-    pub(crate) fn new(account: AccountId, without_token: Option<IpAddr>) -> (Arc<Self>, mpsc::Receiver<ServerMessage>) {
+    pub(crate) fn new(account: AccountId, peer: IpAddr) -> (Arc<Self>, mpsc::Receiver<ServerMessage>) {
         let (control, queue) = mpsc::channel(MAX_QUEUED);
         let in_flight = Semaphore::new(MAX_PENDING);
-        let requests = Self { account, without_token, pending: Mutex::default(), in_flight, control };
+        let shows_tokens = AtomicBool::new(false);
+        let requests = Self { account, peer, shows_tokens, pending: Mutex::default(), in_flight, control };
         (Arc::new(requests), queue)
     }
 
     fn lock(&self) -> MutexGuard<'_, VecDeque<Pending>> {
         self.pending.lock().expect("no code panics while it holds the queue")
+    }
+
+    /// A data socket has presented the session's token.
+    pub(crate) fn has_shown_token(&self) {
+        self.shows_tokens.store(true, Relaxed);
+    }
+
+    /// Whether a data socket without a token may be the session's.
+    pub(crate) fn admits_without_token(&self, peer: IpAddr) -> bool {
+        peer == self.peer && !self.shows_tokens.load(Relaxed)
     }
 
     /// The oldest request whose visitor still waits.
