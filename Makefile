@@ -108,14 +108,13 @@ minimum-rust: ## Check with the oldest Rust that the manifest allows
 fuzz-check: ## Check that the fuzz targets compile
 	$(CARGO) check --manifest-path fuzz/Cargo.toml --locked --target-dir $(BUILD)
 
-# Not part of `check`: it has not run to its end yet.
 lint-targets: ## Check lints for Windows and macOS, where rustup can add their standard libraries
 	@CARGO="$(CARGO)" scripts/lint-targets
 
 api-compatibility: ## Compare the libraries' API with the last tagged version, if there is one
 	@CARGO="$(CARGO)" scripts/api-compatibility
 
-check: format-check lint dependencies minimum-rust fuzz-check api-compatibility test ## Everything that must be green before a merge
+check: format-check lint lint-targets dependencies minimum-rust fuzz-check api-compatibility test ## Everything that must be green before a merge
 
 build: ## Build the release program
 	$(CARGO) build --release --locked -p retunnel

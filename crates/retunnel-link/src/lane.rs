@@ -38,8 +38,11 @@ impl<T: AsyncRead + AsyncWrite + Send + Unpin> Duplex for T {}
 pub struct Lane(Kind);
 
 enum Kind {
-    /// The lock is held for writing only while the socket moves to a bulk thread.
-    Tcp(RwLock<TcpStream>, OnceLock<&'static Handle>),
+    /// The lock is held for writing only while the socket moves to a bulk thread, which only Linux has.
+    Tcp(
+        RwLock<TcpStream>,
+        #[cfg_attr(not(target_os = "linux"), expect(dead_code, reason = "bulk threads"))] OnceLock<&'static Handle>,
+    ),
     Other(Mutex<Box<dyn Duplex>>),
 }
 

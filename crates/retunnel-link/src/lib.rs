@@ -41,7 +41,7 @@ pub use link::{Events, Link, LinkEvent, link};
 pub use messages::{MessageSocket, message_form};
 pub use read_ahead::ReadAhead;
 pub use relay::{Pump, poll_down, poll_relay, poll_up};
-pub use socket::{Direction, MaybeTcp, last_bytes_sent};
+pub use socket::{Direction, MaybeTcp, last_bytes_sent, limit_unsent, use_bbr};
 pub use stream::{LinkStream, StreamReset};
 pub use tls::TlsSocket;
 

@@ -7,6 +7,22 @@ use tokio::{net::TcpStream, time::timeout};
 /// How long the last bytes before a reset may take. A slow peer needs some time for what the system has buffered.
 const SENT_WITHIN: Duration = Duration::from_secs(30);
 
+/// Bounds the bytes that wait in the socket and were not sent: others wait where streams take turns. Best effort; Linux only.
+pub fn limit_unsent(socket: &TcpStream, bytes: u32) {
+    #[cfg(target_os = "linux")]
+    let _ = socket2::SockRef::from(socket).set_tcp_notsent_lowat(bytes);
+    #[cfg(not(target_os = "linux"))]
+    let _ = (socket, bytes);
+}
+
+/// Chooses BBR, which keeps its rate over lossy paths. Best effort; Linux only.
+pub fn use_bbr(socket: &TcpStream) {
+    #[cfg(target_os = "linux")]
+    let _ = socket2::SockRef::from(socket).set_tcp_congestion(b"bbr");
+    #[cfg(not(target_os = "linux"))]
+    let _ = socket;
+}
+
 /// Waits until the system has sent what was written to the socket, within a limit of time. A reset that came earlier would
 /// destroy the rest. Systems other than Linux do not wait.
 pub fn last_bytes_sent(socket: &TcpStream) -> impl Future<Output = ()> + use<> {

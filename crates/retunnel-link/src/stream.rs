@@ -301,6 +301,7 @@ impl StreamRef {
 
     /// The lane that this stream's next bytes come from, and the most bytes to read there. Reads must be reported with
     /// [`Self::arrived_on_lane`].
+    #[cfg(target_os = "linux")]
     pub(crate) fn poll_lane_to_read(&self, cx: &Context<'_>) -> Option<(Arc<Lane>, u64)> {
         let mut state = self.shared.lock();
         let found = state.lane_to_read(self.id)?;

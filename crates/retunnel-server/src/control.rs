@@ -11,14 +11,13 @@ mod websocket;
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use bytes::Bytes;
-use retunnel_link::{Budget, Lane};
+use retunnel_link::{Budget, Lane, limit_unsent, use_bbr};
 use retunnel_proto::{
     dialect::v3::is_dialect_3,
     http1::{request::RequestHead, tokens},
     message::{Refusal, RefusalCode, Token},
     native::SUBPROTOCOL,
 };
-use socket2::SockRef;
 use tokio::{io::AsyncWriteExt, time::timeout};
 use tracing::{debug, error};
 
@@ -185,7 +184,7 @@ impl Control {
             let _ = socket.write_all(NO_SUCH_LANE).await;
             return;
         };
-        socket.with(|socket| drop(SockRef::from(socket).set_tcp_congestion(b"bbr")));
+        socket.with(use_bbr);
         if let Some(handshake) = messages {
             if let Ok(Some(socket)) = timeout(LANE_WITHIN, websocket::link(Rewind::new(handshake, socket))).await {
                 place.fill(Lane::other(socket));
@@ -266,8 +265,7 @@ fn authorization(head: &RequestHead, wanted: &str) -> Option<Token> {
 /// Sets options of a connection that carries many visitors. All are best effort: a system without one works as well.
 fn tune(socket: &Socket) {
     socket.with(|socket| {
-        let socket = SockRef::from(socket);
-        let _ = socket.set_tcp_notsent_lowat(NOTSENT_LOWAT);
-        let _ = socket.set_tcp_congestion(b"bbr");
+        limit_unsent(socket, NOTSENT_LOWAT);
+        use_bbr(socket);
     });
 }

@@ -7,7 +7,7 @@ use std::{
     time::Duration,
 };
 
-use socket2::SockRef;
+use retunnel_link::{limit_unsent, use_bbr};
 use tokio::{
     net::TcpStream,
     time::{Instant, timeout, timeout_at},
@@ -151,10 +151,9 @@ impl Dialer {
 
 /// Sets socket options for long connections to the server. All are best effort: not every system has them.
 pub(crate) fn for_a_link(socket: TcpStream) -> TcpStream {
-    let options = SockRef::from(&socket);
-    let _ = options.set_tcp_nodelay(true);
-    let _ = options.set_tcp_notsent_lowat(NOTSENT_LOWAT);
-    let _ = options.set_tcp_congestion(b"bbr");
+    let _ = socket.set_nodelay(true);
+    limit_unsent(&socket, NOTSENT_LOWAT);
+    use_bbr(&socket);
     socket
 }
 

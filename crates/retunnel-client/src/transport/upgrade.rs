@@ -4,8 +4,8 @@
 use std::{io, sync::MutexGuard};
 
 use bytes::BytesMut;
+use retunnel_link::limit_unsent;
 use retunnel_proto::{PageCode, message::Token};
-use socket2::SockRef;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     time::{Instant, timeout},
@@ -115,7 +115,7 @@ impl Dialer {
         };
         if let Socket::Plain(socket) = &socket {
             // No other stream waits for a lane's bytes, and the kernel moves many at once.
-            let _ = SockRef::from(socket).set_tcp_notsent_lowat(u32::MAX);
+            limit_unsent(socket, u32::MAX);
         }
         Ok(socket)
     }

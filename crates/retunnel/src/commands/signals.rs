@@ -1,6 +1,8 @@
 //! Ctrl-C, SIGTERM and SIGHUP.
 
-use anyhow::{Context, Result};
+#[cfg(unix)]
+use anyhow::Context;
+use anyhow::Result;
 #[cfg(unix)]
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
