@@ -153,10 +153,14 @@ class Retunnel(Contender):
 
     def start_server(self):
         self.server_port = free_port()
+        # All visitors come from one address here. Earlier builds have no such limit.
+        limits = self.write("server.yml", "limits: {max_connections: 20000, max_connections_per_address: 10000}\n")
+        check = [self.program, "config", "--check-server", limits]
+        config = ("--config", limits) if subprocess.run(check, capture_output=True).returncode == 0 else ()
         self.spawn(
             self.program, "--log-level", "warn", "server", "--listen", f"127.0.0.1:{self.server_port}", "--data-dir",
             f"{self.dir.name}/data", "--tcp-ports", f"{self.bulk_port}-{self.bulk_port}", "--registration", "open",
-            *self.server_options,
+            *config, *self.server_options,
         )
         self.port = self.server_port if self.protocol == "http" else self.bulk_port
         wait_until("retunnel server listens", lambda: listens(self.server_port))
