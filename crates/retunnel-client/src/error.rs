@@ -277,7 +277,7 @@ pub enum RelayError {
 }
 
 impl RelayError {
-    /// What the server is told when it gets no answer for this reason.
+    /// The reason that the server gets instead of an answer.
     pub(crate) const fn reason_code(&self) -> ReasonCode {
         match self {
             Self::LocalUnreachable { .. } => ReasonCode::LOCAL_UNREACHABLE,

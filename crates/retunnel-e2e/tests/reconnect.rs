@@ -74,7 +74,7 @@ async fn the_newest_session_of_an_account_wins() {
     let _new = user.tunnel(server.address, &["http", &service.port(), "--subdomain", "shop"]).await;
     let began = Instant::now();
     assert_eq!(get(server.address, &server.host("shop"), "/status/204").await.status, 204);
-    assert_eq!(old.process.exit().await, Some(79), "the older one is told and ends");
+    assert_eq!(old.process.exit().await, Some(79), "the older client ends with its own exit code");
     assert!(
         began.elapsed() > Duration::from_secs(8),
         "a service manager that restarts it at once would take the name back"
