@@ -47,9 +47,14 @@ struct Taken {
 
 const BUSY: u64 = u64::MAX;
 
-/// One connection, as the others see it.
-#[derive(Debug, Default)]
+/// One connection, as it and the others see it. There is one for each idle visitor, so it is small.
+#[derive(Debug)]
 struct State {
+    taken: Arc<Mutex<Taken>>,
+    began: Instant,
+    peer: Peer,
+    number: u64,
+    is_reserve: bool,
     /// Since when it may give way, in milliseconds from [`Taken::began`]; [`BUSY`]: it may not.
     idle_since: AtomicU64,
     is_evicted: AtomicBool,
@@ -123,11 +128,19 @@ impl Places {
         }
         taken.newest += 1;
         taken.count += 1;
-        let (number, began) = (taken.newest, taken.began);
-        let state = Arc::new(State::default());
-        taken.peers.entry(peer).or_default().insert(number, Arc::clone(&state));
-        let place = Place { taken: Arc::clone(&self.taken), began, peer, number, state, is_reserve: self.is_reserve };
+        let number = taken.newest;
+        let place = Place(Arc::new(State {
+            taken: Arc::clone(&self.taken),
+            began: taken.began,
+            peer,
+            number,
+            is_reserve: self.is_reserve,
+            idle_since: AtomicU64::new(BUSY),
+            is_evicted: AtomicBool::new(false),
+            waker: AtomicWaker::new(),
+        }));
         place.set_idle(Instant::now());
+        taken.peers.entry(peer).or_default().insert(number, Arc::clone(&place.0));
         Some(place)
     }
 
@@ -148,36 +161,29 @@ fn lock(taken: &Mutex<Taken>) -> MutexGuard<'_, Taken> {
 
 /// The place of one connection; given back when it is dropped.
 #[derive(Debug)]
-pub(crate) struct Place {
-    taken: Arc<Mutex<Taken>>,
-    began: Instant,
-    peer: Peer,
-    number: u64,
-    state: Arc<State>,
-    is_reserve: bool,
-}
+pub(crate) struct Place(Arc<State>);
 
 impl Place {
     /// Whether it is one of the reserve.
-    pub(crate) const fn is_reserve(&self) -> bool {
-        self.is_reserve
+    pub(crate) fn is_reserve(&self) -> bool {
+        self.0.is_reserve
     }
 
     /// The connection waits for its peer since then; it may give way.
     pub(crate) fn set_idle(&self, since: Instant) {
-        let since = since.saturating_duration_since(self.began).as_millis();
-        self.state.idle_since.store(u64::try_from(since).unwrap_or(BUSY - 1), Relaxed);
+        let since = since.saturating_duration_since(self.0.began).as_millis();
+        self.0.idle_since.store(u64::try_from(since).unwrap_or(BUSY - 1), Relaxed);
     }
 
     /// The connection does something that its peer waits for.
     pub(crate) fn set_busy(&self) {
-        self.state.idle_since.store(BUSY, Relaxed);
+        self.0.idle_since.store(BUSY, Relaxed);
     }
 
     /// Polled for the moment when the connection has to give way. Only one task may poll.
     pub(crate) fn poll_evicted(&self, cx: &mut Context<'_>) -> Poll<()> {
-        self.state.waker.register(cx.waker());
-        if self.state.is_evicted.load(Relaxed) { Poll::Ready(()) } else { Poll::Pending }
+        self.0.waker.register(cx.waker());
+        if self.0.is_evicted.load(Relaxed) { Poll::Ready(()) } else { Poll::Pending }
     }
 
     /// Waits for the peer at most for `limit`, and no longer once newer connections need the place.
@@ -191,7 +197,7 @@ impl Place {
 
 impl Drop for Place {
     fn drop(&mut self) {
-        lock(&self.taken).remove(self.peer, self.number);
+        lock(&self.0.taken).remove(self.0.peer, self.0.number);
     }
 }
 
@@ -204,7 +210,7 @@ mod tests {
     }
 
     fn is_gone(place: &Place) -> bool {
-        place.state.is_evicted.load(Relaxed)
+        place.0.is_evicted.load(Relaxed)
     }
 
     #[test]
