@@ -293,7 +293,7 @@ impl Seen {
     }
 }
 
-/// A service that answers each request with its target and keeps the connection. Unless it `reads_bodies`, a body is left on
+/// A service that answers each request with its target and keeps the connection; `/slow` takes 400 ms. Unless it `reads_bodies`, a body is left on
 /// the connection, where it becomes the start of the next request: so do small servers that answer a POST without reading it.
 pub async fn watched(reads_bodies: bool) -> (Service, Seen) {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
@@ -326,6 +326,9 @@ pub async fn watched(reads_bodies: bool) -> (Service, Seen) {
                     }
                     let target = head.split(' ').nth(1).unwrap_or_default().to_owned();
                     shared.0.lock().unwrap().1.push(head);
+                    if target == "/slow" {
+                        tokio::time::sleep(std::time::Duration::from_millis(400)).await;
+                    }
                     let answer = format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n{target}", target.len());
                     if socket.write_all(answer.as_bytes()).await.is_err() {
                         return;

@@ -6,7 +6,7 @@ use retunnel_e2e::{
     eventually,
     process::{Server, User, port_range},
     service,
-    visitor::{Visitor, get, request},
+    visitor::{Visitor, get, post, request},
 };
 use tokio::{
     net::{TcpSocket, TcpStream},
@@ -226,4 +226,23 @@ async fn connections_to_the_local_service_are_not_kept_where_the_owner_says_so()
         assert_eq!(get(server.address, &host, "/").await.text(), "/");
     }
     assert_eq!(seen.connections(), 3);
+}
+
+#[tokio::test]
+async fn a_slow_service_is_not_taken_for_one_of_one_connection_at_a_time() {
+    let (server, user) = (Server::start(&[]).await, User::default());
+    let (service, seen) = service::watched(true).await;
+    let tunnel = user.tunnel(server.address, &["http", service.port().as_str()]).await;
+    let host = server.host(tunnel.name());
+    // New connections with slow answers, beside one that was answered at once and is idle.
+    for _ in 0..4 {
+        let slow = || post(server.address, &host, "/slow", b"body");
+        let (one, two, _) = tokio::join!(slow(), slow(), get(server.address, &host, "/fast"));
+        assert_eq!((one.text(), two.text()), ("/slow".to_owned(), "/slow".to_owned()));
+    }
+    let before = seen.connections();
+    for _ in 0..10 {
+        assert_eq!(get(server.address, &host, "/fast").await.text(), "/fast");
+    }
+    assert!(seen.connections() <= before + 1, "{} new connections", seen.connections() - before);
 }

@@ -429,7 +429,10 @@ impl Exchange for NativeExchange<'_> {
     }
 
     fn answer(&self) -> Soon<'_, Result<Answer, Failure>> {
-        if self.is_reused { Soon::Polled(self) } else { Soon::later(self.first_answer()) }
+        match self.is_reused || self.upstream.pool.serves_many() {
+            true => Soon::Polled(self),
+            false => Soon::later(self.first_answer()),
+        }
     }
 
     fn receive(&self) -> Soon<'_, Result<Part, Failure>> {

@@ -6,7 +6,10 @@
 
 use std::{
     collections::HashMap,
-    sync::{Mutex, MutexGuard},
+    sync::{
+        Mutex, MutexGuard,
+        atomic::{AtomicBool, Ordering::Relaxed},
+    },
     time::Duration,
 };
 
@@ -40,6 +43,8 @@ pub(super) enum Share {
 #[derive(Debug, Default)]
 pub(super) struct Pool {
     idle: Mutex<Idle>,
+    /// The local service has served two connections that were open at the same time.
+    serves_many: AtomicBool,
 }
 
 /// Signs after which a service counts as one that serves one connection at a time.
@@ -53,6 +58,24 @@ struct Idle {
     shared: Vec<(LinkStream, Instant)>,
     /// At most one for each visitor's connection, which has one request at a time.
     private: HashMap<ConnectionId, (LinkStream, Instant)>,
+}
+
+impl Idle {
+    /// Whether another connection is alive: one that was answered before and is still open.
+    fn has_another(&mut self) -> bool {
+        while let Some((stream, since)) = self.shared.pop() {
+            if let Some(stream) = alive(stream) {
+                self.shared.push((stream, since));
+                return true;
+            }
+        }
+        let Some(visitor) = self.private.keys().next().copied() else { return false };
+        let (stream, since) = self.private.remove(&visitor).expect("it is listed");
+        let stream = alive(stream);
+        let is_alive = stream.is_some();
+        self.private.extend(stream.map(|stream| (visitor, (stream, since))));
+        is_alive
+    }
 }
 
 impl Pool {
@@ -98,6 +121,9 @@ impl Pool {
         if idle.serial_signs >= SERIAL_SIGNS {
             return stream.finish();
         }
+        if !self.serves_many() && idle.has_another() {
+            self.serves_many.store(true, Relaxed);
+        }
         if idle.shared.len() + idle.private.len() >= MAX_IDLE {
             return;
         }
@@ -106,6 +132,11 @@ impl Pool {
             Share::Everyone => idle.shared.push(entry),
             Share::Only(visitor) => drop(idle.private.insert(visitor, entry)),
         }
+    }
+
+    /// Whether the local service is known to serve several connections at a time.
+    pub(super) fn serves_many(&self) -> bool {
+        self.serves_many.load(Relaxed)
     }
 
     /// Closes the connection that became idle last; says whether there was one.
